@@ -1,0 +1,1 @@
+"""Mathematics without networks: noise schedules, SDEs and their time maps, losses."""

@@ -1,0 +1,76 @@
+"""What every command-line script shares: one-line errors and lists of integers."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import click
+
+
+@contextlib.contextmanager
+def blame(option: str) -> Iterator[None]:
+    """Turn a ValueError or OSError raised inside into one line that names `option` (exit code 1)."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        message = ' '.join(str(error).split()) or type(error).__name__
+        raise click.ClickException(f'{option}: {message}') from error
+
+
+def parse_int_list(text: str | list[int]) -> list[int]:
+    """'1,2,5-10' -> [1, 2, 5, 6, 7, 8, 9, 10] (EDM's syntax for seeds). Raises ValueError."""
+    if isinstance(text, list):
+        return text
+    numbers = []
+    for part in text.split(','):
+        match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
+        if match is None:
+            raise ValueError(f'{part!r} is neither a number nor a range such as 0-63')
+        first = int(match[1])
+        last = int(match[2]) if match[2] else first
+        if last < first:
+            raise ValueError(f'the range {part.strip()} runs backwards')
+        numbers.extend(range(first, last + 1))
+    return numbers
+
+
+class IntList(click.ParamType):
+    """A click type for `parse_int_list`; a repeated number is an error, since each seed is one sample."""
+
+    name = 'LIST'
+
+    def convert(self, value, param, ctx):
+        try:
+            numbers = parse_int_list(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if len(set(numbers)) != len(numbers):
+            self.fail('a number occurs twice', param, ctx)
+        return numbers
+
+
+class SectionedCommand(click.Command):
+    """A command whose help shows its options under headings.
+
+    `sections` maps each heading to the name of the first parameter below it, in the order of the options.
+    """
+
+    def __init__(self, *args, sections: dict[str, str], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.sections = sections
+
+    def format_options(self, ctx, formatter):
+        headings = {first: heading for heading, first in self.sections.items()}
+        rows: dict[str, list] = {}
+        heading = 'Options'
+        for param in self.get_params(ctx):
+            heading = headings.get(param.name, heading)
+            record = param.get_help_record(ctx)
+            if record is not None:
+                rows.setdefault(heading, []).append(record)
+        width = max(len(first) for records in rows.values() for first, _ in records)
+        for heading, records in rows.items():
+            with formatter.section(heading):
+                # one column width for all sections, as long as it leaves room for the text
+                records = [(first.ljust(min(width, 30)), text) for first, text in records]
+                formatter.write_dl(records)

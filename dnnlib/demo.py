@@ -1,0 +1,11 @@
+"""Where the small networks and statistics that ship with the repository lie."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+DEMO_SCORE = ROOT / 'checkpoints' / 'demo' / 'score.safetensors'
+DEMO_CLASSIFIER = ROOT / 'checkpoints' / 'demo' / 'classifier.safetensors'
+DEMO_DISCRIMINATOR = ROOT / 'checkpoints' / 'demo' / 'discriminator.safetensors'
+DEMO_FEATURES = ROOT / 'checkpoints' / 'demo' / 'features.safetensors'
+DEMO_STATS = ROOT / 'stats' / 'cifar10-demo.npz'

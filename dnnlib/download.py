@@ -1,0 +1,88 @@
+"""Files from the web, kept in a cache: whole or not at all, and there offline the next time."""
+
+import hashlib
+import os
+import re
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
+import tqdm
+
+from .files import atomic_write, resolve_path
+
+TIMEOUT_SEC = 30
+TRIES = 3
+CHUNK = 1 << 20
+
+
+def cache_folder() -> Path:
+    """$DIFFUSION_CACHE, or a folder below the user's own cache."""
+    given = os.environ.get('DIFFUSION_CACHE')
+    return Path(given) if given else Path.home() / '.cache' / 'diffusion-sharpening'
+
+
+def is_url(path) -> bool:
+    return re.match(r'https?://', str(path)) is not None
+
+
+def fetch(url, sha256: str | None = None, quiet: bool = False) -> Path:
+    """The local file behind `url`: downloaded once into the cache; a path is resolved and given back.
+
+    A file that is cut short, or whose SHA-256 is not `sha256` (hexadecimal), never gets its name in the cache.
+    Raises ValueError for a wrong checksum, OSError where the file cannot be had.
+    """
+    if not is_url(url):
+        return resolve_path(url)
+    name = re.sub(r'[^A-Za-z0-9._-]', '_', Path(urlsplit(url).path).name) or 'file'
+    path = cache_folder() / f'{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}'
+    if path.is_file() and (sha256 is None or sha256 == _digest(path)):
+        return path
+    broken = None
+    for _ in range(TRIES):
+        try:
+            _download(url, path, sha256, quiet)
+            return path
+        except requests.HTTPError as error:  # the server's answer; it will not change its mind
+            answer = f'{error.response.status_code} {error.response.reason}'
+            raise OSError(f'{url} could not be downloaded (the server says {answer})') from error
+        except requests.RequestException as error:  # no connection, or one that broke
+            broken = error
+    raise OSError(f'{url} could not be downloaded ({_reason(broken)}); without a network, download it elsewhere '
+                  f'and give the local path') from broken
+
+
+def _download(url: str, path: Path, sha256: str | None, quiet: bool) -> None:
+    digest, count = hashlib.sha256(), 0
+    with requests.get(url, stream=True, timeout=TIMEOUT_SEC) as response:
+        response.raise_for_status()
+        expected = int(response.headers.get('Content-Length', 0))
+        if 'Content-Encoding' in response.headers:  # then the length is not that of the file
+            expected = 0
+        with atomic_write(path) as file, tqdm.tqdm(total=expected or None, desc=path.name[17:], unit='B',
+                                                   unit_scale=True, disable=quiet, file=sys.stderr) as bar:
+            for chunk in response.iter_content(CHUNK):
+                file.write(chunk)
+                digest.update(chunk)
+                count += len(chunk)
+                bar.update(len(chunk))
+            if expected and count != expected:
+                raise requests.ConnectionError(f'only {count} of {expected} bytes came')
+            if sha256 is not None and digest.hexdigest() != sha256:
+                raise ValueError(f'{url} has SHA-256 {digest.hexdigest()}, expected {sha256}')
+
+
+def _reason(error: requests.RequestException) -> str:
+    """A few words instead of the chain of exceptions that requests prints."""
+    if isinstance(error, requests.Timeout):
+        return f'no answer within {TIMEOUT_SEC} s'
+    return 'the connection broke' if 'bytes' in str(error) else 'no connection'
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""PyTorch helpers: processes, devices, per-seed noise, checkpoint and image files, progress."""

@@ -1,0 +1,71 @@
+"""The one place that decides on device and precision."""
+
+import functools
+
+import torch
+
+PRECISIONS = ('auto', 'fp32', 'tf32', 'bf16', 'fp16')
+
+
+def select_device(name: str = 'auto') -> torch.device:
+    """'auto' (CUDA where there is one, this process's own under torchrun), 'cpu', 'cuda' or 'cuda:N'.
+
+    Raises ValueError where the device does not exist.
+    """
+    from . import distributed as dist
+
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f'{name!r} is not a device; use auto, cpu, cuda or cuda:0') from None
+    if device.type == 'cuda':
+        if not torch.cuda.is_available():
+            raise ValueError(f'{name} asked for, but no CUDA device is available; use --device=cpu')
+        if dist.get_world_size() > 1:  # each process of a launch has its own GPU
+            device = torch.device('cuda', dist.get_local_rank() % torch.cuda.device_count())
+        elif device.index is None:
+            device = torch.device('cuda', torch.cuda.current_device())
+        if device.index >= torch.cuda.device_count():
+            raise ValueError(f'{name} asked for, but there are only {torch.cuda.device_count()} CUDA devices')
+        torch.cuda.set_device(device)
+    elif device.type != 'cpu':
+        raise ValueError(f'{name!r} is not supported; use auto, cpu, cuda or cuda:0')
+    return device
+
+
+@functools.cache
+def has_fast_bf16(device_type: str) -> bool:
+    """Does this hardware multiply bfloat16 matrices faster than float32 ones?"""
+    if device_type == 'cuda':
+        return torch.cuda.get_device_capability() >= (8, 0)
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _cpu_has_bf16_units()
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def _cpu_has_bf16_units() -> bool:
+    try:
+        with open('/proc/cpuinfo') as file:
+            flags = next((line for line in file if line.startswith(('flags', 'Features'))), '')
+    except OSError:
+        return False
+    return any(name in flags.split() for name in ('amx_bf16', 'avx512_bf16', 'bf16'))
+
+
+def select_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype in which a network's body runs: 'fp32', 'tf32' (float32, TF32 matrix units), 'bf16', 'fp16'.
+
+    'auto' is bf16 where the hardware is fast at it, float32 elsewhere. Everything outside the networks
+    (sampler state, moments) keeps its own precision. Raises ValueError for fp16 on a CPU.
+    """
+    if name not in PRECISIONS:
+        raise ValueError(f'{name!r} is not a precision; use one of {", ".join(PRECISIONS)}')
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == 'tf32'
+    if name == 'auto':
+        name = 'bf16' if has_fast_bf16(device.type) else 'fp32'
+    if name == 'fp16' and device.type == 'cpu':
+        raise ValueError('fp16 needs a GPU; on a CPU use bf16 or fp32')
+    return {'fp32': torch.float32, 'tf32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[name]

@@ -1,0 +1,98 @@
+"""The only user of torch.distributed: the same script runs alone, under torchrun, on gloo and on NCCL."""
+
+import atexit
+import contextlib
+import datetime
+import importlib
+import os
+from typing import Any
+
+import torch
+import torch.distributed
+
+TIMEOUT = datetime.timedelta(seconds=float(os.environ.get('DIST_TIMEOUT_SEC', 1800)))
+_counters: dict[str, int] = {}  # stands in for the store in a process that was not launched
+
+
+def init() -> None:
+    """Join the process group that torchrun describes in the environment; alone, do nothing."""
+    if 'RANK' not in os.environ or int(os.environ.get('WORLD_SIZE', 1)) < 2 or torch.distributed.is_initialized():
+        return
+    # torch._dynamo (making an optimizer imports it) keeps references to a group that is there at its import; the
+    # group's threads then outlive shutdown() and, now and then, abort the process when the interpreter ends.
+    importlib.import_module('torch._dynamo')
+    # Both back ends: gloo carries CPU tensors and objects, NCCL carries gradients between GPUs.
+    backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
+    torch.distributed.init_process_group(backend, timeout=TIMEOUT)
+    atexit.register(_leave)  # after an error too: gloo's threads abort a process that ends with the group open
+
+
+def shutdown() -> None:
+    """Leave the process group, after every rank has come here."""
+    if torch.distributed.is_initialized():
+        barrier()
+        torch.distributed.destroy_process_group()
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        with contextlib.suppress(RuntimeError):
+            torch.distributed.destroy_process_group()
+
+
+def get_rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def get_local_rank() -> int:
+    return int(os.environ.get('LOCAL_RANK', 0))
+
+
+def get_world_size() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait for all ranks (a sum over the CPU back end, so that no GPU is needed)."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(torch.zeros([]))
+
+
+@contextlib.contextmanager
+def rank0_first():
+    """Let rank 0 go through the block before the others (a download, say)."""
+    if get_rank() != 0:
+        barrier()
+    yield
+    if get_rank() == 0:
+        barrier()
+
+
+def print0(*args, **kwargs) -> None:
+    """Print on rank 0 alone."""
+    if get_rank() == 0:
+        print(*args, **kwargs, flush=True)
+
+
+def all_reduce_(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum `tensor` over all ranks, in place."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's `value` (of plain Python types) on every rank."""
+    if not torch.distributed.is_initialized():
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0, device=torch.device('cpu'))
+    return box[0]
+
+
+def claim(key: str) -> int:
+    """The next number (0, 1, 2, ...) of a counter that all ranks share: a queue of work without a master."""
+    if torch.distributed.is_initialized():
+        return torch.distributed.distributed_c10d._get_default_store().add(f'claim/{key}', 1) - 1
+    _counters[key] = _counters.get(key, -1) + 1
+    return _counters[key]

@@ -1,0 +1,46 @@
+"""Images between networks ([-1, 1], NCHW) and files (uint8, NHWC)."""
+
+import io
+import math
+
+import numpy as np
+import PIL.Image
+import torch
+
+from dnnlib.files import atomic_write
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """[N, C, H, W] in [-1, 1] -> uint8 [N, H, W, C] as the published scripts do: 127.5 x + 128, clipped, truncated."""
+    return (images * 127.5 + 128).clip(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def from_uint8(images: torch.Tensor) -> torch.Tensor:
+    """uint8 [N, C, H, W] -> float32 in [-1, 1]."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def image_grid(images: np.ndarray, columns: int | None = None, padding: int = 2) -> np.ndarray:
+    """uint8 [N, H, W, C] -> one picture [H', W', C], row by row, black between; columns default to sqrt(N)."""
+    count, height, width, channels = images.shape
+    columns = columns or max(int(math.sqrt(count)), 1)
+    rows = -(-count // columns)
+    grid = np.zeros([rows * (height + padding) + padding, columns * (width + padding) + padding, channels], np.uint8)
+    for index, image in enumerate(images):
+        top = padding + index // columns * (height + padding)
+        left = padding + index % columns * (width + padding)
+        grid[top:top + height, left:left + width] = image
+    return grid
+
+
+def png_bytes(image: np.ndarray) -> bytes:
+    """uint8 [H, W, C] with 1, 3 or 4 channels -> the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+def save_png(path, image: np.ndarray) -> None:
+    """Write uint8 [H, W, C] as a PNG file, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(png_bytes(image))
