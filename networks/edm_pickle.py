@@ -1,0 +1,188 @@
+"""Read EDM's network pickles without running them.
+
+Such a file is a program for the pickle machine. Here the machine knows a short list of names, each bound to an
+inert stand-in of ours; a file that asks for another name is refused, and the Python source that EDM embeds is never
+looked at.
+"""
+
+import collections
+import inspect
+import io
+import math
+import pickle
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+
+class UnsafePickle(ValueError):
+    """The file asks for a name that is not on the list."""
+
+
+class Record:
+    """An object of the file: its class name and its attributes, nothing that runs."""
+
+    def __init__(self, class_name: str = '', state: dict | None = None):
+        self.class_name, self.state = class_name, state or {}
+
+    def __setstate__(self, state):
+        if not isinstance(state, dict):
+            raise UnsafePickle(f'{type(self).__name__} has a state of type {type(state).__name__}')
+        self.state = state
+
+
+class _ModuleDict(Record):
+    """torch.nn.ModuleDict."""
+
+
+class _Data(NamedTuple):
+    """Numbers of the file: a tensor that the file itself can do nothing with."""
+
+    tensor: torch.Tensor
+
+
+class _EasyDict(dict):
+    """dnnlib.EasyDict; its attributes are its items."""
+
+    def __setstate__(self, state):
+        self.update(state)
+
+
+class _Dtype:
+    """numpy.dtype of a number."""
+
+    def __init__(self, name='', *flags):
+        self.name = name if isinstance(name, str) and name[:1] in 'fiub' else None
+
+    def __setstate__(self, state):
+        self.order = state[1] if state[1] in ('<', '>', '|') else '='
+
+
+def _numpy_scalar(dtype: _Dtype, data: bytes):
+    if not isinstance(dtype, _Dtype) or dtype.name is None:
+        raise UnsafePickle('a numpy scalar that is not a number')
+    return np.frombuffer(data, dtype=np.dtype(dtype.name).newbyteorder(getattr(dtype, 'order', '=')), count=1)[0].item()
+
+
+def _persistent_object(meta: dict) -> Record:
+    if meta.get('type') != 'class' or not isinstance(meta.get('class_name'), str):
+        raise UnsafePickle('a persistent object that is not a class')
+    return Record(meta['class_name'].split('.')[-1], dict(meta.get('state') or {}))
+
+
+def _storage(data: bytes) -> _Data:
+    """The whole storage that `data`, itself a PyTorch file, holds; from whatever device, now on the CPU."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # typed storages are deprecated, but the files hold nothing else
+        try:
+            storage = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
+            return _Data(torch.empty(0, dtype=storage.dtype).set_(storage.untyped()))
+        except Exception as error:  # torch's own restricted reader refuses in many ways
+            raise UnsafePickle('a tensor in it is not plain data') from error
+
+
+def _tensor(storage: _Data, offset, size, stride, requires_grad=False, hooks=None, metadata=None) -> _Data:
+    values, size, stride = storage.tensor, tuple(size), tuple(stride)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if all(size) else offset - 1
+    if offset < 0 or min(size + stride, default=0) < 0 or last >= values.numel():
+        raise UnsafePickle('a tensor that reaches beyond its storage')
+    if math.prod(size) > values.numel():  # a few bytes of file, repeated, could fill all memory
+        raise UnsafePickle('a tensor with more elements than its storage')
+    return _Data(values.as_strided(size, stride, offset).clone())
+
+
+def _parameter(data: _Data, requires_grad=False, hooks=None) -> _Data:
+    return data
+
+
+ALLOWED = {
+    ('torch_utils.persistence', '_reconstruct_persistent_obj'): _persistent_object,
+    ('torch.nn.modules.container', 'ModuleDict'): _ModuleDict,
+    ('dnnlib.util', 'EasyDict'): _EasyDict,
+    ('collections', 'OrderedDict'): collections.OrderedDict,
+    ('builtins', 'set'): set,
+    ('__builtin__', 'set'): set,
+    ('torch._utils', '_rebuild_parameter'): _parameter,
+    ('torch._utils', '_rebuild_tensor_v2'): _tensor,
+    ('torch.storage', '_load_from_bytes'): _storage,
+    ('numpy', 'dtype'): _Dtype,
+    ('numpy.core.multiarray', 'scalar'): _numpy_scalar,
+    ('numpy._core.multiarray', 'scalar'): _numpy_scalar,
+}
+
+
+def shown(text, limit: int = 100) -> str:
+    """A file's own words, fit for one line of a terminal."""
+    return ascii(' '.join(str(text).split()))[1:-1][:limit]
+
+
+class Unpickler(pickle.Unpickler):
+    """A pickle machine that knows the names in ALLOWED and no others."""
+
+    def find_class(self, module, name):
+        if (module, name) not in ALLOWED:
+            raise UnsafePickle(f'it asks for {shown(f"{module}.{name}")}, which is not a part of a network')
+        found = ALLOWED[module, name]
+        # a function's attributes can be written by a pickle, those of its bound __call__ cannot
+        return found if isinstance(found, type) else found.__call__
+
+    def persistent_load(self, pid):
+        raise UnsafePickle('it asks for an object outside the file')
+
+
+def read_pickle(path) -> Any:
+    """What the pickle at `path` holds, with our stand-ins for its classes. Raises ValueError, in one line."""
+    try:
+        with open(path, 'rb') as file:
+            return Unpickler(file).load()
+    except UnsafePickle as error:
+        raise ValueError(f'{path} is refused: {error}') from None
+    except OSError:
+        raise
+    except (EOFError, pickle.UnpicklingError) as error:
+        if 'truncated' not in str(error) and not isinstance(error, EOFError):
+            raise ValueError(f'{path} is damaged or not a pickle ({shown(error)})') from None
+        raise ValueError(f'{path} is cut short; download it again') from None
+    except Exception as error:  # a foreign or damaged file can fail anywhere, in torch's reader too
+        raise ValueError(f'{path} is damaged or refused ({shown(error) or type(error).__name__})') from None
+
+
+def read_network_pickle(path, constructors: dict[str, type]) -> tuple[str, dict, dict[str, torch.Tensor]]:
+    """(class name, constructor's arguments, state dict) of the network in an EDM pickle.
+
+    The network stands under 'ema', as EDM writes it, or is the file's only object. Raises ValueError.
+    """
+    data = read_pickle(path)
+    record = data.get('ema') if isinstance(data, dict) else data
+    if not isinstance(record, Record) or '_parameters' not in record.state:
+        raise ValueError(f'{path} is a pickle, but holds no network under "ema"')
+    if record.class_name not in constructors:
+        raise ValueError(f'{path} holds a {shown(record.class_name)}; known are {", ".join(constructors)}')
+    try:
+        return record.class_name, _init_kwargs(record, constructors[record.class_name]), _state_dict(record)
+    except (TypeError, AttributeError, RecursionError) as error:  # records that are not what EDM writes
+        raise ValueError(f'{path} does not describe its {record.class_name} ({shown(error)})') from None
+
+
+def _init_kwargs(record: Record, constructor: type) -> dict:
+    """The constructor's arguments by name, those that were given by position too."""
+    signature = inspect.signature(constructor)
+    bound = signature.bind_partial(*record.state.get('_init_args', ()), **record.state.get('_init_kwargs', {}))
+    kwargs = {}
+    for name, value in bound.arguments.items():
+        kwargs.update(value if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+    return kwargs
+
+
+def _state_dict(record: Record, prefix: str = '') -> dict[str, torch.Tensor]:
+    state = {}
+    for kind in ('_parameters', '_buffers'):
+        for name, data in record.state.get(kind, {}).items():
+            if isinstance(data, _Data) and name not in record.state.get('_non_persistent_buffers_set', ()):
+                state[prefix + name] = data.tensor
+    for name, module in record.state.get('_modules', {}).items():
+        if isinstance(module, Record):
+            state.update(_state_dict(module, f'{prefix}{name}.'))
+    return state

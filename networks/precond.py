@@ -1,0 +1,169 @@
+"""Preconditioning: one denoiser interface D(x, sigma) for VP, VE, iDDPM and EDM networks (EDM, Table 1)."""
+
+import math
+
+import torch
+
+from .dhariwal_unet import DhariwalUNet
+from .layers import Conv2d, GroupNorm
+from .song_unet import SongUNet
+
+MODELS = {'SongUNet': SongUNet, 'DhariwalUNet': DhariwalUNet}
+
+
+class Precond(torch.nn.Module):
+    """A U-Net F behind D(x; sigma) = c_skip x + c_out F(c_in x; c_noise).
+
+    Called as `net(x, sigma, class_labels=None)`: x [N, C, H, W] = y + sigma n with y in [-1, 1]; sigma [] or [N];
+    class_labels one-hot [N, label_dim] (None is the all-zero label); returns the denoised image, float32.
+
+    `compute_dtype` is the dtype of the U-Net's body; the embeddings and the preconditioning stay float32.
+    `use_fp16`, which published networks carry, is kept but decides nothing: the precision is the caller's choice.
+    """
+
+    def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, model_type='SongUNet',
+                 out_multiple=1, **model_kwargs):
+        super().__init__()
+        if model_type not in MODELS:
+            raise ValueError(f'model_type {model_type!r} is not one of {", ".join(MODELS)}')
+        self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
+        self.use_fp16 = use_fp16
+        self.compute_dtype = torch.float32
+        self.model = MODELS[model_type](img_resolution=img_resolution, in_channels=img_channels,
+                                        out_channels=img_channels * out_multiple, label_dim=label_dim, **model_kwargs)
+
+    def coefficients(self, sigma):
+        """sigma [N, 1, 1, 1] -> c_skip, c_out, c_in, c_noise (each broadcastable to [N, 1, 1, 1])."""
+        raise NotImplementedError
+
+    def forward(self, x, sigma, class_labels=None, augment_labels=None):
+        x = x.to(torch.float32)
+        sigma = sigma.to(torch.float32).reshape(-1, 1, 1, 1)
+        if self.label_dim == 0:
+            class_labels = None
+        elif class_labels is None:
+            class_labels = torch.zeros([1, self.label_dim], device=x.device)
+        else:
+            class_labels = class_labels.to(torch.float32).reshape(-1, self.label_dim)
+        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
+        body_in = (c_in * x).to(self.compute_dtype, memory_format=torch.channels_last)
+        F_x = self.model(body_in, c_noise.flatten(), class_labels=class_labels, augment_labels=augment_labels)
+        return c_skip * x + c_out * F_x[:, :self.img_channels].to(torch.float32)
+
+    def round_sigma(self, sigma):
+        """The nearest noise level that the network knows; all of them, except for iDDPM."""
+        return torch.as_tensor(sigma)
+
+
+class EDMPrecond(Precond):
+    """EDM's own preconditioning (Karras et al., NeurIPS 2022, Eq. 7)."""
+
+    def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, sigma_min=0,
+                 sigma_max=float('inf'), sigma_data=0.5, model_type='DhariwalUNet', **model_kwargs):
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, **model_kwargs)
+        self.sigma_min, self.sigma_max, self.sigma_data = sigma_min, sigma_max, sigma_data
+
+    def coefficients(self, sigma):
+        total = sigma**2 + self.sigma_data**2
+        return (self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt(),
+                1 / total.sqrt(), sigma.log() / 4)
+
+
+class VPPrecond(Precond):
+    """Variance preserving (Song et al., ICLR 2021): sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1."""
+
+    def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, beta_d=19.9, beta_min=0.1, M=1000,
+                 epsilon_t=1e-5, model_type='SongUNet', **model_kwargs):
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, **model_kwargs)
+        self.beta_d, self.beta_min, self.M, self.epsilon_t = beta_d, beta_min, M, epsilon_t
+        # In float32, as published: the cancellation in exp(.) - 1 gives 0.0009766 instead of 0.0010005, and the
+        # published time steps start from there.
+        self.sigma_min = float(self.sigma(epsilon_t))
+        self.sigma_max = float(self.sigma(1))
+
+    def sigma(self, t):
+        """Noise level at time t."""
+        t = torch.as_tensor(t, dtype=torch.float32)
+        return ((0.5 * self.beta_d * t**2 + self.beta_min * t).exp() - 1).sqrt()
+
+    def sigma_inv(self, sigma):
+        """Time at a noise level."""
+        return ((self.beta_min**2 + 2 * self.beta_d * (1 + sigma**2).log()).sqrt() - self.beta_min) / self.beta_d
+
+    def coefficients(self, sigma):
+        return 1, -sigma, 1 / (sigma**2 + 1).sqrt(), (self.M - 1) * self.sigma_inv(sigma)
+
+
+class VEPrecond(Precond):
+    """Variance exploding (Song et al., ICLR 2021)."""
+
+    def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, sigma_min=0.02, sigma_max=100,
+                 model_type='SongUNet', **model_kwargs):
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, **model_kwargs)
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+
+    def coefficients(self, sigma):
+        return 1, sigma, 1, (0.5 * sigma).log()
+
+
+class iDDPMPrecond(Precond):
+    """Improved DDPM (Nichol and Dhariwal, ICML 2021): M discrete noise levels, kept in the buffer `u` [M + 1]."""
+
+    def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, C_1=0.001, C_2=0.008, M=1000,
+                 model_type='DhariwalUNet', **model_kwargs):
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, out_multiple=2,
+                         **model_kwargs)
+        self.M = M
+
+        def alpha_bar(j):
+            return (0.5 * math.pi * torch.as_tensor(j) / M / (C_2 + 1)).sin() ** 2
+
+        u = torch.zeros(M + 1)
+        for j in range(M, 0, -1):
+            u[j - 1] = ((u[j] ** 2 + 1) / (alpha_bar(j - 1) / alpha_bar(j)).clip(min=C_1) - 1).sqrt()
+        self.register_buffer('u', u)
+        self._read_range()
+        self.register_load_state_dict_post_hook(lambda module, _: module._read_range())
+
+    def _read_range(self):
+        self.sigma_min, self.sigma_max = float(self.u[self.M - 1]), float(self.u[0])
+
+    def _index(self, sigma):
+        return (sigma.to(self.u.device, torch.float32).reshape(-1, 1) - self.u).abs().argmin(1)
+
+    def round_sigma(self, sigma):
+        sigma = torch.as_tensor(sigma)
+        return self.u[self._index(sigma)].to(sigma.device, sigma.dtype).reshape(sigma.shape)
+
+    def coefficients(self, sigma):
+        level = self._index(sigma).to(torch.float32)
+        return 1, -sigma, 1 / (sigma**2 + 1).sqrt(), self.M - 1 - level
+
+
+PRECONDITIONERS = {cls.__name__: cls for cls in (EDMPrecond, VPPrecond, VEPrecond, iDDPMPrecond)}
+
+
+def construct(constructor: str, kwargs: dict) -> Precond:
+    """Build a network by class name; it remembers both, so that it can be saved. Raises ValueError."""
+    if constructor not in PRECONDITIONERS:
+        raise ValueError(f'{constructor!r} is not a score network; known are {", ".join(PRECONDITIONERS)}')
+    try:
+        net = PRECONDITIONERS[constructor](**kwargs)
+    except TypeError as error:
+        raise ValueError(f'{constructor} does not take these arguments ({error})') from None
+    net.constructor, net.init_kwargs = constructor, dict(kwargs)
+    return net
+
+
+def set_precision(net: Precond, dtype: torch.dtype, cast_weights: bool = True) -> Precond:
+    """Run the U-Net's body in `dtype`, channels last.
+
+    With `cast_weights` (sampling) the body's convolutions and norms are stored in `dtype`, once; without it
+    (training) the weights stay float32 and are cast where they are used.
+    """
+    net.compute_dtype = dtype
+    if cast_weights:
+        for module in net.model.modules():
+            if isinstance(module, (Conv2d, GroupNorm)):
+                module.to(dtype)
+    return net.to(memory_format=torch.channels_last)
