@@ -1,0 +1,201 @@
+"""Draws images by diffusion rejection sampling (DiffRS, Na et al. 2024)."""
+
+from pathlib import Path
+
+import click
+import torch
+
+import classifier_lib
+import networks
+from dnnlib import demo
+from dnnlib.cli import SectionedCommand, blame
+from dnnlib.files import atomic_write, resolve_output, resolve_path
+from networks.edm_pickle import read_pickle
+from sampling import diffrs, diffrs_report, options, runner
+from sampling import diffrs_rules as rules
+from sampling.folder import file_digest
+from sampling.guidance import DiscriminatorGuidance
+from sampling.padding import Padded
+from torch_utils import distributed as dist
+from torch_utils.progress import progress
+
+THRESHOLDS = 'thresholds.json'
+LOW_ACCEPTANCE = 0.02  # of a step; below it a run gets a warning
+RULE_NAMES = ('rej_percentile', 'backsteps', 'min_backsteps', 'max_backsteps', 'iter_warmup', 'max_iter', 'no_zero',
+              'rule')
+
+REJECTION = [
+    click.option('--rej_percentile', help='Percentile gamma of the warm-up that sets the thresholds', metavar='FLOAT',
+                 type=click.FloatRange(0, 1), default=0., show_default=True),
+    click.option('--rule', help='published: test, rewind, test again; exact: one draw for a whole path, see '
+                 'docs/equations.md', type=click.Choice([*rules.RULES]), default='published', show_default=True),
+    click.option('--backsteps', help='Steps back after a rejection; 0: test the prior alone', metavar='INT',
+                 type=click.IntRange(min=0), default=1, show_default=True),
+    click.option('--min_backsteps', help='Test states after more than so many steps', metavar='INT',
+                 type=click.IntRange(min=0), default=0, show_default=True),
+    click.option('--max_backsteps', help='Test states after at most so many steps', metavar='INT',
+                 type=click.IntRange(min=1), default=18, show_default=True),
+    click.option('--iter_warmup', help='Rounds of the warm-up, of 100 trajectories each', metavar='INT',
+                 type=click.IntRange(min=1), default=10, show_default=True),
+    click.option('--max_iter', help='A sample that needs more evaluations begins anew', metavar='INT',
+                 type=click.IntRange(min=0), default=999999, show_default=True),
+    click.option('--no_zero', help='1: thresholds below 0 stay as they are', metavar='INT',
+                 type=click.IntRange(0, 1), default=0, show_default=True),
+    click.option('--thresholds', help='Reuse the warm-up of another run  [default: the one in --outdir, if any]',
+                 metavar='JSON', type=str),
+    click.option('--adaptive_pickle', help='Reuse a published warm-up: log-ratios', metavar='PATH', type=str),
+    click.option('--adaptive_pickle2', help='Reuse a published warm-up: increments', metavar='PATH', type=str),
+    click.option('--mode', help='Accepted from published commands; the report is always written',
+                 type=click.Choice(['default', 'debug']), default='default', show_default=True),
+]
+
+
+@click.command(cls=SectionedCommand, sections={
+    'Samples': 'network', 'EDM sampler': 'num_steps', 'Rejection': 'rej_percentile',
+    'Discriminator guidance': 'dg_weight_1st_order', 'Machine': 'device'})
+@options.with_options(options.SAMPLES, options.EDM, REJECTION, options.guidance(first_weight=0.0),
+                      options.DISCRIMINATORS, options.MACHINE)
+def main(**opts):
+    """Draw samples whose every step is accepted or rejected by a discriminator.
+
+    Writes samples_<first seed>.npz (uint8 NHWC, with what each sample cost), options.json, thresholds.json (the
+    warm-up, reusable) and diffrs_report.json. Sample k depends on seed k and the options alone. The same command
+    again draws what is missing.
+
+    Examples:
+
+    \b
+    # 100 images of the demo network, with a short warm-up
+    python generate_diffrs.py --outdir=samples/diffrs-demo --seeds=0-99 --rej_percentile=0.75 --iter_warmup=1
+
+    \b
+    # as published
+    python generate_diffrs.py --network checkpoints/pretrained_score/edm-cifar10-32x32-uncond-vp.pkl \\
+        --outdir=samples/cifar10/diffrs --rej_percentile=0.75 --max_iter=105
+    """
+    seeds, device, dtype = options.start(opts)
+    compiled = options.compiles(opts['compile_mode'], device, len(seeds))
+    net, log_ratio, record = load_networks(opts, device, dtype, compiled)
+    guidance = load_guidance(opts, log_ratio)
+    schedule = {name: opts[name] for name in options.EDM_NAMES if opts[name] is not None}
+    labels = None if opts['class_idx'] is None else torch.eye(net.label_dim)[opts['class_idx']][None]
+    common = dict(batch_size=opts['batch'], device=device, guidance=guidance, **schedule)
+    with blame('--sigma_min'):
+        grid = diffrs.make_grid(net, **schedule)
+    with blame('--max_iter'):
+        rules.check_cap(opts['max_iter'], grid.num_steps)
+
+    outdir = resolve_output(opts['outdir'])
+    calibration = load_thresholds(opts, outdir, net, log_ratio, labels, grid, common)
+    warn_of_rejections(opts, calibration)
+    record |= schedule | {name: opts[name] for name in RULE_NAMES} | dict(
+        class_idx=opts['class_idx'], device=device.type, precision=str(dtype).removeprefix('torch.'),
+        compile=compiled, thresholds=rules.digest(calibration))
+
+    def sample_stream(claimed):
+        results = diffrs.diffrs_sampler(
+            net, log_ratio, claimed, labels, thresholds=calibration, rule=opts['rule'],
+            rej_percentile=opts['rej_percentile'], backsteps=opts['backsteps'], min_backsteps=opts['min_backsteps'],
+            max_backsteps=opts['max_backsteps'], max_iter=opts['max_iter'], no_zero=bool(opts['no_zero']), **common)
+        for result in results:
+            yield runner.Samples(result.images, result.labels, dict(
+                nfe=result.nfe, discriminator_calls=result.discriminator_calls, cap_hits=result.cap_hits,
+                tests=result.tests, rejections=result.rejections))
+
+    dist.print0(f'Drawing {len(seeds)} images to {outdir}')
+    try:
+        with blame('--outdir'):
+            report = runner.run_stream(sample_stream, seeds, outdir, batch=opts['batch'], options=record,
+                                       save_type=opts['save_type'], overwrite=opts['overwrite'])
+    except runner.NonFiniteSample as error:
+        raise click.ClickException(f'--network: {error}; --precision=fp32 may help, '
+                                   f'else the checkpoint is broken') from None
+    finish(outdir, grid, report, opts['save_type'])
+    dist.shutdown()
+
+
+def load_networks(opts, device, dtype, compiled):
+    """(score network, log-ratio, what options.json says of them)."""
+    source = opts['network'] or demo.DEMO_SCORE
+    classifier, discriminator = options.discriminator_files(opts)
+    dist.print0(f'Loading network from {source}, discriminator from {discriminator}')
+    with blame('--network'), dist.rank0_first():
+        net = networks.load_network(source, device=device, dtype=dtype)
+    with blame('--class'):
+        runner.check_class(net, opts['class_idx'])
+    with blame('--pretrained_classifier_ckpt, --discriminator_ckpt'):
+        log_ratio = classifier_lib.load_log_ratio(classifier, discriminator, net, bool(opts['cond']), device, dtype,
+                                                  clip=opts['log_ratio'] == 'clipped')
+    names = ('network', 'pretrained_classifier_ckpt', 'discriminator_ckpt', 'cond', 'log_ratio',
+             'dg_weight_1st_order', 'dg_weight_2nd_order', 'time_min', 'time_max')
+    record = {name: opts[name] for name in names} | dict(
+        network_sha256=file_digest(resolve_path(source)), classifier_sha256=file_digest(resolve_path(classifier)),
+        discriminator_sha256=file_digest(resolve_path(discriminator)))
+    if compiled:
+        net.compile(dynamic=False)
+        net, log_ratio = Padded(net, opts['batch']), Padded(log_ratio, opts['batch'])
+    return net, log_ratio, record
+
+
+def load_guidance(opts, log_ratio):
+    """Discriminator guidance, where it has a weight."""
+    if opts['boosting']:
+        raise click.ClickException('--boosting: belongs to a batch whose rows are at the same step; use generate.py')
+    if not opts['dg_weight_1st_order'] and not opts['dg_weight_2nd_order']:
+        return None
+    with blame('--time_min'):
+        return DiscriminatorGuidance(log_ratio, opts['dg_weight_1st_order'], opts['dg_weight_2nd_order'],
+                                     time_min=opts['time_min'], time_max=opts['time_max'])
+
+
+def load_thresholds(opts, outdir: Path, net, log_ratio, labels, grid, common) -> rules.Calibration:
+    """The warm-up: from a file that is named, from the folder, or made now by rank 0."""
+    if bool(opts['adaptive_pickle']) != bool(opts['adaptive_pickle2']):
+        raise click.ClickException('--adaptive_pickle: goes with --adaptive_pickle2; give both')
+    if opts['adaptive_pickle']:
+        with blame('--adaptive_pickle'):
+            return rules.calibration_from_lists(grid.t_steps, *(
+                read_pickle(resolve_path(opts[name])) for name in ('adaptive_pickle', 'adaptive_pickle2')))
+    path = resolve_path(opts['thresholds'] or outdir / THRESHOLDS)
+    with blame('--thresholds'):
+        if opts['thresholds'] or (path.is_file() and not opts['overwrite']):
+            calibration = rules.thresholds_from_json(path.read_text())
+            calibration.check(grid.t_steps)
+            return calibration
+        text = None
+        if dist.get_rank() == 0:
+            warmup = range(diffrs.WARMUP_SEED, diffrs.WARMUP_SEED + diffrs.WARMUP_ROUND * opts['iter_warmup'])
+            with progress(total=len(warmup), desc='warm-up') as bar:
+                text = rules.thresholds_to_json(
+                    diffrs.calibrate(net, log_ratio, warmup, labels, progress=bar.update, **common))
+            with atomic_write(path) as file:  # now, so that a run that is killed need not calibrate again
+                file.write(text.encode())
+        return rules.thresholds_from_json(dist.broadcast_object(text))
+
+
+def warn_of_rejections(opts, calibration) -> None:
+    """Say so where the warm-up predicts that nearly all steps into a level will be rejected."""
+    rule = rules.RULES[opts['rule']]
+    last = min(opts['max_backsteps'], len(calibration.sigmas) - 1) if opts['backsteps'] else 0
+    limits = rules.thresholds(calibration, opts['rej_percentile'], rule, clamp=not opts['no_zero'], last_level=last)
+    rates = rules.step_acceptance(calibration, limits, rule)[opts['min_backsteps']:last]
+    if len(rates) and rates.min() < LOW_ACCEPTANCE:
+        level = opts['min_backsteps'] + int(rates.argmin()) + 1
+        dist.print0(f'Warning: the warm-up predicts that {rates.min():.2%} of the steps to sigma '
+                    f'{calibration.sigmas[level]:.3g} are accepted, so this may take very long. Do network and '
+                    f'discriminator belong together? --no_zero=1 or a lower --rej_percentile accept more.')
+
+
+def finish(outdir, grid, report, save_type) -> None:
+    """Write the report beside the samples, and show it."""
+    if dist.get_rank() != 0:
+        return
+    print(f'{report.images} images in {outdir}, {report.drawn} of them new, in {report.seconds:.1f} s')
+    if save_type == 'npz':
+        summary = diffrs_report.make_report(diffrs_report.collect(outdir), grid.t_steps, report.seconds)
+        diffrs_report.save_report(outdir, summary)
+        print(diffrs_report.format_report(summary))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,70 @@
+"""What a run of diffusion rejection sampling cost, read from its shards."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from dnnlib.files import atomic_write
+
+COSTS = ('nfe', 'discriminator_calls')
+REPORT = 'diffrs_report.json'
+
+
+def collect(outdir) -> dict[str, np.ndarray]:
+    """The recorded counts of all samples in a folder: nfe, discriminator_calls, cap_hits [N]; tests, rejections [N, k].
+
+    Raises ValueError where the folder holds no samples of this sampler.
+    """
+    names = (*COSTS, 'cap_hits', 'tests', 'rejections')
+    parts = []
+    for path in sorted(Path(outdir).glob('samples_*.npz')):
+        with np.load(path, allow_pickle=False) as file:
+            if not set(names) <= set(file.files):
+                raise ValueError(f'{path} holds no counts of diffusion rejection sampling')
+            parts.append({name: file[name] for name in names})
+    if not parts:
+        raise ValueError(f'{outdir} holds no shards samples_*.npz')
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+
+def make_report(counts: dict[str, np.ndarray], sigmas, wall_sec: float) -> dict:
+    """Means and quantiles per image, acceptance and rejections per level (JSON-able).
+
+    A rejection at level 0 draws from the prior again; at the others it goes back (published rule) or to the prior.
+    """
+    tests, rejections = counts['tests'].sum(0), counts['rejections'].sum(0)
+    report = dict(images=len(counts['nfe']), wall_sec=wall_sec, cap_hits=int(counts['cap_hits'].sum()),
+                  samples_at_cap=int((counts['cap_hits'] > 0).sum()))
+    for name in COSTS:
+        quantiles = np.quantile(counts[name], [0.05, 0.5, 0.95, 1.0])
+        report[name] = dict(mean=float(counts[name].mean()), q05=float(quantiles[0]), median=float(quantiles[1]),
+                            q95=float(quantiles[2]), max=float(quantiles[3]))
+    report['levels'] = [
+        dict(level=level, sigma=float(sigma), tests=int(tests[level]), rejections=int(rejections[level]),
+             acceptance=None if tests[level] == 0 else float(1 - rejections[level] / tests[level]))
+        for level, sigma in enumerate(sigmas)]
+    return report
+
+
+def save_report(outdir, report: dict) -> None:
+    """Write diffrs_report.json beside the samples."""
+    with atomic_write(Path(outdir) / REPORT) as file:
+        file.write((json.dumps(report, indent=1) + '\n').encode())
+
+
+def format_report(report: dict) -> str:
+    """The report as text for the screen."""
+    lines = [f'{report["images"]} images; {report["samples_at_cap"]} of them hit the cap, '
+             f'{report["cap_hits"]} restarts because of it',
+             'per image             mean   median      5%     95%     max']
+    for name in COSTS:
+        row = report[name]
+        lines.append(f'{name:20s} {row["mean"]:6.1f} {row["median"]:8.1f} {row["q05"]:7.1f} {row["q95"]:7.1f} '
+                     f'{row["max"]:7.0f}')
+    lines.append('level     sigma    tests  rejected  acceptance')
+    for row in report['levels']:
+        if row['tests']:
+            lines.append(f'{row["level"]:5d} {row["sigma"]:9.4g} {row["tests"]:8d} {row["rejections"]:9d} '
+                         f'{row["acceptance"]:11.3f}')
+    return '\n'.join(lines)

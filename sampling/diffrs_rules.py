@@ -1,0 +1,190 @@
+"""Diffusion rejection sampling (Na et al. 2024), its decisions: thresholds, tests, rewinding, as functions on tensors.
+
+Levels k = 0 .. n number the noise levels t_0 > ... > t_n = 0; l_k(x) is the log-ratio at level k,
+log p_data(x; t_k) - log p_model(x; t_k). docs/equations.md derives both rules.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .guidance import per_row
+
+FLOOR = 1e-7  # added to a uniform draw before its logarithm, as published
+DECIMALS = 6  # of calibrated log-ratios: what a file holds is what a run uses
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a state is judged, and where it goes when it is rejected."""
+
+    rewinds: bool  # a rejected state goes back by added noise and is tested there (else: a new path from the prior)
+    one_draw: bool  # one uniform draw judges a whole path (else: one for every test)
+
+
+RULES = {
+    'published': Rule(rewinds=True, one_draw=False),
+    'exact': Rule(rewinds=False, one_draw=True),
+}
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Logarithms of the constants M that bound the ratios, one for each level 0 .. n (float64 arrays [n + 1])."""
+
+    after_step: np.ndarray  # for a state that a step has just reached
+    after_rewind: np.ndarray  # for a state from the prior (level 0) or from rewinding
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The warm-up: log-ratios along trajectories on which nothing is rejected."""
+
+    sigmas: np.ndarray  # [n + 1] float64, the noise levels, the last one 0
+    log_ratio: np.ndarray  # [n + 1, trajectories] float64, l_k(x_k) of each trajectory
+
+    def __post_init__(self):
+        if self.log_ratio.ndim != 2 or len(self.log_ratio) != len(self.sigmas) or not self.log_ratio.size:
+            raise ValueError(f'log-ratios of shape {list(self.log_ratio.shape)} do not fit '
+                             f'{len(self.sigmas)} noise levels')
+        if not np.isfinite(self.log_ratio).all():
+            raise ValueError('a log-ratio of the warm-up is not finite')
+        object.__setattr__(self, 'log_ratio', self.log_ratio.round(DECIMALS))
+
+    def check(self, sigmas) -> None:
+        """Raise ValueError where the warm-up belongs to other noise levels."""
+        if len(sigmas) != len(self.sigmas) or not np.allclose(sigmas, self.sigmas, rtol=1e-5):
+            raise ValueError(f'the thresholds are for {len(self.sigmas) - 1} steps from sigma {self.sigmas[0]:g} to '
+                             f'{self.sigmas[-2]:g}, this run takes {len(sigmas) - 1} from {sigmas[0]:g} to '
+                             f'{sigmas[-2]:g}; calibrate again')
+
+
+def thresholds(calibration: Calibration, percentile: float, rule: Rule, *, clamp: bool = True,
+               last_level: int | None = None) -> Thresholds:
+    """The thresholds at a percentile in [0, 1] (gamma of Na et al. 2024).
+
+    Published rule: quantiles of the increments l_k - l_{k-1} after a step, of l_k itself otherwise. Exact rule:
+    the budget c_k = q(l_m) - q(l_m - l_k), m = `last_level` (default n) the last level that is tested, q the
+    quantile. `clamp` raises every quantile below 0 to 0 (M >= 1). Raises ValueError.
+    """
+    if not 0 <= percentile <= 1:
+        raise ValueError(f'the percentile {percentile:g} is not between 0 and 1')
+
+    def quantile(values):  # [..., trajectories] -> [...]
+        q = np.quantile(values, percentile, axis=-1)
+        return np.maximum(q, 0) if clamp else q
+
+    l = calibration.log_ratio
+    if rule.one_draw:
+        last = l[-1 if last_level is None else last_level]
+        budget = quantile(last) - quantile(last - l)
+        return Thresholds(budget, budget)
+    return Thresholds(quantile(np.diff(l, axis=0, prepend=l[:1])), quantile(l))
+
+
+def calibration_from_lists(sigmas, marginal, increments) -> Calibration:
+    """The warm-up from the published script's two lists: log-ratios and their increments by level, [n] tensors each.
+
+    The published list of log-ratios is overwritten in part at the last level; the increments are sound, so the
+    last level is rebuilt from them. Raises ValueError for lists that do not belong together.
+    """
+    try:
+        rows = [[np.asarray(row, dtype=np.float64).ravel() for row in rows] for rows in (marginal, increments)]
+    except (TypeError, ValueError):
+        raise ValueError('not a list of log-ratios for each level') from None
+    lengths = sorted({len(row) for row in rows[0] + rows[1]})
+    if not len(rows[0]) == len(rows[1]) == len(sigmas) or len(lengths) != 1:
+        raise ValueError(f'lists of {len(rows[0])} and {len(rows[1])} levels with {lengths} values each are not the '
+                         f'warm-up of {len(sigmas) - 1} steps')
+    l = np.stack(rows[0])
+    l[-1] = l[-2] + rows[1][-1]
+    return Calibration(np.asarray(sigmas, dtype=np.float64), l)
+
+
+def thresholds_to_json(calibration: Calibration) -> str:
+    """The warm-up as text; any percentile and either rule can be had from it later."""
+    return json.dumps(dict(format='diffrs thresholds', version=1, sigmas=calibration.sigmas.tolist(),
+                           log_ratio=calibration.log_ratio.tolist())) + '\n'
+
+
+def digest(calibration: Calibration) -> str:
+    """A short fingerprint of a warm-up, to tell runs with unlike thresholds apart."""
+    return hashlib.sha256(thresholds_to_json(calibration).encode()).hexdigest()[:16]
+
+
+def thresholds_from_json(text: str) -> Calibration:
+    """What `thresholds_to_json` wrote. Raises ValueError."""
+    try:
+        fields = json.loads(text)
+        if fields['format'] != 'diffrs thresholds' or fields['version'] != 1:
+            raise KeyError
+        return Calibration(np.array(fields['sigmas'], dtype=np.float64),
+                           np.array(fields['log_ratio'], dtype=np.float64))
+    except (KeyError, TypeError, json.JSONDecodeError):
+        raise ValueError('not a file of DiffRS thresholds that this version can read') from None
+
+
+def propose(x, x_hat, d_cur, sigma, h, denoised, second):
+    """One half of a Heun step of length h = t_next - t_hat: (state after it [N, C, H, W], slope at x).
+
+    First halves (`second` [N] False) have x = x_hat, sigma = t_hat and give Euler's step; second halves have x =
+    Euler's step, sigma = t_next and d_cur = the slope of the first (Karras et al. 2022, algorithm 2).
+    """
+    d = (x - denoised) / per_row(sigma, x)
+    slope = torch.where(per_row(second, x), 0.5 * d_cur + 0.5 * d, d)
+    return x_hat + per_row(h, x) * slope, d
+
+
+def rejects(log_ratio, previous, threshold, u):
+    """Which states [N] are rejected: l < log M + log u + l_prev, for uniform draws u in [0, 1) (Na et al. 2024).
+
+    `previous` is the log-ratio before the step (a test of the transition) or 0 (a test of the marginal).
+    NaN is never rejected.
+    """
+    return log_ratio < threshold + torch.log(u + FLOOR) + previous
+
+
+def acceptance_probability(log_ratio, previous, threshold):
+    """The probability [N] that `rejects` lets a state pass: min(1, exp(l - l_prev) / M), but for FLOOR."""
+    return (log_ratio - previous - threshold).exp().clip(max=1)
+
+
+def level_behind(level, backsteps: int):
+    """The level to which a state rejected at `level` is taken back, never above the first one."""
+    return np.maximum(level - backsteps, 0)
+
+
+def rewind(x, sigma, sigma_back, noise):
+    """The state x [N, C, H, W] of levels sigma [N] with noise added up to levels sigma_back >= sigma."""
+    return x + per_row((sigma_back ** 2 - sigma ** 2).sqrt(), x) * noise
+
+
+def exceeds_cap(nfe, level, num_steps: int, max_iter: float):
+    """Whether a sample at `level` cannot end within `max_iter` network evaluations even if nothing is rejected."""
+    return nfe + 2 * num_steps - 1 - 2 * level > max_iter
+
+
+def check_cap(max_iter: float, num_steps: int) -> None:
+    """Raise ValueError for a cap that no sample could keep."""
+    if max_iter < 2 * num_steps - 1:
+        raise ValueError(f'{max_iter:g} is less than the {2 * num_steps - 1} evaluations of one sample of '
+                         f'{num_steps} steps without any rejection')
+
+
+def step_acceptance(calibration: Calibration, limits: Thresholds, rule: Rule) -> np.ndarray:
+    """The share of steps into each level 1 .. n that would pass their first test, predicted from the warm-up [n]."""
+    l = calibration.log_ratio
+    margin = (l[1:] if rule.one_draw else np.diff(l, axis=0)) - limits.after_step[1:, None]
+    return np.exp(np.minimum(margin, 0)).mean(1)
+
+
+def expected_acceptance(calibration: Calibration, limits: Thresholds, levels) -> float:
+    """The share of paths that the exact rule accepts, predicted from the warm-up.
+
+    E min_k min(1, exp(l_k - c_k)) over the tested `levels`.
+    """
+    margin = (calibration.log_ratio - limits.after_step[:, None])[list(levels)]
+    return float(np.exp(np.minimum(margin.min(0), 0)).mean())

@@ -1,0 +1,187 @@
+"""A folder of samples: which files belong to it, which are complete, and what made them (options.json)."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from dnnlib.files import atomic_write
+from torch_utils.images import image_grid, png_bytes
+
+GRIDS = 4  # shards that get a picture
+GRID_IMAGES = 256  # at most, in one picture
+SAMPLE_FILE = re.compile(r'samples.*\.npz|sample_.*\.png|\d{6,}\.png')
+TEMPORARY_FILE = re.compile(r'\.(samples.*\.npz|sample_.*\.png|\d{6,}\.png|options\.json)\..*\.tmp')
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of samples: its place in the run and its seeds, fixed by the list of seeds alone."""
+
+    index: int
+    seeds: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f'samples_{self.seeds[0]:08d}.npz'
+
+    @property
+    def grid_name(self) -> str:
+        return f'sample_{self.seeds[0]:08d}.png'
+
+    @property
+    def png_names(self) -> list[str]:
+        return [f'{seed:06d}.png' for seed in self.seeds]
+
+
+def format_int_list(numbers) -> str:
+    """[0, 1, 2, 7] -> '0-2,7'."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ','.join(str(first) if first == last else f'{first}-{last}' for first, last in ranges)
+
+
+def file_digest(path) -> str | None:
+    """The beginning of a file's SHA-256, to tell whether a checkpoint changed under its name; None if no file."""
+    if not Path(path).is_file():
+        return None
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+class SampleFolder:
+    """The files of one run in `path`: shards of `batch` seeds each, as 'npz' or one 'png' per seed.
+
+    Raises ValueError for repeated seeds.
+    """
+
+    def __init__(self, path, seeds, batch: int, options: dict, save_type: str = 'npz'):
+        if len(set(seeds)) != len(seeds) or not len(seeds):
+            raise ValueError('the list of seeds is empty or has one twice; each seed is one sample')
+        if save_type not in ('npz', 'png'):
+            raise ValueError(f'{save_type!r} is not a way to save samples; use npz or png')
+        self.path, self.save_type = Path(path), save_type
+        self.shards = [Shard(i, tuple(seeds[first:first + batch]))
+                       for i, first in enumerate(range(0, len(seeds), batch))]
+        record = options | dict(seeds=format_int_list(seeds), batch=batch, save_type=save_type)
+        self.record = json.loads(json.dumps(record))  # as it will be read back
+
+    def prepare(self, overwrite: bool = False) -> None:
+        """Make the folder, or check that it holds this very run. Raises ValueError or OSError."""
+        self._make()
+        if overwrite:
+            for name in ['options.json', *self._sample_files()]:
+                (self.path / name).unlink(missing_ok=True)
+        self._check_options()
+        expected = {'options.json'}
+        for shard in self.shards:
+            expected.update([shard.name, shard.grid_name] if self.save_type == 'npz' else shard.png_names)
+        foreign = [name for name in self._sample_files() if name not in expected]
+        if foreign:
+            raise ValueError(f'{self.path} holds samples of something else ({foreign[0]}, {len(foreign)} in all); '
+                             f'use another folder or --overwrite')
+        for name in os.listdir(self.path):  # left by a run that was killed
+            if TEMPORARY_FILE.fullmatch(name):
+                (self.path / name).unlink(missing_ok=True)
+        if not (self.path / 'options.json').exists():
+            with atomic_write(self.path / 'options.json') as file:
+                file.write((json.dumps(self.record, indent=1) + '\n').encode())
+
+    def _make(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f'{self.path} is a file; name a folder')
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def _sample_files(self) -> list[str]:
+        return sorted(name for name in os.listdir(self.path) if SAMPLE_FILE.fullmatch(name))
+
+    def _check_options(self) -> None:
+        path = self.path / 'options.json'
+        if not path.exists():
+            if self._sample_files():
+                raise ValueError(f'{self.path} holds samples but no options.json that says what made them; '
+                                 f'use another folder or --overwrite')
+            return
+        try:
+            found = json.loads(path.read_text())
+        except ValueError:
+            raise ValueError(f'{path} is not readable; use another folder or --overwrite') from None
+        missing = object()
+        names = [name for name in self.record | found if self.record.get(name, missing) != found.get(name, missing)]
+        if names:
+            differences = '; '.join(f'{name} was {found.get(name)!r}, now {self.record.get(name)!r}'
+                                    for name in names[:4])
+            raise ValueError(f'{self.path} holds a run with other options ({differences}); '
+                             f'use another folder or --overwrite')
+
+    def is_complete(self, shard: Shard) -> bool:
+        """Whether all files of `shard` exist and can be read to their end."""
+        try:
+            if self.save_type == 'png':
+                for name in shard.png_names:
+                    with PIL.Image.open(self.path / name) as image:
+                        image.load()
+                return True
+            with open(self.path / shard.name, 'rb') as handle, np.load(handle, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files}  # reading checks the sums
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+            return False
+        samples = arrays.get('samples')
+        return (samples is not None and samples.ndim == 4 and samples.dtype == np.uint8
+                and all(len(array) == len(shard.seeds) for array in arrays.values())
+                and (shard.index >= GRIDS or (self.path / shard.grid_name).is_file()))
+
+    def write(self, shard: Shard, samples: np.ndarray, labels: np.ndarray | None, extra: dict) -> None:
+        """Write a shard: samples uint8 [n, H, W, C], labels [n, K] or None, further arrays [n, ...] (npz only)."""
+        if self.save_type == 'png':
+            for name, image in zip(shard.png_names, samples):
+                with atomic_write(self.path / name) as file:
+                    file.write(png_bytes(image))
+            return
+        if shard.index < GRIDS:  # before the shard, so that a whole shard means a whole picture
+            with atomic_write(self.path / shard.grid_name) as file:
+                file.write(png_bytes(image_grid(samples[:GRID_IMAGES])))
+        arrays = dict(samples=samples) | ({} if labels is None else dict(label=labels)) | extra
+        with atomic_write(self.path / shard.name) as file:
+            np.savez_compressed(file, **arrays)
+
+    @contextlib.contextmanager
+    def lock(self):
+        """Keep a second run out of the folder while the block runs. Raises ValueError where one is at work.
+
+        The lock ends with the process that holds it, however that dies. Where the file system knows no locks
+        (some network file systems), nothing is locked; files are whole in any case.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        self._make()
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    raise ValueError(f'another run is writing to {self.path}; wait for it or use another folder'
+                                     ) from None
+            yield
+        finally:
+            os.close(handle)

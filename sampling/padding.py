@@ -1,0 +1,21 @@
+"""A network that always sees a full batch, so that a compiled one is compiled once."""
+
+import torch
+
+
+class Padded:
+    """`net` (score network or log-ratio) called on batches filled up to `batch` rows with copies of the last row."""
+
+    def __init__(self, net, batch: int):
+        self._net, self._batch = net, batch
+
+    def __getattr__(self, name):
+        return getattr(self._net, name)
+
+    def __call__(self, x, sigma, class_labels=None):
+        missing = self._batch - len(x)
+        if missing <= 0:
+            return self._net(x, sigma, class_labels)
+        rows = torch.arange(self._batch, device=x.device).clamp(max=len(x) - 1)
+        sigma = sigma[rows] if sigma.ndim else sigma
+        return self._net(x[rows], sigma, None if class_labels is None else class_labels[rows])[:len(x)]

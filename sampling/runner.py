@@ -1,0 +1,303 @@
+"""From seeds to files: deals batches to processes, resumes, and writes in the background."""
+
+import collections
+import contextlib
+import functools
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from torch_utils import distributed as dist
+from torch_utils.images import to_uint8
+from torch_utils.progress import progress
+from torch_utils.rng import StackedRandomGenerator
+
+from .folder import SampleFolder, Shard
+
+Tick = Callable[[float], None]  # told which fraction of a batch is drawn
+QUEUE_DEPTH = 2  # batches that wait for the writer; more would only hold memory
+_runs = itertools.count()  # all ranks call `run` equally often, so this names a run's queue of work
+
+
+class NonFiniteSample(ArithmeticError):
+    """A sample holds NaN or infinity; the message names its seed."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What one batch gives: images [n, C, H, W] in about [-1, 1], labels [n, K] or None, more arrays [n, ...]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor | None = None
+    extra: dict = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: slice) -> 'Samples':
+        labels = None if self.labels is None else self.labels[rows]
+        return Samples(self.images[rows], labels, {name: array[rows] for name, array in self.extra.items()})
+
+    def followed_by(self, other: 'Samples') -> 'Samples':
+        """Both, one after the other."""
+        labels = None if self.labels is None else torch.cat([self.labels, other.labels])
+        return Samples(torch.cat([self.images, other.images]), labels,
+                       {name: np.concatenate([self.extra[name], other.extra[name]]) for name in self.extra})
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did, over all ranks."""
+
+    images: int  # asked for, and now all there
+    drawn: int  # drawn by this call; the rest was there already
+    seconds: float
+
+
+def draw_inputs(net, seeds: Sequence[int], device, class_idx: int | None = None):
+    """What a batch starts from: (generators, latents [n, C, H, W] float32, one-hot labels [n, K] or None).
+
+    As EDM draws them, one generator per seed: latents first, then the label (drawn also where `class_idx`
+    fixes it, so that later noise is the same). Raises ValueError for a class that the network does not have.
+    """
+    check_class(net, class_idx)
+    rnd = StackedRandomGenerator(device, seeds)
+    size = net.img_resolution
+    latents = rnd.randn([len(seeds), net.img_channels, size, size])
+    if not net.label_dim:
+        return rnd, latents, None
+    index = rnd.randint(net.label_dim, size=[len(seeds)])
+    if class_idx is not None:
+        index = torch.full_like(index, class_idx)
+    return rnd, latents, torch.eye(net.label_dim, device=index.device)[index]  # one_hot would wait for the device
+
+
+def check_class(net, class_idx: int | None) -> None:
+    """Raise ValueError for a class that `net` does not have."""
+    if class_idx is None or class_idx < net.label_dim:
+        return
+    if not net.label_dim:
+        raise ValueError('the network is unconditional; leave this option out')
+    raise ValueError(f'{class_idx} is beyond the network\'s labels; use 0 to {net.label_dim - 1}')
+
+
+def choose_seeds(seeds: Sequence[int] | None, num_samples: int | None, seed: int | None) -> list[int]:
+    """`seeds`, or `num_samples` (50000) seeds from `seed` (0) on. Raises ValueError where both are given."""
+    if seeds is None:
+        first = seed or 0
+        return list(range(first, first + (50000 if num_samples is None else num_samples)))
+    if num_samples is not None or seed is not None:
+        raise ValueError('given together with --num_samples or --seed; use one of the two ways')
+    return list(seeds)
+
+
+def run(sample_batch: Callable[[list[int], Tick], Samples], seeds: Sequence[int], outdir, *, batch: int,
+        options: dict, save_type: str = 'npz', overwrite: bool = False, pad: bool = False) -> Report:
+    """Draw one sample per seed into files below `outdir`, on all ranks; call it on every rank.
+
+    sample_batch(seeds, tick) draws one batch; it may call tick(fraction) as the batch proceeds.
+    Batches are fixed by position in `seeds`, so the files do not depend on the number of ranks, and ranks claim
+    them from a shared queue. Complete files of an earlier call with equal `options` are kept; a folder with
+    other options or foreign samples is refused, unless `overwrite` removes them. `pad` repeats the last seed
+    to fill the last batch, so that sample_batch sees one shape. Sampling goes on while files are written.
+    Raises ValueError and OSError (folder), and NonFiniteSample, where nothing of the batch is written.
+    """
+    return _run(lambda folder, key: _work(folder, sample_batch, key, batch if pad else 0),
+                SampleFolder(outdir, seeds, batch, options, save_type), overwrite)
+
+
+def run_stream(sample_stream: Callable[[Iterator[int]], Iterable[Samples]], seeds: Sequence[int], outdir, *,
+               batch: int, options: dict, save_type: str = 'npz', overwrite: bool = False) -> Report:
+    """As `run`, for a sampler that takes its next seed when it has room for it.
+
+    sample_stream(seeds) draws from an iterator of seeds and yields pieces in their order, of any length. A rank
+    claims the next shard when its sampler asks for a seed beyond those it has, so slow samples hold nobody up.
+    """
+    return _run(lambda folder, key: _work_stream(folder, sample_stream, key),
+                SampleFolder(outdir, seeds, batch, options, save_type), overwrite)
+
+
+def _run(work: Callable[[SampleFolder, str], int], folder: SampleFolder, overwrite: bool) -> Report:
+    started = time.time()
+    with contextlib.ExitStack() as stack:
+        _on_rank0(lambda: (stack.enter_context(folder.lock()), folder.prepare(overwrite)))
+        drawn = work(folder, f'samples/{next(_runs)}')
+        drawn = int(dist.all_reduce_(torch.tensor(drawn)))  # and wait for the others
+    return Report(sum(len(shard.seeds) for shard in folder.shards), drawn, time.time() - started)
+
+
+def _on_rank0(action: Callable[[], object]) -> None:
+    """Run `action` on rank 0; its ValueError or OSError is raised on every rank."""
+    error = None
+    if dist.get_rank() == 0:
+        try:
+            action()
+        except (ValueError, OSError) as problem:
+            error = problem
+    message = dist.broadcast_object(str(error) if error is not None else None)
+    if message is not None:
+        raise error or ValueError(message)
+
+
+def _work(folder: SampleFolder, sample_batch, key: str, padded: int) -> int:
+    """Claim shards until none is left; the number of images drawn by this rank."""
+    drawn = 0
+    with Writer(folder) as writer:
+        while (index := dist.claim(key)) < len(folder.shards):
+            shard = folder.shards[index]
+            if folder.is_complete(shard):
+                writer.skip(shard)
+                continue
+            seeds = list(shard.seeds)
+            seeds += seeds[-1:] * (padded - len(seeds))
+            writer.put(shard, sample_batch(seeds, functools.partial(writer.bar.tick, shard)))
+            drawn += len(shard.seeds)
+    return drawn
+
+
+def _work_stream(folder: SampleFolder, sample_stream, key: str) -> int:
+    """Feed one sampler with the seeds of claimed shards, cut what it yields into shards; the images drawn here."""
+    claimed: collections.deque[Shard] = collections.deque()
+
+    def claimed_seeds():
+        while (index := dist.claim(key)) < len(folder.shards):
+            shard = folder.shards[index]
+            if folder.is_complete(shard):
+                writer.skip(shard)
+                continue
+            claimed.append(shard)
+            yield from shard.seeds
+
+    drawn, pending = 0, None
+    with Writer(folder) as writer:
+        for piece in sample_stream(claimed_seeds()):
+            pending = piece if pending is None else pending.followed_by(piece)
+            while claimed and len(pending) >= len(claimed[0].seeds):
+                shard = claimed.popleft()
+                writer.put(shard, pending[:len(shard.seeds)])
+                pending = pending[len(shard.seeds):]
+                drawn += len(shard.seeds)
+            if claimed:
+                writer.bar.tick(claimed[0], len(pending) / len(claimed[0].seeds))
+    return drawn
+
+
+class Writer:
+    """Writes shards on a thread of its own; an error there is raised by the next `put` or at the end.
+
+    Waits for a device's copy where it runs, so the sampling thread never does.
+    """
+
+    def __init__(self, folder: SampleFolder):
+        self._folder = folder
+        self.bar = _Bar(folder)
+        self._queue: queue.Queue = queue.Queue(QUEUE_DEPTH)
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._loop, name='writer', daemon=True)
+
+    def __enter__(self) -> 'Writer':
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        self.bar.close(complete=kind is None and self._error is None)
+        if kind is None:
+            self._raise()
+
+    def put(self, shard: Shard, samples: Samples) -> None:
+        """Hand over a batch (rows beyond the shard's seeds are padding); waits while the queue is full."""
+        self._raise()
+        tensors = dict(samples=samples.images)
+        if samples.labels is not None:
+            tensors['label'] = samples.labels
+        tensors |= {name: torch.as_tensor(value) for name, value in samples.extra.items()}
+        self._queue.put((shard, *_start_copy({name: t[:len(shard.seeds)] for name, t in tensors.items()})))
+
+    def skip(self, shard: Shard) -> None:
+        """Count a shard that was there already."""
+        self._raise()
+        self._queue.put((shard, None, None))
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _loop(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if self._error is None:  # after an error the queue is only emptied, so that `put` never hangs
+                try:
+                    self._write(*item)
+                except Exception as error:  # reaches the sampling thread
+                    self._error = error
+
+    def _write(self, shard: Shard, tensors: dict[str, torch.Tensor] | None, copied) -> None:
+        if tensors is not None:
+            if copied is not None:
+                copied.synchronize()
+            images = tensors.pop('samples')
+            finite = images.isfinite().flatten(1).all(1)
+            if not finite.all():
+                seed = shard.seeds[int(finite.logical_not().nonzero()[0])]
+                raise NonFiniteSample(f'the sample of seed {seed} holds NaN or infinity')
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            labels = arrays.pop('label', None)
+            self._folder.write(shard, np.ascontiguousarray(to_uint8(images)), labels, arrays)
+        self.bar.advance(shard, drawn=tensors is not None)
+
+
+class _Bar:
+    """Progress over the whole run, seen from rank 0: shards are claimed in order, so those before are under way."""
+
+    def __init__(self, folder: SampleFolder):
+        self._ends = list(itertools.accumulate(len(shard.seeds) for shard in folder.shards))
+        self._bar = progress(total=self._ends[-1], desc=folder.path.name)
+        self._lock = threading.Lock()  # the sampling thread ticks, the writer advances
+
+    def tick(self, shard: Shard, fraction: float) -> None:
+        """So much of `shard` is drawn."""
+        self._move(self._ends[shard.index] - int((1 - fraction) * len(shard.seeds)) - 1, drawn=True)
+
+    def advance(self, shard: Shard, drawn: bool) -> None:
+        """`shard` is on disk; `drawn` by this run, or found there, which does not count in the rate."""
+        self._move(self._ends[shard.index], drawn)
+
+    def _move(self, position: int, drawn: bool) -> None:
+        with self._lock:
+            step = position - self._bar.n
+            if self._bar.disable or step <= 0:
+                return
+            if drawn:
+                self._bar.update(step)
+            else:
+                self._bar.n += step
+                self._bar.initial += step
+                self._bar.last_print_n += step
+
+    def close(self, complete: bool) -> None:
+        """Fill the bar where all went well: `run` waits for the batches that other ranks still draw."""
+        if complete:
+            self._move(self._ends[-1], False)
+            self._bar.refresh()
+        self._bar.close()
+
+
+def _start_copy(tensors: dict[str, torch.Tensor]):
+    """Begin to copy tensors to the host; (host tensors, the event to wait for or None)."""
+    device = next((t.device for t in tensors.values() if t.device.type == 'cuda'), None)
+    if device is None:
+        return {name: tensor.detach() for name, tensor in tensors.items()}, None
+    host = {}
+    for name, tensor in tensors.items():
+        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        host[name] = pinned.copy_(tensor.detach(), non_blocking=True)
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return host, event
