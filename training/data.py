@@ -1,0 +1,339 @@
+"""Image data sets held in memory as uint8, and the order in which training reads them."""
+
+import concurrent.futures
+import contextlib
+import functools
+import io
+import json
+import os
+import zipfile
+
+import numpy as np
+import PIL.Image
+import torch
+
+from dnnlib.files import resolve_path
+from torch_utils.images import from_uint8
+from torch_utils.progress import progress
+
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
+LABEL_FILE = 'dataset.json'
+ON_DEVICE_BYTES = 2 << 30  # data sets below this size are kept on the GPU as a whole
+_DECODE_CHUNK = 256
+_STREAM_ROWS = 1024
+
+#----------------------------------------------------------------------------
+# The data set.
+
+class ImageData:
+    """All images of a zip, a folder, an npz, or a folder of npz shards.
+
+    Attributes: `images` uint8 [N, C, H, W]; `labels` int64 [N], or None where the source has none;
+    `name`, `resolution`, `channels`, `num_classes` (largest label + 1; 0 without labels).
+
+    What is read: an EDM-style zip or a folder of images, with labels from dataset.json or, for a folder, from one
+    level of class subfolders in alphabetical order; an npz with `arr_0`, `samples` or `images` ([N, H, W, C] uint8)
+    and, optionally, `label` (class indices or one-hot rows); a folder of `samples*.npz` shards of that kind.
+
+    Args:
+        path: where the data is.
+        max_images: use at most so many images, a subset fixed by this number alone.
+        resolution, channels: what the images must have; None accepts anything square.
+
+    Raises ValueError with one line for an empty source, mixed sizes, missing arrays or incomplete labels.
+    """
+
+    def __init__(self, path, max_images=None, resolution=None, channels=None, num_workers=None, quiet=False):
+        path = str(resolve_path(path))
+        self.name = os.path.splitext(os.path.basename(os.path.normpath(path)))[0]
+        images, labels = _read(path, max_images, num_workers or min(8, os.cpu_count() or 1), quiet)
+        self.images = torch.from_numpy(images)  # [N, C, H, W] uint8
+        self.labels = None if labels is None else torch.from_numpy(labels)
+        _check_shape(path, images.shape, resolution, channels)
+
+    def __len__(self):
+        return len(self.images)
+
+    @property
+    def channels(self):
+        return self.images.shape[1]
+
+    @property
+    def resolution(self):
+        return self.images.shape[2]
+
+    @property
+    def num_classes(self):
+        return 0 if self.labels is None else int(self.labels.max()) + 1
+
+
+def _read(path, max_images, num_workers, quiet):
+    if not os.path.exists(path):
+        raise ValueError(f'{path} does not exist')
+    if os.path.isdir(path):
+        shards = sorted(e.path for e in os.scandir(path) if e.name.startswith('samples') and e.name.endswith('.npz'))
+        if shards:
+            return _read_npz(shards, max_images, quiet)
+        return _read_files(_Folder(path), path, max_images, num_workers, quiet)
+    if path.endswith('.npz'):
+        return _read_npz([path], max_images, quiet)
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f'{path} is neither a folder nor a complete .zip or .npz file')
+    with _Zip(path) as source:
+        return _read_files(source, path, max_images, num_workers, quiet)
+
+
+def _check_shape(path, shape, resolution, channels):
+    _, c, h, w = shape
+    if h != w:
+        raise ValueError(f'{path} has images of {h}x{w} pixels; training needs square ones (see dataset_tool.py)')
+    if resolution is not None and h != resolution:
+        raise ValueError(f'{path} has images of {h}x{w} pixels, expected {resolution}x{resolution}')
+    if channels is not None and c != channels:
+        raise ValueError(f'{path} has images of {c} channels, expected {channels}')
+
+
+def _subset(count, max_images):
+    """Ascending indices of the images to use."""
+    if max_images is None or max_images >= count:
+        return np.arange(count)
+    return np.sort(np.random.RandomState(0).permutation(count)[:max_images])
+
+#----------------------------------------------------------------------------
+# Image files, in a folder or a zip.
+
+class _Folder:
+    def __init__(self, path):
+        self.path = path
+        self.names = sorted(os.path.relpath(os.path.join(root, name), path).replace(os.sep, '/')
+                            for root, _, names in os.walk(path) for name in names)
+
+    def read(self, name):
+        with open(os.path.join(self.path, name), 'rb') as f:
+            return f.read()
+
+    def class_labels(self, names):
+        """Labels from class subfolders. EDM-style number folders (00000, 00001, ...) only split a long list."""
+        folders = [name.split('/')[0] if name.count('/') == 1 else None for name in names]
+        if None in folders or all(f.isdigit() and len(f) >= 5 for f in folders):
+            return None
+        index = {f: i for i, f in enumerate(sorted(set(folders)))}
+        return np.array([index[f] for f in folders], dtype=np.int64)
+
+
+class _Zip(zipfile.ZipFile):
+    @property
+    def names(self):
+        return sorted(self.namelist())
+
+    def class_labels(self, names):
+        return None
+
+
+def _read_files(source, path, max_images, num_workers, quiet):
+    every = source.names
+    names = [name for name in every if name.lower().endswith(IMAGE_SUFFIXES)]
+    if not names:
+        raise ValueError(f'{path} contains no images ({", ".join(IMAGE_SUFFIXES)}) and no samples*.npz')
+    labels = _json_labels(source, path, names) if LABEL_FILE in every else source.class_labels(names)
+    index = _subset(len(names), max_images)
+    names = [names[i] for i in index]
+    return _decode_all(source.read, names, num_workers, quiet), None if labels is None else labels[index]
+
+
+def _json_labels(source, path, names):
+    pairs = json.loads(source.read(LABEL_FILE)).get('labels')
+    if pairs is None:
+        return None
+    table = dict(pairs)
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise ValueError(f'{path}: {LABEL_FILE} has no label for {len(missing)} images, first {missing[0]}')
+    return _class_indices(np.array([table[name] for name in names]), f'{path}: {LABEL_FILE}')
+
+
+def _decode(blob, name):
+    try:
+        with PIL.Image.open(io.BytesIO(blob)) as image:
+            pixels = np.asarray(image if image.mode in ('L', 'RGB', 'RGBA') else image.convert('RGB'))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f'{name} is not a readable image: {error}') from None
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)  # [C, H, W]
+
+
+def _decode_all(read, names, num_workers, quiet):
+    """Decode into one preallocated array: [N, C, H, W] uint8."""
+    shape = _decode(read(names[0]), names[0]).shape
+    images = np.empty([len(names), *shape], dtype=np.uint8)
+
+    def work(begin):
+        chunk = names[begin:begin + _DECODE_CHUNK]
+        for i, name in enumerate(chunk, begin):
+            pixels = _decode(read(name), name)
+            if pixels.shape != shape:
+                raise ValueError(f'mixed image shapes: {names[0]} is {list(shape)}, {name} is {list(pixels.shape)}')
+            images[i] = pixels
+        return len(chunk)
+
+    with concurrent.futures.ThreadPoolExecutor(num_workers) as pool, _bar(len(names), quiet) as advance:
+        futures = [pool.submit(work, begin) for begin in range(0, len(names), _DECODE_CHUNK)]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                advance(future.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return images
+
+
+@contextlib.contextmanager
+def _bar(total, quiet):
+    """Yields a function that counts images; shows them unless `quiet`."""
+    if quiet:
+        yield lambda count: None
+    else:
+        with progress(total=total, desc='reading images', unit='img') as bar:
+            yield bar.update
+
+#----------------------------------------------------------------------------
+# NumPy archives, streamed: one array is allocated, no shard is ever held as a whole.
+
+def _read_npz(paths, max_images, quiet):
+    headers = [_npz_header(path) for path in paths]
+    shape = headers[0]['shape'][1:]
+    for path, header in zip(paths, headers):
+        if header['shape'][1:] != shape:
+            raise ValueError(f'mixed image shapes: {paths[0]} has {list(shape)}, {path} {list(header["shape"][1:])}')
+        if (header['label'] is None) != (headers[0]['label'] is None):
+            raise ValueError(f'labels are in some shards only: {paths[0]} and {path} differ')
+    total = sum(header['shape'][0] for header in headers)
+    if total == 0:
+        raise ValueError(f'{paths[0]} contains no images')
+    index = _subset(total, max_images)
+    h, w, c = shape
+    images = np.empty([len(index), c, h, w], dtype=np.uint8)
+    labels, position, filled = [], 0, 0
+    with _bar(len(index), quiet) as advance:
+        for path, header in zip(paths, headers):
+            for rows in _stream_rows(path, header['array']):
+                keep = index[filled:np.searchsorted(index, position + len(rows))] - position
+                images[filled:filled + len(keep)] = rows[keep].transpose(0, 3, 1, 2)
+                filled, position = filled + len(keep), position + len(rows)
+                advance(len(keep))
+            if header['label'] is not None:
+                labels.append(_npz_labels(path, header))
+    return images, np.concatenate(labels)[index] if labels else None
+
+
+def _npz_header(path):
+    """Names and shapes of the arrays, from the .npy headers alone."""
+    try:
+        with zipfile.ZipFile(path) as z:
+            members = {name[:-4] for name in z.namelist() if name.endswith('.npy')}
+            array = next((name for name in ('samples', 'arr_0', 'images') if name in members), None)
+            if array is None:
+                raise ValueError(f'{path} has no array `arr_0`, `samples` or `images`, only {sorted(members)}')
+            with z.open(array + '.npy') as f:
+                shape, fortran, dtype = _npy_header(f)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f'{path} is not a complete .npz file: {error}') from None
+    if dtype != np.uint8 or len(shape) != 4 or fortran or shape[3] not in (1, 3, 4):
+        raise ValueError(f'{path}: `{array}` is {dtype} {list(shape)}, expected uint8 [N, H, W, C]')
+    label = next((name for name in ('label', 'labels') if name in members), None)
+    return dict(array=array, shape=shape, label=label)
+
+
+def _npy_header(f):
+    version = np.lib.format.read_magic(f)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(f)
+
+
+def _stream_rows(path, array):
+    """Yield [<=1024, H, W, C] blocks of one array."""
+    with zipfile.ZipFile(path) as z, z.open(array + '.npy') as f:
+        shape, _, _ = _npy_header(f)
+        row_bytes = int(np.prod(shape[1:]))
+        for begin in range(0, shape[0], _STREAM_ROWS):
+            count = min(_STREAM_ROWS, shape[0] - begin)
+            try:
+                block = f.read(count * row_bytes)
+            except (zipfile.BadZipFile, OSError) as error:
+                raise ValueError(f'{path} is damaged: {error}') from None
+            if len(block) != count * row_bytes:
+                raise ValueError(f'{path} is truncated')
+            yield np.frombuffer(block, dtype=np.uint8).reshape(count, *shape[1:])
+
+
+def _npz_labels(path, header):
+    with np.load(path, allow_pickle=False) as archive:
+        labels = archive[header['label']]
+    if len(labels) != header['shape'][0]:
+        raise ValueError(f'{path}: {header["shape"][0]} images but {len(labels)} labels')
+    return _class_indices(labels, f'{path}: `{header["label"]}`')
+
+
+def _class_indices(labels, name):
+    """Class indices int64 [N] from class indices of any integer type or one-hot rows."""
+    if labels.ndim == 2 and len(labels) and np.array_equal(np.sort(labels, axis=1)[:, -1], labels.sum(axis=1)):
+        return labels.argmax(axis=1).astype(np.int64)
+    if labels.ndim != 1 or labels.dtype.kind not in 'iu' or (len(labels) and labels.min() < 0):
+        raise ValueError(f'{name} is {labels.dtype} {list(labels.shape)}, expected class indices [N] or one-hot [N, K]')
+    return labels.astype(np.int64)
+
+#----------------------------------------------------------------------------
+# The order of reading.
+
+@functools.lru_cache(maxsize=2)
+def _permutation(count, seed, epoch):
+    return np.random.default_rng([seed, epoch, 0x0DA7A]).permutation(count)
+
+
+def batch_indices(count, batch_size, seed, step):
+    """Indices int64 [batch_size] of the global batch of one step.
+
+    The data is read in epochs, each in its own random order; a batch may straddle two epochs. The result depends on
+    these four numbers alone, so any step of a run can be repeated by itself, on any number of processes.
+    """
+    begin = step * batch_size
+    end = begin + batch_size
+    parts = []
+    while begin < end:
+        epoch, offset = divmod(begin, count)
+        part = _permutation(count, seed, epoch)[offset:offset + end - begin]
+        parts.append(part)
+        begin += len(part)
+    return np.concatenate(parts)
+
+
+class BatchLoader:
+    """Rows of the global batch of any step, on the device.
+
+    `loader(step, rows)` returns images float32 [n, C, H, W] in [-1, 1] and labels (None without them), for `rows`,
+    a slice of the global batch. Images stay uint8 until they are on the device; a small data set is moved there once,
+    of a large one each batch goes through pinned memory without waiting.
+
+    Args:
+        images: uint8 [N, C, H, W], on the host.
+        labels: any tensor with N rows, or None.
+    """
+
+    def __init__(self, images, labels, batch_size, seed, device):
+        self.batch_size, self.seed, self.device = batch_size, seed, torch.device(device)
+        self.resident = self.device.type != 'cpu' and images.numel() < ON_DEVICE_BYTES
+        self.images = images.to(self.device) if self.resident else images
+        self.labels = labels.to(self.device) if self.resident and labels is not None else labels
+
+    def __call__(self, step, rows):
+        index = torch.from_numpy(batch_indices(len(self.images), self.batch_size, self.seed, step)[rows])
+        if self.resident:
+            index = _to_device(index, self.device)
+        images = _to_device(self.images[index], self.device)
+        labels = None if self.labels is None else _to_device(self.labels[index], self.device)
+        return from_uint8(images), labels
+
+
+def _to_device(tensor, device):
+    if device.type == 'cuda' and tensor.device.type == 'cpu':
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,0 +1,380 @@
+"""The training loop, the same for every kind of model: resumable, reproducible, on one process or many."""
+
+import dataclasses
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnnlib.files import atomic_write
+from torch_utils import distributed as dist
+from torch_utils.checkpoint import load_state, save_state
+from torch_utils.progress import progress
+from torch_utils.rng import step_seed
+from torch_utils.stats import JsonLines
+from training.ema import Ema
+from training.folder import STATE_FILE, claim_folder, released
+from training.randomness import BatchRandom
+
+
+def adam(parameters, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0) -> torch.optim.Optimizer:
+    """Adam (Kingma and Ba, 2015) in its fused form; the loop sets the learning rate."""
+    return torch.optim.Adam(parameters, lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+
+
+@dataclasses.dataclass
+class TrainRun:
+    """Everything that `train` needs to know about one kind of model.
+
+    Attributes:
+        outdir: folder of the run; the same run started again there resumes.
+        config: JSON-able description of the run, kept as options.json; another config in the folder is refused.
+        module: the network, on its device; its parameters that require gradients are trained.
+        batches: `batches(step, rows)` -> tensors of these rows (a slice) of the step's global batch.
+        step_loss: `step_loss(*batches(...), rng)` -> (loss [n], stats); draws all randomness from `rng`
+            (BatchRandom). stats: name -> tensor (its mean is reported), or name -> (sum, count) as scalar tensors.
+        batch_size: images per step over all processes.
+        total_nimg: images to train on.
+        lr: learning rate at a number of images.
+        optimizer: parameters -> optimizer.
+        batch_gpu: images per forward pass; smaller than a process's share means gradient accumulation.
+        ema: average to keep and to hand to the hooks; None hands them the module itself.
+        max_grad_norm: clip the gradient of the whole batch to this norm.
+        tick_nimg: images between lines of stats.jsonl and calls of `on_tick`.
+        snap_nimg: images between calls of `on_snapshot`.
+        on_tick: `on_tick(context)` on every rank; see TickContext.
+        on_snapshot: `on_snapshot(module, nimg)` on rank 0; writes the network files.
+        state_sec: seconds between writes of the training state.
+        max_minutes: stop in good order after so long, counted from `started` (time.monotonic()).
+        compile: torch.compile: 'on', 'off', or 'auto' (on CUDA, where it works).
+        owned: file patterns that belong to the run (for `overwrite` and for telling foreign files).
+    """
+
+    outdir: Path
+    config: dict[str, Any]
+    module: torch.nn.Module
+    batches: Callable[[int, slice], tuple]
+    step_loss: Callable[..., tuple[torch.Tensor, dict]]
+    batch_size: int
+    total_nimg: int
+    lr: Callable[[int], float]
+    optimizer: Callable[..., torch.optim.Optimizer] = adam
+    seed: int = 0
+    batch_gpu: int | None = None
+    ema: Ema | None = None
+    max_grad_norm: float | None = None
+    tick_nimg: int = 10_000
+    snap_nimg: int | None = None
+    on_tick: Callable[['TickContext'], dict | None] | None = None
+    on_snapshot: Callable[[torch.nn.Module, int], None] | None = None
+    state_sec: float = 300.0
+    max_minutes: float | None = None
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    compile: str = 'off'
+    owned: tuple[str, ...] = ('network-*.safetensors',)
+    overwrite: bool = False
+    desc: str = 'training'
+
+
+@dataclasses.dataclass
+class TickContext:
+    """What an `on_tick` hook sees. What it returns (name -> number) joins the line of stats.jsonl.
+
+    `memory` is a dict of plain values that is saved and resumed with the run; a hook may be called twice for one tick
+    (after a kill), then with the memory it had the first time. `stop()`, called on every rank or on none, ends the
+    run in good order after this tick.
+    """
+
+    module: torch.nn.Module  # the average where there is one, in eval mode
+    nimg: int
+    record: dict[str, Any]
+    memory: dict[str, Any]
+    _stop: Callable[[], None]
+
+    def stop(self) -> None:
+        self._stop()
+
+
+@dataclasses.dataclass
+class TrainResult:
+    """How a run ended: reason 'finished', 'stopped' (by a hook), 'time' (max_minutes) or 'signal'."""
+
+    nimg: int
+    reason: str
+
+    @property
+    def complete(self) -> bool:
+        return self.reason in ('finished', 'stopped')
+
+
+def train(run: TrainRun) -> TrainResult:
+    """Run or resume `run` until its end, its time budget, or SIGTERM or Ctrl-C; the state is saved in each case.
+
+    Raises ValueError where the folder holds another run, the batch cannot be divided, or the loss is not a number.
+    """
+    share = share_of_batch(run.batch_size)
+    with released():
+        claim_folder(run.outdir, run.config, run.owned, run.overwrite)
+        trainer = _Trainer(run, share)
+        trainer.resume()
+        with _Signals() as signals:
+            reason = trainer.loop(signals)
+        dist.barrier()
+    return TrainResult(trainer.nimg, reason)
+
+
+def share_of_batch(batch_size: int) -> int:
+    """Images per process. Raises ValueError where the batch cannot be divided."""
+    share, rest = divmod(batch_size, dist.get_world_size())
+    if rest or not share:
+        raise ValueError(f'{batch_size} images cannot be divided among {dist.get_world_size()} processes; '
+                         f'use a multiple of {dist.get_world_size()}')
+    return share
+
+
+class _Signals:
+    """Remembers SIGTERM and SIGINT instead of dying of them; a second SIGINT acts at once."""
+
+    def __init__(self):
+        self.caught = False
+        self._previous = {}
+
+    def _catch(self, number, frame):
+        if self.caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.caught = True
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {n: signal.signal(n, self._catch) for n in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exc):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+class _Sums:
+    """Sums and counts by name, on the device until they are asked for."""
+
+    def __init__(self, device):
+        self.device = device
+        self.values: dict[str, torch.Tensor] = {}  # [2] float64: sum, count
+
+    def add(self, stats):
+        for name, value in stats.items():
+            total, count = value if isinstance(value, tuple) else (value.sum(), value.numel())
+            pair = torch.zeros(2, dtype=torch.float64, device=self.device)
+            pair[0] = total.detach()
+            pair[1] = count
+            self.values[name] = self.values[name] + pair if name in self.values else pair
+
+    def gather(self) -> dict[str, list[float]]:
+        """Over all ranks; one read from the device."""
+        if not self.values:
+            return {}
+        names = sorted(self.values)
+        table = torch.stack([self.values[name] for name in names])
+        return dict(zip(names, dist.all_reduce_(table).tolist()))
+
+
+class _Trainer:
+    def __init__(self, run: TrainRun, share: int):
+        self.run = run
+        self.module = run.module.train().to(memory_format=torch.channels_last)
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
+        self.optimizer = run.optimizer(self.parameters)
+        self.gradient = self._flat_gradient()
+        first = dist.get_rank() * share
+        size = min(run.batch_gpu or share, share)
+        self.slices = [slice(begin, min(begin + size, first + share)) for begin in range(first, first + share, size)]
+        self.sums = _Sums(self.device)
+        self.memory: dict[str, Any] = {}
+        self.nimg = self.step = self.next_poll = 0
+        self.elapsed_before = 0.0
+        self.stop_asked = False
+        self.start = self.last_save = time.monotonic()
+        self.outdir = Path(run.outdir)
+        self.stats_file = JsonLines(self.outdir / 'stats.jsonl')
+
+    def _flat_gradient(self):
+        """One buffer for all gradients, in the layout of each parameter: one zero, one all-reduce, one norm."""
+        flat = torch.zeros(sum(p.numel() for p in self.parameters), device=self.device)
+        offset = 0
+        for p in self.parameters:
+            p.grad = torch.as_strided(flat, p.shape, p.stride(), offset)
+            offset += p.numel()
+        return flat
+
+    #--------------------------------------------------------------------
+    # One step.
+
+    def forward_backward(self):
+        rng = BatchRandom(self.run.seed, self.step, self.run.batch_size, self.device)
+        for rows in self.slices:
+            # What networks draw by themselves (dropout); it depends on how the batch is divided.
+            torch.manual_seed(step_seed(self.run.seed, self.step, rows.start, 1))
+            loss, stats = self.run.step_loss(*self.run.batches(self.step, rows), rng.rows(rows))
+            if loss.shape != (rows.stop - rows.start,):
+                raise TypeError(f'step_loss gave {list(loss.shape)} for a batch of {rows.stop - rows.start}')
+            (loss.sum() / self.run.batch_size).backward()
+            self.sums.add({'loss': loss} | stats)
+
+    def train_step(self):
+        self.gradient.zero_()
+        self.forward_backward()
+        dist.all_reduce_(self.gradient)
+        if self.run.max_grad_norm is not None:
+            norm = self.gradient.norm()
+            self.gradient.mul_((self.run.max_grad_norm / (norm + 1e-6)).clamp(max=1))
+        for group in self.optimizer.param_groups:
+            group['lr'] = self.run.lr(self.nimg)
+        self.optimizer.step()
+        if self.run.ema is not None:
+            self.run.ema.update(self.module, self.nimg, self.run.batch_size)
+        self.nimg += self.run.batch_size
+        self.step += 1
+
+    def compile(self):
+        """Compile the module where asked; with 'auto' a failure means going on without."""
+        # On a CPU convolutions take most of the time: compiling gains 10 to 20% and takes minutes.
+        if self.run.compile == 'off' or self.run.compile == 'auto' and self.device.type != 'cuda':
+            return
+        self.module.compile(dynamic=False)
+        if self.run.compile == 'on':
+            return
+        try:
+            self.forward_backward()
+        except Exception as error:  # compilers fail in many ways; the eager network is always right
+            dist.print0(f'torch.compile does not work here ({type(error).__name__}); going on without it')
+            self.module._compiled_call_impl = None
+        self.sums.values.clear()
+
+    #--------------------------------------------------------------------
+    # The loop and what it does now and then.
+
+    def loop(self, signals) -> str:
+        run = self.run
+        if self.nimg >= run.total_nimg or self.memory.get('stopped'):
+            dist.print0(f'{self.outdir}: complete, nothing to do')
+            return 'finished'
+        saved_sums = dict(self.sums.values)
+        self.compile()
+        self.sums.values = saved_sums
+        self.tick_start, self.tick_start_nimg = time.monotonic(), self.nimg
+        with progress(total=run.total_nimg, initial=self.nimg, desc=run.desc) as self.bar:
+            while True:
+                self.train_step()
+                self.bar.update(run.batch_size)
+                done = self.nimg >= run.total_nimg
+                if done or self._crossed(run.tick_nimg):
+                    self.tick()
+                done = done or self.stop_asked
+                reason, save = self.poll(signals)
+                if done or reason or self._crossed(run.snap_nimg):
+                    self.snapshot()
+                if done or reason or save:
+                    self.memory['stopped'] = self.stop_asked
+                    self.save()
+                if done or reason:
+                    return reason if not done else 'stopped' if self.stop_asked else 'finished'
+
+    def _crossed(self, interval):
+        return interval is not None and self.nimg // interval > (self.nimg - self.run.batch_size) // interval
+
+    def network(self):
+        return self.module if self.run.ema is None else self.run.ema.module
+
+    def poll(self, signals) -> tuple[str, bool]:
+        """Agree among all ranks whether to stop ('signal', 'time' or '') and whether to save."""
+        if self.step < self.next_poll:
+            return '', False
+        now = time.monotonic()
+        votes = torch.zeros(4, dtype=torch.float64)
+        votes[0] = signals.caught
+        if dist.get_rank() == 0:
+            votes[1] = self.run.max_minutes is not None and now - self.run.started > self.run.max_minutes * 60
+            votes[2] = now - self.last_save > self.run.state_sec
+            rate = (self.nimg - self.tick_start_nimg + 1) / max(now - self.tick_start, 1e-3)
+            votes[3] = min(max(2 * rate / self.run.batch_size, 1), 64)  # next time in about two seconds
+        dist.all_reduce_(votes)
+        self.next_poll = self.step + (int(votes[3]) if dist.get_world_size() > 1 else 1)
+        return 'signal' if votes[0] else 'time' if votes[1] else '', bool(votes[2])
+
+    def tick(self):
+        means = {name: total / max(count, 1e-9) for name, (total, count) in self._checked_sums().items()}
+        self.sums.values.clear()
+        now = time.monotonic()
+        record = dict(nimg=self.nimg, step=self.step, **means, lr=self.run.lr(self.nimg - self.run.batch_size),
+                      elapsed_sec=round(self.elapsed_before + now - self.start, 2),
+                      img_per_sec=round((self.nimg - self.tick_start_nimg) / max(now - self.tick_start, 1e-9), 2))
+        if self.run.on_tick is not None:
+            context = TickContext(self.network(), self.nimg, record, self.memory, self._stop)
+            training = context.module.training
+            context.module.eval()
+            record |= self.run.on_tick(context) or {}
+            context.module.train(training)
+        if dist.get_rank() == 0:
+            self.stats_file.write(**record)
+            shown = {k: v for k, v in record.items() if k not in ('nimg', 'step', 'elapsed_sec')}
+            self.bar.write(f'{self.nimg / 1000:9.1f} kimg  ' + '  '.join(f'{k} {v:.5g}' for k, v in shown.items()
+                                                                    if isinstance(v, (int, float))))
+        self.tick_start, self.tick_start_nimg = time.monotonic(), self.nimg
+
+    def _stop(self):
+        self.stop_asked = True
+
+    def _checked_sums(self):
+        sums = self.sums.gather()
+        if 'loss' in sums and not math.isfinite(sums['loss'][0]):
+            raise ValueError(f'the loss is not a finite number before {self.nimg / 1000:g} kimg; lower --lr, or use '
+                             f'--precision=fp32 (the last saved state is unharmed)')
+        return sums
+
+    def snapshot(self):
+        if self.run.on_snapshot is not None and dist.get_rank() == 0:
+            module = self.network()
+            training = module.training
+            self.run.on_snapshot(module.eval(), self.nimg)
+            module.train(training)
+
+    def save(self):
+        sums = self._checked_sums()
+        if dist.get_rank() == 0:
+            save_state(self.outdir / STATE_FILE, dict(
+                nimg=self.nimg, step=self.step, elapsed_sec=self.elapsed_before + time.monotonic() - self.start,
+                module=self.module.state_dict(), ema=self.run.ema and self.run.ema.module.state_dict(),
+                optimizer=self.optimizer.state_dict(), sums=sums, memory=self.memory))
+        self.last_save = time.monotonic()
+
+    def resume(self):
+        """Continue from the saved state, if there is one; statistics written after it was saved are dropped."""
+        path = self.outdir / STATE_FILE
+        if not dist.broadcast_object(path.is_file()):
+            self.stats_file.path.unlink(missing_ok=True)
+            return
+        state = load_state(path)
+        self.nimg, self.step, self.elapsed_before = state['nimg'], state['step'], state['elapsed_sec']
+        self.module.load_state_dict(state['module'])
+        if self.run.ema is not None:
+            self.run.ema.module.load_state_dict(state['ema'])
+        self.optimizer.load_state_dict(state['optimizer'])
+        self.memory.update(state['memory'])
+        if dist.get_rank() == 0:  # sums over all ranks: kept by one of them
+            self.sums.values = {name: torch.tensor(pair, dtype=torch.float64, device=self.device)
+                                for name, pair in state['sums'].items()}
+            _truncate_stats(self.stats_file, self.nimg)
+            print(f'resuming {self.outdir} at {self.nimg / 1000:g} kimg', flush=True)
+
+
+def _truncate_stats(stats_file, nimg):
+    lines = [line for line in stats_file.read() if line.get('nimg', 0) <= nimg]
+    with atomic_write(stats_file.path) as file:
+        file.write(''.join(json.dumps(line) + '\n' for line in lines).encode())
