@@ -1,0 +1,154 @@
+"""Frechet distances (FID, or FD-CIFAR10 with the shipped detector) and KID of folders of samples."""
+
+import json
+import statistics
+from pathlib import Path
+
+import click
+import torch
+
+from dnnlib import demo
+from dnnlib.cli import blame
+from dnnlib.download import fetch
+from dnnlib.files import atomic_write, resolve_output
+from metrics.detectors import DETECTORS, load_detector
+from metrics.frechet import frechet_distance
+from metrics.kid import kernel_distance
+from metrics.measure import measure
+from metrics.reference import load_reference, make_reference
+from metrics.sources import open_source
+from torch_utils import distributed as dist
+from torch_utils.device import PRECISIONS, select_device, select_precision
+
+
+@click.command()
+@click.option('--images', 'folders',  help='A folder of samples*.npz or of PNG files, an npz or a zip; repeatable',
+              metavar='DIR|NPZ|ZIP', type=str, multiple=True, required=True)
+@click.option('--ref', 'ref_path',    help='Statistics to compare with; default: the shipped ones of CIFAR-10',
+              metavar='NPZ|URL', type=str)
+@click.option('--num_samples',        help='Images to use; fewer are refused', metavar='INT',
+              type=click.IntRange(min=2), default=50000, show_default=True)
+@click.option('--blocks',             help='Measure so many disjoint blocks of --num_samples, give mean and deviation',
+              metavar='INT', type=click.IntRange(min=1), default=1, show_default=True)
+@click.option('--detector',           help='Feature network; auto: the one that made the statistics',
+              type=click.Choice(['auto', *DETECTORS]), default='auto', show_default=True)
+@click.option('--detector_ckpt',      help="The detector's weights; default: shipped or published ones", metavar='FILE',
+              type=str)
+@click.option('--allow_code',         help="Run NVIDIA's detector, whose file is a program", is_flag=True)
+@click.option('--batch',              help='Images per forward pass', metavar='INT', type=click.IntRange(min=1),
+              default=64, show_default=True)
+@click.option('--precision',          help='Arithmetic of the detector; fp32 is comparable with published values',
+              type=click.Choice(PRECISIONS), default='fp32', show_default=True)
+@click.option('--device',             help='auto, cpu, cuda or cuda:N', metavar='STR', type=str, default='auto',
+              show_default=True)
+@click.option('--json', 'json_path',  help='Also write the results there', metavar='FILE', type=str)
+@click.option('--save_stats',         help='Also write the statistics of the images there', metavar='NPZ', type=str)
+def main(folders, ref_path, num_samples, blocks, **opts):
+    """Measure the distance between folders of samples and a data set.
+
+    Prints "<folder>, <distance>" for each, and where the statistics carry features (the shipped ones do) a table
+    with KID, which unlike the Frechet distance is unbiased for few images.
+
+    Examples:
+
+    \b
+    # the shipped demo: FD-CIFAR10 of 500 vanilla and guided samples
+    python fid_npzs.py --images=demo/vanilla --images=demo/guided --num_samples=500
+
+    \b
+    # FID of 50k samples against EDM's published statistics
+    python fid_npzs.py --ref=/stats/cifar10-32x32.npz --num_samples=50000 --images=/samples/cifar_uncond/
+
+    \b
+    # on 2 GPUs, three blocks of 10k, results as JSON for plot.py curve
+    torchrun --standalone --nproc_per_node=2 fid_npzs.py --images=samples/run --num_samples=10000 --blocks=3 \\
+        --json=run.json
+    """
+    dist.init()
+    if opts['save_stats'] and (len(folders) > 1 or blocks > 1):
+        raise click.ClickException('--save_stats: takes one --images and one block')
+    with blame('--device'):
+        device = select_device(opts['device'])
+    with blame('--precision'):
+        dtype = select_precision(opts['precision'], device)
+    with blame('--ref' if ref_path else '--ref (the shipped statistics)'):
+        ref = load_reference(fetch(ref_path or demo.DEMO_STATS))
+    with blame('--images'):
+        sources = [open_source(folder) for folder in folders]
+        for source in sources:
+            dist.print0(f'{source.path}: {len(source)} images, {num_samples * blocks} used')
+            source.require(num_samples * blocks)
+    with blame('--detector'):
+        name = ref.default_detector() if opts['detector'] == 'auto' else opts['detector']
+        detector = load_detector(name, device, dtype, opts['detector_ckpt'], opts['allow_code'])
+        note = ref.check(detector)
+        if note:
+            dist.print0(f'Note: {note}')
+    results = []
+    for source in sources:
+        with blame('--images'):
+            results.append(compare(source, ref, detector, num_samples, blocks, opts['batch'], opts['save_stats']))
+        dist.print0(f'{source.name}, {results[-1]["distance"]:g}')
+    if ref.features is not None or blocks > 1:
+        dist.print0(table(results, detector.distance))
+    if opts['json_path'] and dist.get_rank() == 0:
+        report = dict(metric=detector.distance, detector=detector.name, fingerprint=detector.fingerprint,
+                      ref=str(ref_path or demo.DEMO_STATS.name), ref_count=ref.count, precision=opts['precision'],
+                      num_samples=num_samples, results=results)
+        with blame('--json'), atomic_write(resolve_output(opts['json_path'])) as file:
+            file.write((json.dumps(report, indent=1) + '\n').encode())
+    dist.shutdown()
+
+
+def compare(source, ref, detector, num_samples: int, blocks: int, batch: int, save_stats=None) -> dict:
+    """Distances of `blocks` blocks of images in order; the summary over blocks stands beside them. JSON-able."""
+    found = []
+    for block in range(blocks):
+        first = block * num_samples
+        desc = source.name if blocks == 1 else f'{source.name} {block + 1}/{blocks}'
+        wanted = 5000 if ref.features is not None or save_stats else 0
+        measured = measure(source, detector, first, first + num_samples, batch=batch, max_features=wanted, desc=desc)
+        entry = dict(first=first, distance=frechet_distance(*measured.moments.finish(), ref.mu, ref.sigma))
+        if ref.features is not None:
+            entry['kid'], entry['kid_error'] = kernel_distance(measured.features, torch.from_numpy(ref.features))
+        found.append(entry)
+        if save_stats and dist.get_rank() == 0:
+            with blame('--save_stats'):
+                make_reference(measured, detector, source=source.name).save(resolve_output(save_stats))
+    summary = dict(name=source.name, images=str(source.path), num_samples=num_samples, blocks=found)
+    for key in [key for key in ('distance', 'kid') if key in found[0]]:
+        values = [entry[key] for entry in found]
+        summary[key] = statistics.fmean(values)
+        summary[f'{key}_deviation'] = statistics.stdev(values) if blocks > 1 else None
+    return summary | dict(options=_options(source.path))
+
+
+def table(results: list[dict], distance: str) -> str:
+    """The results in aligned columns; deviations are those over blocks, the one of a single KID its standard error."""
+    rows = [('images', 'n', distance, 'KID x 1000')]
+    for result in results:
+        error = result['blocks'][0].get('kid_error') if len(result['blocks']) == 1 else result.get('kid_deviation')
+        times = f'{len(result["blocks"])} x ' if len(result['blocks']) > 1 else ''
+        rows.append((result['name'], f'{times}{result["num_samples"]}',
+                     _with_error(result['distance'], result['distance_deviation']),
+                     _with_error(result.get('kid'), error, scale=1000)))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def _with_error(value, error, scale=1):
+    if value is None:
+        return '-'
+    return f'{scale * value:.4g}' + ('' if error is None else f' +- {scale * error:.2g}')
+
+
+def _options(path: Path):
+    """What generate.py recorded beside the samples, so that plot.py can show a distance against any option."""
+    try:
+        return json.loads((path / 'options.json').read_text())
+    except (OSError, ValueError):
+        return None
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,1 @@
+"""How far samples are from data: feature networks, streaming moments, Frechet distance and KID."""

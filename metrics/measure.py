@@ -1,0 +1,53 @@
+"""One pass over images: read ahead, features, moments and a sample of features, dealt out to all ranks."""
+
+from typing import NamedTuple
+
+import torch
+
+from torch_utils import distributed as dist
+from torch_utils.progress import progress
+
+from .detectors import Detector
+from .moments import Moments
+from .sources import ImageSource
+
+
+class Measured(NamedTuple):
+    """Moments of all images, and the features [n, D] float32 of an evenly spread sample of them, on the CPU."""
+
+    moments: Moments
+    features: torch.Tensor
+
+
+def measure(source: ImageSource, detector: Detector, start: int, stop: int, *, batch: int = 64,
+            max_features: int = 5000, desc: str = '') -> Measured:
+    """Features of images start to stop - 1 of `source`, summed up; memory does not grow with their number.
+
+    Each rank takes one contiguous part, so that it reads only its own files; every rank gets the result.
+    """
+    count = stop - start
+    kept = sample_positions(count, max_features)  # [n] ascending, positions from `start`
+    features = torch.zeros([len(kept), detector.feature_dim])
+    moments = Moments(detector.feature_dim, detector.device)
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    first, last = count * rank // ranks, count * (rank + 1) // ranks
+    with progress(total=count, desc=desc or source.name, unit='img') as bar:
+        for images in source.batches(start + first, start + last, batch):
+            f = detector(images)  # [n, D]
+            moments.add(f)
+            low, high = torch.searchsorted(kept, torch.tensor([first, first + len(f)])).tolist()
+            if low < high:
+                features[low:high] = f[(kept[low:high] - first).to(f.device)].cpu()
+            first += len(f)
+            bar.update(len(f) * ranks)
+    moments.all_reduce()
+    dist.all_reduce_(features)  # each row is zero on all ranks but one
+    if moments.count != count:
+        raise ValueError(f'{source.path} gave {moments.count} images instead of {count}')
+    return Measured(moments, features)
+
+
+def sample_positions(count: int, most: int) -> torch.Tensor:
+    """At most `most` of the positions 0 .. count - 1, evenly spread, ascending, int64."""
+    kept = min(count, most)
+    return torch.arange(kept) * count // max(kept, 1)
