@@ -1,0 +1,203 @@
+"""fid_npzs.py from the command line: published output, agreement with a direct computation, bad input."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import goldens
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import fid_npzs
+from dnnlib import demo
+from metrics.detectors import load_detector
+from metrics.feature_net import FeatureNet, save_feature_net
+from metrics.frechet import frechet_distance
+from metrics.kid import kernel_distance
+from metrics.measure import measure, sample_positions
+from metrics.reference import Reference, load_reference
+from metrics.sources import open_source
+
+ROOT = goldens.GOLDENS.parent.parent
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working folder with a detector, statistics of it and shards of 60 samples, as if they were the demo."""
+    net = goldens.recipe_(FeatureNet(widths=(8, 12), blocks=(1, 1))).eval()
+    save_feature_net(tmp_path / 'features.safetensors', net)
+    monkeypatch.setattr(demo, 'DEMO_FEATURES', tmp_path / 'features.safetensors')
+    monkeypatch.setattr(demo, 'DEMO_STATS', tmp_path / 'stats/demo.npz')
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    (tmp_path / 'samples/run').mkdir(parents=True)
+    for first in range(0, 60, 20):
+        samples = rng.integers(0, 200, [20, 32, 32, 3], dtype=np.uint8)
+        np.savez(tmp_path / f'samples/run/samples_{first:08d}.npz', samples=samples)
+    real = rng.integers(0, 256, [80, 32, 32, 3], dtype=np.uint8)
+    detector = load_detector('cifar10')
+    f = detector(torch.from_numpy(real).permute(0, 3, 1, 2))
+    Reference(f.double().mean(0).numpy(), np.cov(f.double().numpy(), rowvar=False), 'cifar10', detector.fingerprint,
+              80, 'noise', f.half().numpy()).save(tmp_path / 'stats/demo.npz')
+    return tmp_path
+
+
+def run(*args):
+    return CliRunner().invoke(fid_npzs.main, [str(arg) for arg in args])
+
+
+def printed(result):
+    """The distance of the published line '<folder>, <distance>'."""
+    return float(re.search(r'\brun, (\S+)\n', result.output)[1])
+
+
+def expected(first, count):
+    """(Frechet distance, KID) of images first to first + count - 1, all at once."""
+    shards = [samples_of(f'samples/run/samples_{n:08d}.npz') for n in (0, 20, 40)]
+    x = torch.from_numpy(np.concatenate(shards)[first:first + count]).permute(0, 3, 1, 2)
+    f = load_detector('cifar10')(x)
+    ref = load_reference(demo.DEMO_STATS)
+    sigma = np.cov(f.double().numpy(), rowvar=False)
+    distance = frechet_distance(f.double().mean(0).numpy(), sigma, ref.mu, ref.sigma)
+    return distance, kernel_distance(f, torch.from_numpy(ref.features)).value
+
+
+def samples_of(path):
+    with np.load(path, allow_pickle=False) as file:
+        return file['samples']
+
+
+def test_published_command_and_output(place):
+    result = run('--ref=/stats/demo.npz', '--num_samples=50', '--images=/samples/run/')
+    assert result.exit_code == 0, result.output
+    distance, kid = expected(0, 50)
+    assert printed(result) == pytest.approx(distance, rel=1e-4)
+    assert re.search(r'samples/run: 60 images, 50 used', result.output)
+    row = next(line for line in result.output.splitlines() if line.startswith('run  '))
+    assert 'FD-CIFAR10' in result.output and 'FID' not in result.output
+    assert float(re.search(r'(\S+) \+- \S+$', row)[1]) == pytest.approx(1000 * kid, rel=1e-2)
+
+
+@pytest.mark.parametrize('batch', [7, 64])
+def test_blocks_in_the_order_of_seeds(place, batch):
+    (place / 'samples/run/options.json').write_text(json.dumps(dict(weight_1st=2.0)))
+    result = run('--images=samples/run', '--num_samples=20', '--blocks=3', f'--batch={batch}', '--json=out/r.json')
+    assert result.exit_code == 0, result.output
+    report = json.loads((place / 'out/r.json').read_text())
+    assert (report['metric'], report['num_samples'], report['ref_count']) == ('FD-CIFAR10', 20, 80)
+    found = report['results'][0]
+    truth = np.array([expected(first, 20) for first in (0, 20, 40)])
+    np.testing.assert_allclose([block['distance'] for block in found['blocks']], truth[:, 0], rtol=1e-5)
+    np.testing.assert_allclose([block['kid'] for block in found['blocks']], truth[:, 1], rtol=1e-3)
+    np.testing.assert_allclose(found['distance'], truth[:, 0].mean(), rtol=1e-5)
+    np.testing.assert_allclose(found['distance_deviation'], truth[:, 0].std(ddof=1), rtol=1e-3)
+    assert found['options'] == dict(weight_1st=2.0)
+
+
+def test_statistics_of_the_images(place):
+    result = run('--images=samples/run', '--num_samples=60', '--save_stats=mine.npz')
+    assert result.exit_code == 0, result.output
+    saved = load_reference('mine.npz')
+    assert (saved.detector, saved.count, saved.source, saved.features.shape) == ('cifar10', 60, 'run', (60, 12))
+    again = run('--images=samples/run', '--num_samples=60', '--ref=mine.npz')
+    assert abs(printed(again)) < 1e-6
+
+
+def test_several_folders(place):
+    np.savez(place / 'other.npz', samples=np.zeros([60, 32, 32, 3], np.uint8))
+    result = run('--images=samples/run', '--images=other.npz', '--num_samples=60')
+    assert result.exit_code == 0, result.output
+    assert 'run, ' in result.output and 'other.npz, ' in result.output
+
+
+def test_sample_of_features_is_even():
+    assert sample_positions(10, 3).tolist() == [0, 3, 6]
+    assert sample_positions(3, 10).tolist() == [0, 1, 2]
+    assert sample_positions(5, 0).tolist() == []
+
+
+def test_two_processes_give_the_same_numbers(place):
+    """Each rank measures its own part of the images; also a part of a shard."""
+    (place / 'job.py').write_text(
+        'import sys\n'
+        'from torch_utils import distributed as dist\n'
+        'from metrics.detectors import load_detector\n'
+        'from metrics.measure import measure\n'
+        'from metrics.sources import open_source\n'
+        'import torch\n'
+        'dist.init()\n'
+        'torch.set_num_threads(1)\n'
+        'detector = load_detector("cifar10", path="features.safetensors")\n'
+        'found = measure(open_source("samples/run"), detector, 3, 58, batch=8, max_features=20)\n'
+        'if dist.get_rank() == 1:\n'
+        '    torch.save(dict(features=found.features, outer=found.moments.outer), "rank1.pt")\n'
+        'dist.shutdown()\n')
+    env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'job.py'],
+                   check=True, env=env, capture_output=True, timeout=100)
+    alone = measure(open_source('samples/run'), load_detector('cifar10'), 3, 58, batch=16, max_features=20)
+    found = torch.load('rank1.pt', weights_only=True)
+    torch.testing.assert_close(found['features'], alone.features, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found['outer'], alone.moments.outer, rtol=1e-5, atol=1e-6)
+
+
+def assert_one_line(result, *parts, code=1):
+    assert result.exit_code == code, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    error = [line for line in result.output.splitlines() if line.startswith('Error')]
+    assert len(error) == 1 and 'Traceback' not in result.output
+    for part in parts:
+        assert part in error[0], error[0]
+
+
+@pytest.mark.parametrize('args, parts', [
+    (['--num_samples=61'], ['--images', '60 images, fewer than the 61']),
+    (['--num_samples=30', '--blocks=3'], ['--images', 'fewer than the 90']),
+    (['--images=nowhere'], ['--images', 'nowhere does not exist']),
+    (['--ref=nowhere.npz'], ['--ref', 'nowhere.npz does not exist']),
+    (['--ref=samples/run/samples_00000000.npz'], ['--ref', 'no mu and no sigma', 'holds samples']),
+    (['--ref=features.safetensors'], ['--ref', 'not a complete npz']),
+    (['--ref=objects.npz'], ['--ref', 'plain arrays']),
+    (['--ref=square.npz'], ['--ref', 'not [D] and [D, D]']),
+    (['--ref=published.npz'], ['--detector', 'say which made them']),
+    (['--ref=published.npz', '--detector=cifar10'], ['--detector', '64 features', 'cifar10 12']),
+    (['--ref=inception.npz', '--detector=cifar10'], ['--detector', 'inception, not cifar10']),
+    (['--ref=old.npz'], ['--detector', 'cifar10 00000000', 'again']),
+    (['--detector=nvidia'], ['--detector', '--allow_code']),
+    (['--detector_ckpt=nowhere.pth'], ['--detector', 'nowhere.pth does not exist']),
+    (['--device=cuda:77'], ['--device']),
+    (['--precision=fp16', '--device=cpu'], ['--precision', 'fp16']),
+    (['--save_stats=a.npz', '--blocks=2', '--num_samples=20'], ['--save_stats']),
+    (['--images=big.npz', '--num_samples=4'], ['--images', '[N, 3, 32, 32]']),
+])
+def test_bad_input(place, args, parts):
+    np.savez('objects.npz', mu=np.array([None]), sigma=np.zeros([1, 1]))
+    np.savez('square.npz', mu=np.zeros(3), sigma=np.zeros(3))
+    np.savez('published.npz', mu=np.zeros(64), sigma=np.eye(64))
+    np.savez('inception.npz', mu=np.zeros(2048), sigma=np.zeros([2048, 2048]), detector='inception')
+    np.savez('old.npz', mu=np.zeros(12), sigma=np.eye(12), detector='cifar10', fingerprint='00000000')
+    np.savez('big.npz', samples=np.zeros([4, 64, 64, 3], np.uint8))
+    defaults = [arg for arg in ('--images=samples/run', '--num_samples=50')
+                if not any(other.startswith(arg.split('=')[0] + '=') for other in args)]
+    before = sorted(place.rglob('*'))
+    assert_one_line(run(*defaults, *args), *parts)
+    assert sorted(place.rglob('*')) == before
+
+
+def test_options_of_the_wrong_kind(place):
+    assert_one_line(run('--num_samples=50'), '--images', code=2)
+    assert_one_line(run('--images=samples/run', '--num_samples=1'), '--num_samples', code=2)
+    assert_one_line(run('--images=samples/run', '--detector=vgg'), '--detector', code=2)
+
+
+def test_damaged_shard_leaves_no_report(place):
+    path = place / 'samples/run/samples_00000020.npz'
+    blob = bytearray(path.read_bytes())
+    blob[len(blob) // 2] ^= 255
+    path.write_bytes(blob)
+    assert_one_line(run('--images=samples/run', '--num_samples=60', '--json=r.json'), '--images', 'damaged')
+    assert not (place / 'r.json').exists()

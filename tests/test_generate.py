@@ -1,0 +1,184 @@
+"""generate.py as a user runs it: small random networks on disk, real files, one-line errors."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import generate
+import networks
+from dnnlib import demo
+from sampling.edm import edm_sampler
+from sampling.runner import draw_inputs
+from torch_utils.images import to_uint8
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def invoke(files, *args, network='uncond', guided=False, disc='disc_uncond'):
+    """Run generate.py in-process with 3 steps in fp32 on the CPU; (exit code, output)."""
+    command = ['--device=cpu', '--precision=fp32', '--steps=3', f'--network={files / network}.safetensors', *args]
+    if guided:
+        command += [f'--pretrained_classifier_ckpt={files / "classifier.pt"}',
+                    f'--discriminator_ckpt={files / disc}.pt']
+    elif not any('dg_weight' in str(arg) for arg in args):
+        command += ['--dg_weight_1st_order=0']
+    result = CliRunner().invoke(generate.main, [str(arg) for arg in command])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def samples(folder):
+    return {path.name: dict(np.load(path, allow_pickle=False)) for path in sorted(folder.glob('samples_*.npz'))}
+
+
+def test_vanilla_samples_are_those_of_the_sampler(files, tmp_path):
+    assert invoke(files, f'--outdir={tmp_path}/out', '--seeds=3-6', '--batch=2')[0] == 0
+    net = networks.load_network(files / 'uncond.safetensors')
+    arrays = samples(tmp_path / 'out')
+    assert list(arrays) == ['samples_00000003.npz', 'samples_00000005.npz']
+    _, latents, _ = draw_inputs(net, [5, 6], 'cpu')
+    assert np.array_equal(arrays['samples_00000005.npz']['samples'], to_uint8(edm_sampler(net, latents, num_steps=3)))
+    record = json.loads((tmp_path / 'out' / 'options.json').read_text())
+    assert record['num_steps'] == 3 and record['seeds'] == '3-6' and record['dg_weight_1st_order'] == 0
+
+
+def test_guided_samples_differ_and_do_not_depend_on_the_batch(files, tmp_path):
+    for batch in (2, 4):
+        code, output = invoke(files, f'--outdir={tmp_path}/{batch}', '--seeds=0-3', f'--batch={batch}', guided=True)
+        assert code == 0, output
+    invoke(files, f'--outdir={tmp_path}/vanilla', '--seeds=0-3')
+    whole = samples(tmp_path / '4')['samples_00000000.npz']['samples']
+    halves = np.concatenate([array['samples'] for array in samples(tmp_path / '2').values()])
+    vanilla = samples(tmp_path / 'vanilla')['samples_00000000.npz']['samples']
+    assert np.abs(halves.astype(int) - whole).max() <= 1  # fp32 sums in another order
+    assert (whole != vanilla).any()
+
+
+def test_published_options(files, tmp_path):
+    """Everything DG accepts, with second order, boosting and limits, on a conditional pair."""
+    code, output = invoke(
+        files, f'--outdir={tmp_path}/out', '--num_samples=3', '--seed=7', '--do_seed=1', '--class=2', '--batch=2',
+        '--sigma_min=0.01', '--sigma_max=50', '--rho=5', '--S_churn=10', '--S_min=0.05', '--S_max=30',
+        '--S_noise=1.003', '--save_type=npz', '--dg_weight_1st_order=1', '--dg_weight_2nd_order=1', '--time_min=0.02',
+        '--time_max=0.9', '--boosting=1', '--cond=1', network='cond', guided=True, disc='disc_cond')
+    assert code == 0, output
+    arrays = samples(tmp_path / 'out')
+    assert list(arrays) == ['samples_00000007.npz', 'samples_00000009.npz']
+    assert (arrays['samples_00000007.npz']['label'].argmax(1) == 2).all()
+
+
+@pytest.mark.parametrize('options', [
+    ['--solver=euler'], ['--disc=vp', '--schedule=vp', '--scaling=vp'], ['--disc=iddpm', '--schedule=ve']])
+@pytest.mark.parametrize('guided', [False, True])
+def test_ablation_options_work(files, tmp_path, options, guided):
+    code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-1', *options, guided=guided)
+    assert code == 0, output
+    invoke(files, f'--outdir={tmp_path}/edm', '--seeds=0-1', guided=guided)
+    ours, edm = (samples(tmp_path / name)['samples_00000000.npz']['samples'] for name in ('out', 'edm'))
+    assert (ours != edm).any()
+
+
+def test_png(files, tmp_path):
+    assert invoke(files, f'--outdir={tmp_path}/out', '--seeds=1,12', '--save_type=png')[0] == 0
+    assert sorted(os.listdir(tmp_path / 'out')) == ['000001.png', '000012.png', 'options.json']
+
+
+def test_the_same_command_resumes_and_another_is_refused(files, tmp_path):
+    command = [f'--outdir={tmp_path}/out', '--seeds=0-3', '--batch=2']
+    invoke(files, *command)
+    (tmp_path / 'out' / 'samples_00000002.npz').unlink()
+    assert '2 of them new' in invoke(files, *command)[1]
+    code, output = invoke(files, *command, '--rho=6')
+    assert code == 1 and '--outdir' in output and 'rho was 7' in output and '--overwrite' in output
+    assert invoke(files, *command, '--rho=6', '--overwrite')[0] == 0
+    os.replace(files / 'uncond.safetensors', tmp_path / 'kept')  # another network under the same name
+    try:
+        (files / 'uncond.safetensors').write_bytes((files / 'large.safetensors').read_bytes())
+        assert 'network_sha256' in invoke(files, *command, '--rho=6')[1]
+    finally:
+        os.replace(tmp_path / 'kept', files / 'uncond.safetensors')
+
+
+def test_published_paths_mean_the_working_folder(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert invoke(files, '--outdir=/samples_of_a_test/run', '--seeds=0')[0] == 0
+    assert (tmp_path / 'samples_of_a_test' / 'run' / 'samples_00000000.npz').is_file()
+
+
+@pytest.mark.parametrize('args, kwargs, words', [
+    (['--network=nowhere.pkl'], {}, '--network'),
+    (['--network={files}/foreign.pt'], {}, '--network'),
+    (['--network={files}/classifier.pt'], {}, '--network'),
+    (['--seeds=0', '--num_samples=4'], {}, '--seeds'),
+    (['--seeds=5-1'], {}, '--seeds'),
+    (['--class=3'], {}, '--class'),
+    (['--class=10'], dict(network='cond'), '0 to 9'),
+    (['--cond=1'], dict(guided=True, disc='disc_cond'), '--cond'),
+    (['--cond=0'], dict(guided=True, disc='disc_cond', network='cond'), '--discriminator_ckpt'),
+    (['--cond=1'], dict(guided=True, network='cond'), '--discriminator_ckpt'),
+    ([], dict(guided=True, network='large'), '--discriminator_ckpt'),
+    ([], dict(guided=True, disc='missing'), '--discriminator_ckpt'),
+    ([], dict(guided=True, disc='foreign'), '--discriminator_ckpt'),
+    ([], dict(guided=True, disc='classifier'), '--discriminator_ckpt'),
+    (['--time_min=0.5', '--time_max=0.4'], dict(guided=True), '--time_min'),
+    (['--sigma_min=5', '--sigma_max=2'], {}, '--sigma_min'),
+    (['--boosting=1', '--solver=euler'], dict(guided=True), '--boosting'),
+    (['--device=cuda:99'], {}, '--device'),
+    (['--device=warp'], {}, '--device'),
+    (['--precision=fp16'], {}, '--precision'),
+    (['--outdir={files}/foreign.pt'], {}, 'is a file; name a folder'),
+    (['--outdir={files}/foreign.pt/below'], {}, '--outdir'),
+])
+def test_bad_input_is_one_line(files, tmp_path, args, kwargs, words):
+    """Exit code 1 or 2, a last line that names the option, no file."""
+    args = [arg.format(files=files) for arg in args]
+    code, output = invoke(files, f'--outdir={tmp_path}/out', *([] if '--seeds' in str(args) else ['--seeds=0']),
+                          *args, **kwargs)
+    assert code in (1, 2), output
+    last = output.strip().splitlines()[-1]
+    assert last.startswith('Error: ') and words in last, output
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')
+def test_unwritable_folder(files, tmp_path):
+    tmp_path.chmod(0o500)
+    code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0')
+    assert code == 1 and '--outdir' in output
+
+
+def test_nan_is_one_line_and_no_file(files, tmp_path):
+    code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=4-5', network='nan')
+    assert code == 1 and 'seed 4 ' in output.strip().splitlines()[-1]
+    assert os.listdir(tmp_path / 'out') == ['options.json']
+
+
+@pytest.mark.skipif(not demo.DEMO_SCORE.is_file() or not demo.DEMO_DISCRIMINATOR.is_file(), reason='no demo files yet')
+def test_the_demo_is_the_default(tmp_path):
+    result = CliRunner().invoke(generate.main, [f'--outdir={tmp_path}/out', '--seeds=0-1', '--steps=2', '--device=cpu',
+                                                '--precision=fp32'])
+    assert result.exit_code == 0, result.output
+    assert samples(tmp_path / 'out')['samples_00000000.npz']['samples'].shape == (2, 32, 32, 3)
+
+
+def test_torchrun_gives_the_same_files(files, tmp_path):
+    """Two real processes with gloo against none."""
+    command = ['generate.py', f'--network={files / "cond.safetensors"}', '--dg_weight_1st_order=0', '--seeds=0-6',
+               '--batch=2', '--steps=2', '--device=cpu', '--precision=fp32', '--S_churn=5']
+    environment = os.environ | dict(OMP_NUM_THREADS='1')
+    for name, launcher in dict(two=['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'],
+                               one=[]).items():
+        result = subprocess.run([sys.executable, *launcher, *command, f'--outdir={tmp_path / name}'], cwd=ROOT,
+                                env=environment, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+    names = sorted(os.listdir(tmp_path / 'one'))
+    assert names == sorted(os.listdir(tmp_path / 'two')) and len(names) == 9
+    for name in names:
+        assert (tmp_path / 'one' / name).read_bytes() == (tmp_path / 'two' / name).read_bytes(), name

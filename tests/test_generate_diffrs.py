@@ -1,0 +1,155 @@
+"""generate_diffrs.py as a user runs it: files, reports, resuming, published inputs, one-line errors."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import generate_diffrs
+import plot
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def arguments(files, *args, network='uncond', disc='disc_uncond'):
+    return [str(a) for a in (
+        '--device=cpu', '--precision=fp32', '--steps=4', '--iter_warmup=1', '--rej_percentile=0.75',
+        f'--network={files / network}.safetensors', f'--pretrained_classifier_ckpt={files / "classifier.pt"}',
+        f'--discriminator_ckpt={files / disc}.pt', *args)]
+
+
+def invoke(files, *args, **kwargs):
+    """Run the script in-process; (exit code, output)."""
+    result = CliRunner().invoke(generate_diffrs.main, arguments(files, *args, **kwargs))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def samples(folder):
+    """All shards of a folder, one after the other."""
+    shards = [dict(np.load(path, allow_pickle=False)) for path in sorted(Path(folder).glob('samples_*.npz'))]
+    return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+
+
+@pytest.fixture(scope='module')
+def run(files, tmp_path_factory):
+    """A finished run of seven seeds in batches of three."""
+    folder = tmp_path_factory.mktemp('diffrs') / 'out'
+    code, output = invoke(files, f'--outdir={folder}', '--seeds=0-6', '--batch=3')
+    assert code == 0, output
+    return folder, output
+
+
+def test_files_and_report(run, tmp_path):
+    folder, output = run
+    arrays = samples(folder)
+    assert arrays['samples'].shape == (7, 16, 16, 3) and arrays['rejections'].shape == (7, 5)
+    assert (arrays['nfe'] >= 7).all() and arrays['rejections'].sum() > 0
+    report = json.loads((folder / 'diffrs_report.json').read_text())
+    assert report['images'] == 7 and report['nfe']['mean'] == arrays['nfe'].mean()
+    assert [level['rejections'] for level in report['levels']] == arrays['rejections'].sum(0).tolist()
+    assert f'{report["nfe"]["mean"]:.1f}' in output
+    result = CliRunner().invoke(plot.main, ['profile', str(folder), f'--out={tmp_path}/profile.png'])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / 'profile.png').stat().st_size > 1000
+
+
+def test_sample_depends_on_its_seed_alone(files, run, tmp_path):
+    """Another batch size and another list of seeds; the warm-up's thresholds are reused."""
+    folder, _ = run
+    code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=5,2', '--batch=2',
+                          f'--thresholds={folder / "thresholds.json"}')
+    assert code == 0, output
+    expected, found = samples(folder), samples(tmp_path / 'out')
+    for name in ('nfe', 'discriminator_calls', 'rejections', 'tests'):
+        assert np.array_equal(found[name], expected[name][[5, 2]]), name
+    assert np.abs(found['samples'].astype(int) - expected['samples'][[5, 2]]).max() <= 1
+
+
+def test_same_command_finishes_what_is_missing(files, run):
+    folder, _ = run
+    before = samples(folder)
+    (folder / 'samples_00000003.npz').unlink()
+    code, output = invoke(files, f'--outdir={folder}', '--seeds=0-6', '--batch=3')
+    assert code == 0 and '3 of them new' in output, output
+    after = samples(folder)
+    assert np.array_equal(after['nfe'], before['nfe'])
+    assert np.abs(after['samples'].astype(int) - before['samples']).max() <= 1
+    code, output = invoke(files, f'--outdir={folder}', '--seeds=0-6', '--batch=3', '--max_iter=50')
+    assert code == 1 and 'max_iter' in output and len(output.strip().splitlines()[-1]) < 400
+
+
+def test_labels_belong_to_their_samples(files, tmp_path):
+    args = dict(network='cond', disc='disc_cond')
+    code, output = invoke(files, f'--outdir={tmp_path}/all', '--seeds=0-5', '--batch=2', '--cond=1', **args)
+    assert code == 0, output
+    labels = samples(tmp_path / 'all')['label']
+    assert labels.shape == (6, 10) and (labels.sum(1) == 1).all() and len(set(labels.argmax(1))) > 1
+    code, output = invoke(files, f'--outdir={tmp_path}/one', '--seeds=0-1', '--batch=2', '--cond=1', '--class=7',
+                          **args)
+    assert code == 0, output
+    assert (samples(tmp_path / 'one')['label'].argmax(1) == 7).all()
+
+
+def test_guidance_composes(files, run, tmp_path):
+    code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-2', '--batch=3', '--dg_weight_1st_order=2')
+    assert code == 0, output
+    assert (samples(tmp_path / 'out')['samples'] != samples(run[0])['samples'][:3]).any()
+
+
+def test_published_warmup_is_read_without_running_it(files, run, tmp_path):
+    calibration = json.loads((run[0] / 'thresholds.json').read_text())
+    log_ratio = torch.tensor(calibration['log_ratio'])
+    increments = torch.cat([torch.zeros_like(log_ratio[:1]), log_ratio.diff(dim=0)])
+    for name, rows in (('adaptive', log_ratio), ('adaptive2', increments)):
+        (tmp_path / f'{name}.pickle').write_bytes(pickle.dumps([row.clone() for row in rows]))
+    pickles = [f'--adaptive_pickle={tmp_path}/adaptive.pickle', f'--adaptive_pickle2={tmp_path}/adaptive2.pickle']
+    code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-2', '--batch=3', *pickles)
+    assert code == 0, output
+    assert np.array_equal(samples(tmp_path / 'out')['nfe'], samples(run[0])['nfe'][:3])
+    code, output = invoke(files, f'--outdir={tmp_path}/half', '--seeds=0-2', pickles[0])
+    assert code == 1 and '--adaptive_pickle2' in output
+    (tmp_path / 'adaptive.pickle').write_bytes(b'cos\nsystem\n(S"touch PWNED"\ntR.')
+    code, output = invoke(files, f'--outdir={tmp_path}/bad', '--seeds=0-2', *pickles)
+    assert code == 1 and 'os.system' in output and not Path('PWNED').exists()
+
+
+@pytest.mark.parametrize(('args', 'words'), [
+    (['--max_iter=3'], '--max_iter'),
+    (['--boosting=1'], '--boosting'),
+    (['--class=1'], '--class'),
+    (['--cond=1'], '--cond'),
+    (['--thresholds=missing.json'], '--thresholds'),
+    (['--device=cuda:9'], '--device'),
+])
+def test_mistakes_end_in_one_line(files, tmp_path, args, words):
+    code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-1', *args)
+    lines = output.strip().splitlines()
+    assert code in (1, 2) and words in lines[-1] and lines[-1].startswith('Error: '), output
+    assert not (tmp_path / 'out').exists()
+
+
+def test_warmup_of_other_steps_is_refused(files, run, tmp_path):
+    code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-1', '--steps=5',
+                          f'--thresholds={run[0] / "thresholds.json"}')
+    assert code == 1 and 'calibrate again' in output
+
+
+def test_two_processes_draw_the_same_samples(files, run, tmp_path):
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+               str(ROOT / 'generate_diffrs.py'),
+               *arguments(files, f'--outdir={tmp_path}/out', '--seeds=0-6', '--batch=3')]
+    environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected, found = samples(run[0]), samples(tmp_path / 'out')
+    assert np.array_equal(found['nfe'], expected['nfe'])
+    assert np.abs(found['samples'].astype(int) - expected['samples']).max() <= 1

@@ -1,0 +1,229 @@
+"""The ADM networks against the reference's outputs, their published names and shapes, and what a file's shapes say."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from dg_goldens import classifier, discriminator
+from goldens import GOLDENS, load, recipe_
+
+from guided_diffusion import Architecture, UNetModel, create_classifier, read_architecture, set_precision
+from guided_diffusion.script_util import CHANNEL_MULT
+from guided_diffusion.unet import EncoderUNetModel
+
+
+@pytest.fixture(scope='module')
+def small():
+    return {key: torch.as_tensor(value) for key, value in load('dg/networks.npz').items()}
+
+
+def close(actual, expected, rtol=1e-4, atol=2e-4):
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+
+
+def shapes(net):
+    return {key: list(value.shape) for key, value in net.state_dict().items()}
+
+
+@torch.no_grad()
+def test_small_goldens(small):
+    d = small
+    close(classifier()(d['x'], d['t'], feature=True), d['features'])
+    close(classifier()(d['x'], d['t']), d['class_logits'])
+    net = discriminator('uncond')
+    close(net(d['features'], d['t']).view(-1), d['disc_logit'])
+    close(net(d['features'], d['t'], sigmoid=True).view(-1), d['disc_prob'])
+    net = discriminator('cond')
+    index = d['class_labels'].argmax(1)
+    close(net(d['features'], d['t'], condition=d['class_labels']).view(-1), d['disc_cond_logit'])
+    close(net(d['features'], d['t'], condition=index).view(-1), d['disc_cond_logit_index_labels'])
+    other = net(d['features'], d['t'], condition=(index + 1) % 10).view(-1)
+    assert (other - d['disc_cond_logit']).abs().min() > 1e-3
+    with pytest.raises(ValueError, match='conditional: it needs class labels'):
+        net(d['features'], d['t'])
+
+
+@torch.no_grad()
+def test_published_sizes():
+    """Width 128, depth 4 on images and depth 2 on features, weights by the recipe, rounded to half."""
+    d = load('dg/full_size.npz')
+    t = {key: torch.as_tensor(value) for key, value in d.items() if value.dtype.kind in 'fi'}
+    net = create_classifier(32, 128, 4)
+    assert shapes(net) == json.loads(str(d['keys_classifier']))
+    recipe_(net, int(t['seed_classifier']), half=True).eval()
+    checksum = sum(p.double().sum() for p in net.parameters())
+    np.testing.assert_allclose(checksum, t['checksum_classifier'], rtol=1e-9)
+    features = net(t['x'], t['t'], feature=True)
+    close(features, t['features'], atol=5e-4)
+    close(net.out(features), t['class_logits'], atol=5e-4)
+    for kind, classes, labels in (('', 0, None), ('_cond', 1000, t['label_index'])):
+        net = create_classifier(8, 128, 2, in_channels=512, out_channels=1, num_classes=classes).eval()
+        assert shapes(net) == json.loads(str(d[f'keys_disc{kind}']))
+        recipe_(net, int(t[f'seed_disc{kind}']), half=True)
+        if not classes:
+            checksum = sum(p.double().sum() for p in net.parameters())
+            np.testing.assert_allclose(checksum, t['checksum_disc'], rtol=1e-9)
+        close(net(t['features'], t['t'], condition=labels).view(-1), t[f'disc{kind}_logit'], atol=5e-4)
+
+
+@pytest.mark.parametrize('size, depth', [(16, 2), (64, 4)])
+def test_names_at_other_resolutions(size, depth):
+    expected = json.loads((GOLDENS / 'dg' / f'keys_{size}x{size}_classifier.json').read_text())
+    with torch.device('meta'):
+        net = create_classifier(size, 128, read_architecture_of(expected).depth)
+    assert shapes(net) == expected
+    assert read_architecture_of(expected)[:4] == (size, 128, depth, ','.join(r for r in ('32', '16', '8')
+                                                                            if int(r) <= size))
+
+
+def read_architecture_of(keys):
+    return read_architecture({key: torch.empty(shape, device='meta') for key, shape in keys.items()})
+
+
+@pytest.mark.parametrize('size', CHANNEL_MULT)
+@pytest.mark.parametrize('depth', [1, 2, 4])
+def test_architecture_from_shapes(size, depth):
+    for attention in ('', '8', '16,8', '32,16,8'):
+        attention = ','.join(res for res in attention.split(',') if res and int(res) <= size)
+        for channels, outputs, classes in ((1, 7, 0), (3, 1000, 0), (4, 1, 10)):
+            expected = Architecture(size, 64, depth, attention, channels, outputs, classes)
+            with torch.device('meta'):
+                net = expected.build()
+            state = net.state_dict()
+            assert read_architecture(state, size) == expected
+            if attention:
+                assert read_architecture(state) == expected
+            assert state['middle_block.2.in_layers.0.weight'].shape[0] == expected.feature_channels
+            assert size // net.downsampling == 8
+
+
+def test_shapes_that_leave_a_choice():
+    """Without attention, 32x32 at depth 3 and 256x256 at depth 1 have the same tensors."""
+    with torch.device('meta'):
+        small, large = create_classifier(32, 64, 3, ''), create_classifier(256, 64, 1, '')
+    assert shapes(small) == shapes(large)
+    sizes = {hint: read_architecture(small.state_dict(), hint)[:3] for hint in (None, 32, 256, 64)}
+    assert sizes == {None: (32, 64, 3), 32: (32, 64, 3), 256: (256, 64, 1), 64: (32, 64, 3)}
+    with torch.device('meta'):  # attention decides
+        assert read_architecture(create_classifier(32, 64, 3).state_dict())[:3] == (32, 64, 3)
+        assert read_architecture(create_classifier(256, 64, 1).state_dict())[:3] == (256, 64, 1)
+
+
+def test_files_that_are_no_adm_classifier():
+    state = dict(classifier().state_dict())
+    for key in ('time_embed.0.weight', 'out.2.positional_embedding', 'out.2.c_proj.weight'):
+        with pytest.raises(ValueError, match=f'no tensor .{key}'):
+            read_architecture({k: v for k, v in state.items() if k != key})
+    with pytest.raises(ValueError, match='not an ADM classifier of a known resolution: 5 blocks of width 64'):
+        read_architecture({k: v for k, v in state.items() if not k.startswith('input_blocks.5.')})
+    with pytest.raises(ValueError, match='known resolution: 6 blocks of width 64, 16x16 positions'):
+        read_architecture(state | {'out.2.positional_embedding': torch.zeros(256, 257)})
+    with pytest.raises(ValueError, match='no tensor'):
+        read_architecture({})
+
+
+def test_unknown_options():
+    with pytest.raises(ValueError, match='image size 48 is not supported; known are'):
+        create_classifier(48, 64, 1)
+    with pytest.raises(ValueError, match="pool 'max'"):
+        create_classifier(8, 64, 1, classifier_pool='max')
+    with pytest.raises(ValueError, match='cannot be split into heads of 64'):
+        create_classifier(8, 96, 1)
+    with pytest.raises(ValueError, match='num_head_channels'):
+        EncoderUNetModel(8, 3, 64, 10, 1, (), pool='attention')
+
+
+@torch.no_grad()
+def test_bf16(small):
+    """Within the rounding of bfloat16: relative L2 below 2 % for features, 5 % for logits, on random weights."""
+    d = small
+    half = set_precision(copy.deepcopy(classifier()), torch.bfloat16)
+    assert half.time_embed[0].weight.dtype == torch.float32 and half.input_blocks[0][0].weight.dtype == torch.bfloat16
+    features = half(d['x'], d['t'], feature=True)
+    assert features.dtype == torch.float32 and (features - d['features']).norm() < 0.02 * d['features'].norm()
+    net = set_precision(copy.deepcopy(discriminator('cond')), torch.bfloat16)
+    logit = net(d['features'], d['t'], condition=d['class_labels']).view(-1)
+    assert logit.dtype == torch.float32 and (logit - d['disc_cond_logit']).norm() < 0.05 * d['disc_cond_logit'].norm()
+
+
+def test_training_keeps_float32_weights(small):
+    net = set_precision(copy.deepcopy(discriminator('cond')), torch.bfloat16, cast_weights=False)
+    net.train().requires_grad_(True)
+    net(small['features'], small['t'], condition=small['class_labels']).sum().backward()
+    assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 for p in net.parameters())
+    assert all(p.grad.abs().max() > 0 for p in net.parameters())
+
+
+def test_gradient_and_rows(small):
+    x = small['x'].clone().requires_grad_()
+    features = classifier()(x, small['t'], feature=True)
+    logit = discriminator('uncond')(features, small['t']).view(-1)
+    gradient, = torch.autograd.grad(logit[1], x)
+    assert (gradient[1] != 0).all() and not gradient[[0, 2, 3]].any()
+    for k in range(4):
+        one = slice(k, k + 1)
+        torch.testing.assert_close(classifier()(small['x'][one], small['t'][one], feature=True), features[one],
+                                   rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('options', [dict(classifier_pool='adaptive'), dict(classifier_use_scale_shift_norm=False),
+                                     dict(classifier_resblock_updown=False)])
+def test_other_options(options):
+    net = create_classifier(16, 64, 1, '8', out_channels=5, **options)
+    assert net(torch.randn(2, 3, 16, 16), torch.rand(2)).shape == (2, 5)
+    assert net(torch.randn(2, 3, 16, 16), torch.rand(2), feature=True).shape == (2, 128, 8, 8)
+
+
+def test_new_networks_start_without_residuals():
+    """As ADM initialises: the last layer of every residual branch is zero."""
+    net = create_classifier(8, 64, 2, in_channels=4)
+    assert not any(p.any() for name, p in net.named_parameters() if 'out_layers.3' in name or 'proj_out' in name)
+
+
+ADM_64 = dict(image_size=64, in_channels=3, model_channels=192, out_channels=6, num_res_blocks=3,
+              attention_resolutions=(2, 4, 8), dropout=0.1, channel_mult=(1, 2, 3, 4), num_classes=1000,
+              num_head_channels=64, use_scale_shift_norm=True, resblock_updown=True)
+PUBLISHED_NAMES = {  # of openai/guided-diffusion's 64x64_diffusion.pt
+    'label_emb.weight': [1000, 768], 'input_blocks.0.0.weight': [192, 3, 3, 3],
+    'input_blocks.4.0.in_layers.2.weight': [192, 192, 3, 3],
+    'input_blocks.5.0.skip_connection.weight': [384, 192, 1, 1], 'input_blocks.5.1.qkv.weight': [1152, 384, 1],
+    'middle_block.1.proj_out.weight': [768, 768, 1],
+    'output_blocks.0.0.in_layers.0.weight': [1536], 'output_blocks.0.0.emb_layers.1.weight': [1536, 768],
+    'output_blocks.3.2.in_layers.0.weight': [768], 'output_blocks.15.0.out_layers.3.weight': [192, 192, 3, 3],
+    'out.0.weight': [192], 'out.2.weight': [6, 192, 3, 3]}
+
+
+def test_the_published_64x64_unet():
+    with torch.device('meta'):
+        net = UNetModel(**ADM_64)
+    state = shapes(net)
+    assert PUBLISHED_NAMES.items() <= state.items()
+    assert len(net.input_blocks) == len(net.output_blocks) == 16
+    assert len(state) == 541 and sum(p.numel() for p in net.parameters()) == 295_904_454  # ADM's paper says 296 million
+
+
+@pytest.mark.parametrize('classes, updown', [(None, True), (10, False)])
+def test_unet_forward_and_backward(classes, updown):
+    net = UNetModel(16, 3, 32, 6, 1, (2,), channel_mult=(1, 2), num_classes=classes, num_head_channels=32,
+                    use_scale_shift_norm=updown, resblock_updown=updown)
+    recipe_(net)
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([0.0, 999.0])
+    y = None if classes is None else torch.tensor([3, 7])
+    out = net(x, t, y)
+    assert out.shape == (2, 6, 16, 16) and out.dtype == torch.float32
+    out.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    torch.testing.assert_close(net(x[1:], t[1:], None if y is None else y[1:]), out[1:], rtol=1e-4, atol=1e-4)
+    if classes:
+        assert (net(x, t, torch.tensor([3, 8])) - out).abs().amax((1, 2, 3)).gt(1e-4).tolist() == [False, True]
+        with pytest.raises(ValueError, match='needs class labels'):
+            net(x, t)
+    half = set_precision(net, torch.bfloat16)(x, t, y)
+    assert (half - out).norm() < 0.05 * out.norm()
+
+
+def test_a_new_unet_predicts_zero():
+    net = UNetModel(8, 3, 32, 3, 1, (1,), channel_mult=(1,))
+    assert not net(torch.randn(1, 3, 8, 8), torch.tensor([5.0])).any()

@@ -1,0 +1,23 @@
+"""docs/*-help.txt is what --help prints."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / 'docs'))
+
+from make_help import SCRIPTS, help_text  # noqa: E402
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_help_file_is_current(script):
+    text = (ROOT / 'docs' / f'{script}-help.txt').read_text()
+    # click versions differ in where they break lines and in how they mark ranges; the words must agree
+    assert help_text(script).split() == text.split(), 'run: python docs/make_help.py'
+
+
+def test_every_script_has_its_help():
+    scripts = {path.stem for path in ROOT.glob('*.py')} - {'classifier_lib'}
+    assert scripts == set(SCRIPTS)

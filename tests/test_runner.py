@@ -1,0 +1,350 @@
+"""sampling/runner.py and sampling/folder.py: which files a run leaves, whatever happened on the way."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from sampling import folder, runner
+from torch_utils.images import to_uint8
+from torch_utils.rng import StackedRandomGenerator
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Net:
+    img_channels, img_resolution, label_dim = 3, 8, 4
+
+
+class Unconditional(Net):
+    label_dim = 0
+
+
+class Sampler:
+    """Returns the latents as images; keeps the batches it drew."""
+
+    def __init__(self, net=Net, bad_seed=None, fail_at=None):
+        self.net, self.bad_seed, self.fail_at, self.batches = net, bad_seed, fail_at, []
+
+    def __call__(self, seeds, tick):
+        if len(self.batches) == self.fail_at:
+            raise KeyboardInterrupt
+        self.batches.append(list(seeds))
+        _, latents, labels = runner.draw_inputs(self.net, seeds, 'cpu')
+        if self.bad_seed in seeds:
+            latents[seeds.index(self.bad_seed), 0, 0, 0] = float('nan')
+        tick(0.5)
+        return runner.Samples(latents, labels)
+
+
+def run(path, sampler=None, seeds=range(10), batch=4, options=None, **kwargs):
+    return runner.run(sampler or Sampler(), list(seeds), path, batch=batch, options=options or dict(a=1), **kwargs)
+
+
+def contents(path):
+    return {name: (path / name).read_bytes() for name in sorted(os.listdir(path))}
+
+
+def test_files_of_a_run(tmp_path):
+    report = run(tmp_path / 'a' / 'b', seeds=[5, 6, 7, 100, 3], batch=2)
+    assert (report.images, report.drawn) == (5, 5)
+    assert sorted(os.listdir(tmp_path / 'a' / 'b')) == [
+        'options.json', 'sample_00000003.png', 'sample_00000005.png', 'sample_00000007.png',
+        'samples_00000003.npz', 'samples_00000005.npz', 'samples_00000007.npz']
+    with np.load(tmp_path / 'a' / 'b' / 'samples_00000007.npz', allow_pickle=False) as file:
+        assert sorted(file.files) == ['label', 'samples']
+        assert file['samples'].shape == (2, 8, 8, 3) and file['samples'].dtype == np.uint8
+        assert file['label'].shape == (2, 4) and file['label'].dtype == np.float32
+        assert (file['label'].sum(1) == 1).all()
+    record = json.loads((tmp_path / 'a' / 'b' / 'options.json').read_text())
+    assert record == dict(a=1, seeds='5-7,100,3', batch=2, save_type='npz')
+
+
+def test_latents_and_labels_are_those_of_edm():
+    """Per seed: normal latents first, then the label; a fixed class does not change later draws."""
+    rnd, latents, labels = runner.draw_inputs(Net, [3, 2**32 + 7], 'cpu')
+    for row, seed in enumerate([3, 7]):
+        generator = torch.Generator().manual_seed(seed)
+        assert torch.equal(latents[row], torch.randn([3, 8, 8], generator=generator))
+        assert labels[row].argmax() == torch.randint(4, [], generator=generator)
+        after = torch.randn([3, 8, 8], generator=generator)
+        assert torch.equal(rnd.randn_like(latents)[row], after) if row == 0 else True
+    fixed, same_latents, fixed_labels = runner.draw_inputs(Net, [3, 7], 'cpu', class_idx=2)
+    assert torch.equal(same_latents, latents) and (fixed_labels.argmax(1) == 2).all()
+    other, _, _ = runner.draw_inputs(Net, [3, 7], 'cpu')
+    assert torch.equal(fixed.randn_like(latents), other.randn_like(latents))
+    assert runner.draw_inputs(Unconditional, [1], 'cpu')[2] is None
+
+
+@pytest.mark.parametrize('net, class_idx', [(Net, 4), (Unconditional, 0)])
+def test_classes_that_do_not_exist(net, class_idx):
+    with pytest.raises(ValueError):
+        runner.draw_inputs(net, [1], 'cpu', class_idx)
+
+
+@pytest.mark.parametrize('batch', [1, 3, 10, 64])
+def test_image_k_does_not_depend_on_the_batch(tmp_path, batch):
+    run(tmp_path, seeds=range(20, 30), batch=batch)
+    for path in tmp_path.glob('samples_*.npz'):
+        with np.load(path, allow_pickle=False) as file:
+            first = int(path.stem.removeprefix('samples_'))
+            for k, image in enumerate(file['samples']):
+                latents = StackedRandomGenerator('cpu', [first + k]).randn([1, 3, 8, 8])
+                assert np.array_equal(image, to_uint8(latents)[0])
+
+
+def test_png_files(tmp_path):
+    run(tmp_path, seeds=[0, 123456, 1234567], batch=2, save_type='png')
+    assert sorted(os.listdir(tmp_path)) == ['000000.png', '123456.png', '1234567.png', 'options.json']
+    latents = StackedRandomGenerator('cpu', [123456]).randn([1, 3, 8, 8])
+    with PIL.Image.open(tmp_path / '123456.png') as image:
+        assert np.array_equal(np.asarray(image), to_uint8(latents)[0])
+    sampler = Sampler()
+    (tmp_path / '1234567.png').write_bytes((tmp_path / '1234567.png').read_bytes()[:-40])
+    run(tmp_path, sampler, seeds=[0, 123456, 1234567], batch=2, save_type='png')
+    assert sampler.batches == [[1234567]]
+
+
+def test_pictures_beside_the_first_shards_alone(tmp_path):
+    run(tmp_path, seeds=range(12), batch=2)
+    assert len(list(tmp_path.glob('sample_*.png'))) == folder.GRIDS
+    with PIL.Image.open(tmp_path / 'sample_00000000.png') as image:
+        assert image.size == (12, 22)  # two images of 8 pixels below one another, 2 pixels of padding
+
+
+def test_further_arrays_are_kept(tmp_path):
+    def sample(seeds, tick):
+        return runner.Samples(torch.zeros(len(seeds), 1, 4, 4), extra=dict(nfe=torch.tensor(seeds)))
+
+    run(tmp_path, sample, seeds=range(5), batch=4, pad=True)
+    with np.load(tmp_path / 'samples_00000004.npz', allow_pickle=False) as file:
+        assert file['nfe'].tolist() == [4] and file['samples'].shape == (1, 4, 4, 1)
+
+
+def test_padding_shows_one_shape_and_changes_nothing(tmp_path):
+    sampler = Sampler()
+    run(tmp_path / 'padded', sampler, pad=True)
+    assert sampler.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 9, 9]]
+    run(tmp_path / 'plain')
+    assert contents(tmp_path / 'padded') == contents(tmp_path / 'plain')
+
+
+def test_the_same_command_completes_a_run(tmp_path):
+    """After a kill, with a shard cut short, a picture missing and a temporary file left behind."""
+    run(tmp_path / 'whole', seeds=range(20))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / 'killed', Sampler(fail_at=3), seeds=range(20))
+    killed = tmp_path / 'killed'
+    assert len(list(killed.glob('samples_*.npz'))) == 3  # what was drawn is on disk
+    data = (killed / 'samples_00000004.npz').read_bytes()
+    (killed / 'samples_00000004.npz').write_bytes(data[:len(data) // 2])
+    (killed / 'sample_00000008.png').unlink()
+    (killed / '.samples_00000012.npz.x1y2.tmp').write_bytes(b'half')
+    sampler = Sampler()
+    report = run(killed, sampler, seeds=range(20))
+    assert [batch[0] for batch in sampler.batches] == [4, 8, 12, 16] and report.drawn == 16
+    assert contents(killed) == contents(tmp_path / 'whole')
+    assert run(killed, sampler, seeds=range(20)).drawn == 0
+
+
+def test_flipped_bytes_are_noticed(tmp_path):
+    run(tmp_path)
+    path = tmp_path / 'samples_00000004.npz'
+    whole = path.read_bytes()
+    path.write_bytes(whole[:300] + bytes(64) + whole[364:])
+    run(tmp_path)
+    assert path.read_bytes() == whole
+
+
+def test_other_options_are_refused_by_name(tmp_path):
+    run(tmp_path, options=dict(a=1, S_max=float('inf')))
+    before = contents(tmp_path)
+    run(tmp_path, options=dict(a=1, S_max=float('inf')))
+    with pytest.raises(ValueError, match=r'a was 1, now 2; batch was 4, now 5'):
+        run(tmp_path, options=dict(a=2, S_max=float('inf')), batch=5)
+    with pytest.raises(ValueError, match=r"seeds was '0-9', now '0-10'"):
+        run(tmp_path, seeds=range(11), options=dict(a=1, S_max=float('inf')))
+    assert contents(tmp_path) == before
+
+
+def test_foreign_samples_are_refused(tmp_path):
+    (tmp_path / 'samples_731.npz').write_bytes(b'x')
+    with pytest.raises(ValueError, match='no options.json'):
+        run(tmp_path)
+    assert os.listdir(tmp_path) == ['samples_731.npz']
+    (tmp_path / 'samples_731.npz').unlink()
+    run(tmp_path)
+    (tmp_path / 'samples_00000002.npz').write_bytes(b'x')
+    with pytest.raises(ValueError, match='samples_00000002.npz'):
+        run(tmp_path)
+
+
+def test_overwrite_removes_samples_and_nothing_else(tmp_path):
+    (tmp_path / 'notes.txt').write_text('keep')
+    (tmp_path / 'samples_731.npz').write_bytes(b'x')
+    run(tmp_path, overwrite=True)
+    run(tmp_path, batch=5, options=dict(a=2), overwrite=True)
+    assert (tmp_path / 'notes.txt').read_text() == 'keep'
+    assert sorted(path.name for path in tmp_path.glob('samples*')) == ['samples_00000000.npz', 'samples_00000005.npz']
+
+
+def test_nan_names_the_seed_and_writes_nothing(tmp_path):
+    with pytest.raises(runner.NonFiniteSample, match='seed 6 '):
+        run(tmp_path, Sampler(bad_seed=6))
+    assert not (tmp_path / 'samples_00000004.npz').exists() and not (tmp_path / 'sample_00000004.png').exists()
+    assert (tmp_path / 'samples_00000000.npz').exists()
+    assert not list(tmp_path.glob('.*'))
+
+
+def test_errors_of_the_writer_reach_the_caller(tmp_path, monkeypatch):
+    """A full disk: the error comes out, sampling stops soon, no half file stays."""
+    def full(*args, **kwargs):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(folder.np, 'savez_compressed', full)
+    sampler = Sampler()
+    with pytest.raises(OSError, match='No space left'):
+        run(tmp_path, sampler, seeds=range(400))
+    assert len(sampler.batches) < 60
+    assert not list(tmp_path.glob('.*')) and not list(tmp_path.glob('samples_*'))
+    assert not [thread for thread in threading.enumerate() if thread.name == 'writer']
+
+
+def test_a_slow_disk_holds_few_batches(tmp_path, monkeypatch):
+    """Memory is flat: at most the queue, the batch being written and the one being drawn are alive."""
+    alive, most = [0], [0]
+    write = folder.SampleFolder.write
+
+    def slow(*args):
+        time.sleep(0.02)
+        write(*args)
+        alive[0] -= 1
+
+    def sample(seeds, tick):
+        alive[0] += 1
+        most[0] = max(most[0], alive[0])
+        return runner.Samples(torch.zeros(len(seeds), 3, 8, 8))
+
+    monkeypatch.setattr(folder.SampleFolder, 'write', slow)
+    run(tmp_path, sample, seeds=range(60))
+    assert most[0] <= runner.QUEUE_DEPTH + 2
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    tmp_path.joinpath('x').mkdir()
+    other = folder.SampleFolder(tmp_path / 'x', [1], 1, {})
+    with other.lock(), pytest.raises(ValueError, match='another run'):
+        run(tmp_path / 'x')
+    run(tmp_path / 'x')
+
+
+def test_a_file_where_the_folder_should_be(tmp_path):
+    (tmp_path / 'file').write_text('')
+    for path in (tmp_path / 'file', tmp_path / 'file' / 'below'):
+        with pytest.raises(OSError):
+            run(path)
+
+
+def test_repeated_seeds_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='twice'):
+        run(tmp_path, seeds=[1, 2, 1])
+
+
+def test_choose_seeds():
+    assert runner.choose_seeds([4, 2], None, None) == [4, 2]
+    assert runner.choose_seeds(None, 3, 10) == [10, 11, 12]
+    assert runner.choose_seeds(None, None, None) == list(range(50000))
+    for given in ((3, None), (None, 0)):
+        with pytest.raises(ValueError):
+            runner.choose_seeds([1], *given)
+
+
+def test_format_int_list():
+    assert folder.format_int_list([0, 1, 2, 7, 5, 6]) == '0-2,7,5-6'
+
+
+WORKER = '''
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_runner import Sampler, run
+from torch_utils import distributed as dist
+
+class Slow(Sampler):
+    def __call__(self, seeds, tick):
+        time.sleep(0.5 if dist.get_rank() == 1 else 0.02)
+        return super().__call__(seeds, tick)
+
+dist.init()
+sampler = Slow(bad_seed={bad_seed})
+report = run({path!r}, sampler, seeds=range(50))
+sys.stdout.write(f'rank {{dist.get_rank()}} drew {{len(sampler.batches)}} of {{report.drawn}}\\n')
+dist.shutdown()
+'''
+
+
+def launch(tmp_path, processes, path, bad_seed=None):
+    script = tmp_path / 'worker.py'
+    script.write_text(WORKER.format(tests=str(ROOT / 'tests'), path=str(path), bad_seed=bad_seed))
+    environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    return subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone',
+                           f'--nproc_per_node={processes}', str(script)],
+                          capture_output=True, text=True, env=environment, timeout=120, cwd=ROOT)
+
+
+@pytest.mark.parametrize('processes', [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_share_the_work_and_the_files_are_the_same(tmp_path, processes):
+    """Rank 1 is slow: it draws less, and the files are byte for byte those of one process."""
+    result = launch(tmp_path, processes, tmp_path / 'many')
+    assert result.returncode == 0, result.stderr
+    run(tmp_path / 'one', seeds=range(50))
+    assert contents(tmp_path / 'many') == contents(tmp_path / 'one')
+    drawn = {int(line.split()[1]): int(line.split()[3]) for line in result.stdout.splitlines()}
+    assert sum(drawn.values()) == 13 and len(drawn) == processes
+    assert drawn[1] < max(drawn.values())
+    assert result.stdout.count('of 50') == processes
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_ends_the_others(tmp_path):
+    result = launch(tmp_path, 2, tmp_path / 'many', bad_seed=17)
+    assert result.returncode != 0 and 'seed 17' in result.stderr
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path):
+    """SIGKILL at 20 random moments; then the same command gives the files of an undisturbed run."""
+    script = tmp_path / 'worker.py'
+    script.write_text(WORKER.format(tests=str(ROOT / 'tests'), path=str(tmp_path / 'killed'), bad_seed=None))
+    environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    moments = np.random.RandomState(0).uniform(1, 4, size=20)
+    for moment in moments:
+        process = subprocess.Popen([sys.executable, str(script)], env=environment, cwd=ROOT,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moment)
+        process.kill()
+        process.wait()
+    run(tmp_path / 'killed', seeds=range(50))
+    run(tmp_path / 'whole', seeds=range(50))
+    assert contents(tmp_path / 'killed') == contents(tmp_path / 'whole')
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+def test_samples_on_the_gpu(tmp_path):
+    """Images leave the device while sampling goes on; each image follows its own CUDA generator."""
+    def sample(seeds, tick):
+        _, latents, labels = runner.draw_inputs(Net, seeds, 'cuda')
+        return runner.Samples(latents, labels)
+
+    run(tmp_path / 'a', sample, batch=4)
+    run(tmp_path / 'b', sample, batch=10)
+    images = [np.load(path, allow_pickle=False)['samples'] for path in sorted((tmp_path / 'a').glob('*.npz'))]
+    whole = np.load(tmp_path / 'b' / 'samples_00000000.npz', allow_pickle=False)['samples']
+    assert np.array_equal(np.concatenate(images), whole)

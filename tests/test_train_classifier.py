@@ -1,0 +1,194 @@
+"""Training of classifiers: augmentation, losses, learning, resuming, files and bad input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch.nn import functional as F
+
+import train_classifier as script
+from classifier_lib import load_classifier
+from diffusion.vpsde import VPSDE
+from guided_diffusion import create_classifier
+from metrics.feature_net import load_feature_net
+from torch_utils.checkpoint import read_network
+from training import classifier as lib
+from training.data import BatchLoader
+from training.loop import TrainRun, train
+from training.randomness import BatchRandom
+
+
+def random_for(count, step=0):
+    return BatchRandom(0, step, count, torch.device('cpu'))
+
+
+def test_augment_moves_and_mirrors_each_image_by_itself():
+    images = torch.rand(64, 3, 8, 8)
+    moved = lib.augment(images, random_for(64), xflip=True, shift=2)
+    assert moved.shape == images.shape
+    padded = F.pad(images, [2] * 4, mode='reflect')
+    found = set()
+    for index in range(64):
+        candidates = {(dy, dx, flip): (part.flip(2) if flip else part) for dy in range(5) for dx in range(5)
+                      for flip in (0, 1) for part in [padded[index, :, dy:dy + 8, dx:dx + 8]]}
+        # A mirrored image moved left is the mirror of one moved right: look for any of the fifty.
+        match = [key for key, part in candidates.items() if torch.equal(part, moved[index])]
+        assert len(match) == 1
+        found.update(match)
+    assert len(found) > 25
+    assert torch.equal(lib.augment(images, random_for(64), xflip=False, shift=0), images)
+    whole, half = random_for(64), random_for(64).rows(slice(32, 64))
+    assert torch.equal(lib.augment(images, whole, True, 2)[32:], lib.augment(images[32:], half, True, 2))
+
+
+@pytest.mark.parametrize('time_map', [None, VPSDE().t_cos])
+def test_noisy_loss_is_cross_entropy_of_the_vp_state(time_map):
+    seen = {}
+
+    def net(x, t):
+        seen.update(x=x, t=t)
+        return x.mean(dim=[2, 3])
+
+    images, labels = torch.rand(16, 3, 8, 8) * 2 - 1, torch.arange(16) % 3
+    loss, stats = lib.NoisyClassifierLoss(net, VPSDE(), time_map, xflip=False)(images, labels, random_for(16))
+    rng = random_for(16)
+    t = 1e-5 + (1 - 1e-5) * rng.rand([16])
+    mean, std = VPSDE().marginal(t)
+    x = mean[:, None, None, None] * images + std[:, None, None, None] * rng.randn([16, 3, 8, 8])
+    torch.testing.assert_close(seen['x'], x)
+    torch.testing.assert_close(seen['t'], t if time_map is None else time_map(t))
+    torch.testing.assert_close(loss, F.cross_entropy(x.mean(dim=[2, 3]), labels, reduction='none'))
+    assert torch.equal(stats['accuracy'], (x.mean(dim=[2, 3]).argmax(1) == labels).float())
+
+
+def test_accuracy_falls_with_noise(tmp_path):
+    """Red, green and blue images: named rightly at small noise, guessed at large noise."""
+    labels = torch.arange(600) % 3
+    images = torch.full([600, 3, 4, 4], 90, dtype=torch.uint8)
+    images[torch.arange(600), labels] = 160
+
+    class Toy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(4, 3)
+
+        def forward(self, x, t):
+            return self.linear(torch.cat([x.mean(dim=[2, 3]), t[:, None]], dim=1))
+
+    net = Toy()
+    train(TrainRun(outdir=tmp_path, config={}, module=net, step_loss=lib.NoisyClassifierLoss(net, VPSDE()),
+                   batches=BatchLoader(images, labels, 100, 0, 'cpu'), batch_size=100, total_nimg=10_000,
+                   lr=lambda nimg: 0.03))
+    shares = lib.accuracy_by_noise(net, images, labels, VPSDE(), 'cpu', batch_size=256)
+    assert shares == lib.accuracy_by_noise(net, images, labels, VPSDE(), 'cpu', batch_size=256)
+    assert list(shares) == list(lib.SIGMA_LEVELS)
+    assert shares[0.0] == 1 and shares[0.3] > 0.95 and shares[10.0] < 0.5
+    assert lib.accuracy(lambda x: x.mean(dim=[2, 3]), images, labels, 'cpu', batch_size=256) == 1
+
+
+# ---------------------------------------------------------------------------
+# The script.
+
+@pytest.fixture(scope='module')
+def room(tmp_path_factory):
+    """A folder with labelled images: class k has k + 1 bright stripes."""
+    path = tmp_path_factory.mktemp('classifier')
+    rng = np.random.default_rng(0)
+    for name, count, channels in (('rgb', 40, 3), ('grey', 40, 1)):
+        labels = np.arange(count) % 3
+        images = rng.integers(0, 60, [count, 8, 8, channels])
+        for index, label in enumerate(labels):
+            images[index, :2 * (label + 1)] += 150
+        np.savez(path / f'{name}.npz', samples=images.astype(np.uint8), label=labels)
+    np.savez(path / 'unlabelled.npz', arr_0=images.astype(np.uint8))
+    return path
+
+
+def run(room, outdir, *options, data='rgb.npz'):
+    arguments = [f'--outdir={room / outdir}', f'--data={room / data}', '--batch_size=8', '--kimg=0.04',
+                 '--device=cpu', '--precision=fp32', '--val_fraction=0.2', *options]
+    return CliRunner().invoke(script.main, arguments)
+
+
+def test_noisy_classifier_files_and_bitwise_resume(room):
+    options = ['--depth=1', '--ema_kimg=0.01']
+    result = run(room, 'whole', *options)
+    assert result.exit_code == 0, result.output
+    assert 'held-out accuracy' in result.output and 'at sigma 10' in result.output
+    state = torch.load(room / 'whole' / 'classifier.pt', weights_only=True)
+    create_classifier(8, 64, 1, '8', out_channels=3).load_state_dict(state, strict=True)
+    file = read_network(room / 'whole' / 'classifier.safetensors')
+    create_classifier(**file.kwargs).load_state_dict(file.state, strict=True)
+    names = ('kind', 'width', 'depth', 'channels', 'resolution', 'classes', 'time')
+    assert {k: file.metadata[k] for k in names} == dict(
+        kind='classifier', width=64, depth=1, channels=3, resolution=8, classes=3, time='linear')
+    for name in ('classifier.pt', 'classifier.safetensors'):
+        net = load_classifier(str(room / 'whole' / name), 8, 'cpu')
+        assert all(torch.equal(net.state_dict()[k], state[k]) for k in state)
+
+    result = run(room, 'parts', *options, '--max_minutes=0')
+    assert result.exit_code == 0 and 'the same command resumes' in result.output, result.output
+    result = run(room, 'parts', *options)
+    assert result.exit_code == 0, result.output
+    again = torch.load(room / 'parts' / 'classifier.pt', weights_only=True)
+    assert all(torch.equal(again[k], state[k]) for k in state)
+    lines = [[json.loads(line)['loss'] for line in (room / folder / 'stats.jsonl').read_text().splitlines()]
+             for folder in ('whole', 'parts')]
+    assert lines[0] == lines[1]
+    result = run(room, 'parts', *options, '--seed=1')
+    assert result.exit_code == 1 and 'seed' in result.output and '--overwrite' in result.output
+
+
+def test_one_channel_more_classes_and_test_data(room):
+    result = run(room, 'grey', '--classes=1000', '--depth=1', f'--test_data={room / "grey.npz"}', '--time=cosine',
+                 data='grey.npz')
+    assert result.exit_code == 0, result.output
+    file = read_network(room / 'grey' / 'classifier.safetensors')
+    assert file.state['input_blocks.0.0.weight'].shape[1] == 1
+    assert file.state['out.2.c_proj.weight'].shape[0] == 1000
+    assert file.metadata['time'] == 'cosine'
+
+
+def test_feature_network_learns_and_loads(room):
+    result = run(room, 'features', '--preset=cifar10-features', '--kimg=0.24', '--shift=0', '--lr=0.05',
+                 f'--test_data={room / "rgb.npz"}')
+    assert result.exit_code == 0, result.output
+    last = json.loads((room / 'features' / 'stats.jsonl').read_text().splitlines()[-1])
+    assert last['held_out_accuracy'] > 0.8
+    net = load_feature_net(room / 'features' / 'features.safetensors')
+    assert net.num_classes == 3 and net.img_resolution == 8
+    assert net(torch.zeros(2, 3, 8, 8), features=True).shape == (2, net.feature_dim)
+
+
+def test_presets_and_dry_run(room):
+    config = json.loads(run(room, 'dry', '--preset=adm-32', '--dry_run').output)
+    assert (config['width'], config['depth'], config['classes'], config['lr'], config['weight_decay']) == (
+        128, 4, 1000, 3e-4, 0.05)
+    assert config['batch_size'] == 8  # an option wins over the preset
+    assert not (room / 'dry').exists()
+    rate = script.learning_rate
+    cosine = dict(schedule='cosine', lr=1.0, batch_size=10)
+    assert rate(cosine, 100_000, 0) == pytest.approx(1 / 200) and rate(cosine, 100_000, 50_000) == pytest.approx(0.5)
+    cycle = dict(schedule='one-cycle', lr=1.0)
+    assert rate(cycle, 1000, 200) == pytest.approx(1.0) and rate(cycle, 1000, 999) == pytest.approx(0.001 / 0.8)
+
+
+@pytest.mark.parametrize(('option', 'options', 'data'), [
+    ('--data', [], 'nowhere.zip'),
+    ('--data', [], 'unlabelled.npz'),
+    ('--data', ['--img_resolution=32'], 'rgb.npz'),
+    ('--test_data', ['--test_data=nowhere.npz'], 'rgb.npz'),
+    ('--classes', ['--classes=2'], 'rgb.npz'),
+    ('--width', ['--width=100'], 'rgb.npz'),
+    ('--preset', ['--preset=cifar11'], 'rgb.npz'),
+    ('--device', ['--device=cuda:7'], 'rgb.npz'),
+])
+def test_bad_input_is_one_line_that_names_the_option(room, option, options, data):
+    result = run(room, 'never', *options, data=data)
+    assert result.exit_code in (1, 2)
+    assert isinstance(result.exception, SystemExit), result.exception
+    last = result.output.strip().splitlines()[-1]
+    assert last.startswith('Error') and option in last, result.output
+    assert not (room / 'never').exists()

@@ -1,0 +1,103 @@
+"""train_score.py as a user calls it, on a tiny network and few images."""
+
+import json
+
+import click.testing
+import numpy as np
+import pytest
+import torch
+
+import networks
+import train_score
+from torch_utils.stats import JsonLines
+
+IMAGES = np.random.RandomState(0).randint(256, size=[40, 8, 8, 3], dtype=np.uint8)
+TINY = ['--channels=8', '--kimg=1', '--batch=100', '--tick=1', '--device=cpu', '--precision=fp32']
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # these networks are too small for two
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def data(tmp_path):
+    np.savez(tmp_path / 'data.npz', samples=IMAGES, label=np.arange(40) % 4)
+    return f'--data={tmp_path / "data.npz"}'
+
+
+def call(*args):
+    result = click.testing.CliRunner().invoke(train_score.main, [str(arg) for arg in args])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_train_and_resume(tmp_path, data):
+    arguments = [f'--outdir={tmp_path / "run"}', data, '--cond=1', '--augment=0.5', *TINY]
+    first = call(*arguments, '--max_minutes=0.0001')
+    assert first.exit_code == 0 and 'the same command resumes' in first.output
+    second = call(*arguments)
+    assert second.exit_code == 0 and 'resuming' in second.output and 'finished' in second.output
+    files = sorted(path.name for path in (tmp_path / 'run').iterdir())
+    assert files == ['.lock', 'network-000001.safetensors', 'options.json', 'stats.jsonl', 'training-state.pt']
+    assert [line['nimg'] for line in JsonLines(tmp_path / 'run' / 'stats.jsonl').read()] == [1000]
+    net = networks.load_network(tmp_path / 'run' / 'network-000001.safetensors')
+    assert (net.img_resolution, net.label_dim, net.model.map_augment.in_features) == (8, 4, 9)
+    assert net(torch.randn(2, 3, 8, 8), torch.tensor(1.0), torch.eye(4)[:2]).isfinite().all()
+
+    other = call(*arguments, '--lr=0.5')
+    assert other.exit_code == 1 and 'other options: lr (0.001 there, 0.5 here)' in other.output
+
+
+def test_snapshots_are_pruned(tmp_path, data):
+    call(f'--outdir={tmp_path / "run"}', data, *TINY, '--kimg=4', '--snap=1', '--keep=2')
+    names = sorted(path.name for path in (tmp_path / 'run').glob('network-*'))
+    assert names == [f'network-{kimg:06d}.safetensors' for kimg in (2, 4)]
+
+
+@pytest.mark.parametrize('precond', ['vp', 've'])
+def test_other_preconditionings(tmp_path, data, precond):
+    result = call(f'--outdir={tmp_path / "run"}', data, f'--precond={precond}', *TINY)
+    assert result.exit_code == 0, result.output
+    net = networks.load_network(tmp_path / 'run' / 'network-000001.safetensors')
+    assert type(net).__name__ == f'{precond.upper()}Precond'
+
+
+@pytest.mark.parametrize('preset', train_score.PRESETS)
+def test_dry_run_writes_nothing(tmp_path, data, preset):
+    result = call(f'--outdir={tmp_path / "run"}', data, f'--preset={preset}', '--dry-run')
+    assert result.exit_code == 0
+    config = json.loads(result.output[result.output.index('{'):])
+    assert config['preset'] == preset and config['images'] == 40
+    assert not (tmp_path / 'run').exists()
+
+
+def test_the_published_configuration(tmp_path, data):
+    """55.7 million weights and nine augmentation labels, as edm-cifar10-32x32-uncond-vp has (Karras et al. 2022)."""
+    result = call(f'--outdir={tmp_path}', data, '--preset=cifar10-edm', '--dry-run')
+    config = json.loads(result.output[result.output.index('{'):]) | dict(resolution=32)
+    net, _ = train_score.make_network(config, torch.device('cpu'), torch.float32)
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(55.7e6, rel=2e-3)
+    assert net.model.map_augment.in_features == 9
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--data=absent.zip'], '--data: absent.zip does not exist'),
+    (['--device=cuda:77'], '--device: cuda:77 asked for'),
+    (['--kimg=0'], '--kimg'),
+    (['--dropout=2'], '--dropout'),
+])
+def test_mistakes_end_in_one_line(tmp_path, data, arguments, message):
+    result = call(f'--outdir={tmp_path / "run"}', data, *TINY, *arguments)
+    assert result.exit_code in (1, 2) and message in result.output and 'Traceback' not in result.output
+    assert not (tmp_path / 'run').exists()
+
+
+def test_labels_are_needed_for_cond(tmp_path):
+    np.savez(tmp_path / 'plain.npz', IMAGES)
+    result = call(f'--outdir={tmp_path / "run"}', f'--data={tmp_path / "plain.npz"}', '--cond=1', *TINY)
+    assert result.exit_code == 1 and 'has no labels' in result.output

@@ -1,0 +1,267 @@
+"""The training loop: resuming, gradient accumulation, several processes, refusals."""
+
+import functools
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import TinyNet, tiny_run
+
+from torch_utils.checkpoint import load_state
+from torch_utils.stats import JsonLines
+from training.data import BatchLoader
+from training.ema import Ema
+from training.folder import STATE_FILE
+from training.loop import TrainRun, adam, train
+from training.randomness import BatchRandom
+
+TIMES = ('timestamp', 'elapsed_sec', 'img_per_sec')
+
+
+def outcome(outdir):
+    """Everything a run leaves behind, without its times."""
+    state = load_state(outdir / STATE_FILE)
+    lines = [{k: v for k, v in line.items() if k not in TIMES} for line in JsonLines(outdir / 'stats.jsonl').read()]
+    return state, lines
+
+
+def assert_same(a, b, exact=True):
+    (state_a, lines_a), (state_b, lines_b) = outcome(a), outcome(b)
+    tolerance = dict(rtol=0, atol=0) if exact else dict(rtol=1e-4, atol=1e-6)
+    for part in ('module', 'ema', 'optimizer'):
+        torch.testing.assert_close(state_a[part], state_b[part], **tolerance)
+    assert state_a['nimg'] == state_b['nimg']
+    if exact:
+        assert lines_a == lines_b
+    else:
+        assert [line['label'] for line in lines_a] == [line['label'] for line in lines_b]
+        assert [line['loss'] for line in lines_a] == pytest.approx([line['loss'] for line in lines_b], rel=1e-5)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # these networks are too small for two
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def undisturbed(tmp_path):
+    assert train(tiny_run(tmp_path / 'undisturbed', dropout=0.2)).reason == 'finished'
+    return tmp_path / 'undisturbed'
+
+
+def test_undisturbed(undisturbed):
+    state, lines = outcome(undisturbed)
+    assert state['nimg'] == 400 and [line['nimg'] for line in lines] == [100, 200, 300, 400]
+    assert lines[-1]['loss'] < lines[0]['loss']
+    assert torch.equal(state['module']['frozen'], torch.ones(2))
+    assert sorted(p.name for p in undisturbed.iterdir()) == ['.lock', 'options.json', 'stats.jsonl', STATE_FILE]
+
+
+def test_stopped_after_every_step(undisturbed, tmp_path):
+    reasons = []
+    while not reasons or reasons[-1] != 'finished':
+        reasons.append(train(tiny_run(tmp_path / 'run', dropout=0.2, max_minutes=1e-9)).reason)
+    assert reasons == ['time'] * 19 + ['finished']
+    assert_same(undisturbed, tmp_path / 'run')
+
+
+@pytest.mark.parametrize('state_sec', [0, 1000], ids=['saved every step', 'never saved'])
+def test_killed(undisturbed, tmp_path, state_sec):
+    run = tiny_run(tmp_path / 'run', dropout=0.2, state_sec=state_sec)
+    step_loss, steps = run.step_loss, []
+
+    def dying(*args):
+        steps.append(1)
+        if len(steps) == 13:
+            raise KeyboardInterrupt
+        return step_loss(*args)
+
+    run.step_loss = dying
+    with pytest.raises(KeyboardInterrupt):
+        train(run)
+    assert len(outcome(tmp_path / 'run')[1] if state_sec == 0 else JsonLines(run.outdir / 'stats.jsonl').read()) == 2
+    (tmp_path / 'run' / '.training-state.pt.abc.tmp').write_bytes(b'half a file')
+    assert train(tiny_run(tmp_path / 'run', dropout=0.2)).reason == 'finished'
+    assert_same(undisturbed, tmp_path / 'run')
+    assert not list((tmp_path / 'run').glob('.*.tmp'))
+
+
+def test_sigterm(undisturbed, tmp_path):
+    run = tiny_run(tmp_path / 'run', dropout=0.2)
+    step_loss = run.step_loss
+
+    def terminated(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step_loss(*args)
+
+    run.step_loss = terminated
+    result = train(run)
+    assert result.reason == 'signal' and result.nimg == 20 and not result.complete
+    assert train(tiny_run(tmp_path / 'run', dropout=0.2)).reason == 'finished'
+    assert_same(undisturbed, tmp_path / 'run')
+
+
+def test_complete_run_stays_as_it_is(undisturbed, capsys):
+    before = {p.name: p.read_bytes() for p in undisturbed.iterdir()}
+    assert train(tiny_run(undisturbed, dropout=0.2)).nimg == 400
+    assert 'complete' in capsys.readouterr().out
+    assert before == {p.name: p.read_bytes() for p in undisturbed.iterdir()}
+
+
+def test_gradient_accumulation(tmp_path):
+    train(tiny_run(tmp_path / 'whole'))
+    train(tiny_run(tmp_path / 'parts', batch_gpu=7))
+    assert_same(tmp_path / 'whole', tmp_path / 'parts', exact=False)
+
+
+def test_two_processes(tmp_path):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    root = Path(__file__).resolve().parent.parent
+    env = os.environ | dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), PYTHONPATH=str(root),
+                            OMP_NUM_THREADS='1', DIST_TIMEOUT_SEC='60')
+    workers = [subprocess.Popen([sys.executable, root / 'tests' / 'tiny_run.py', tmp_path / 'two'],
+                                env=env | dict(RANK=str(rank), LOCAL_RANK=str(rank))) for rank in range(2)]
+    train(tiny_run(tmp_path / 'one'))
+    assert [worker.wait(60) for worker in workers] == [0, 0]
+    assert_same(tmp_path / 'one', tmp_path / 'two', exact=False)
+
+
+def test_other_options_are_refused(tmp_path):
+    train(tiny_run(tmp_path))
+    with pytest.raises(ValueError, match=r'other options: total \(400 there, 600 here\); .*--overwrite'):
+        train(tiny_run(tmp_path, total=600))
+    assert train(tiny_run(tmp_path, total=600, overwrite=True)).nimg == 600
+
+
+def test_foreign_files_are_refused(tmp_path):
+    (tmp_path / 'network-000001.safetensors').write_bytes(b'precious')
+    with pytest.raises(ValueError, match='network-000001.safetensors but no options.json'):
+        train(tiny_run(tmp_path))
+    assert (tmp_path / 'network-000001.safetensors').read_bytes() == b'precious'
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    fcntl = pytest.importorskip('fcntl')
+    with open(tmp_path / '.lock', 'a') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match='in use by another process'):
+            train(tiny_run(tmp_path))
+
+
+def test_indivisible_batch_and_wrong_loss(tmp_path):
+    run = tiny_run(tmp_path)
+    run.step_loss = lambda *args: (torch.zeros([]), {})
+    with pytest.raises(TypeError, match='for a batch of 20'):
+        train(run)
+
+
+def test_nan_is_never_saved(tmp_path):
+    run = tiny_run(tmp_path, state_sec=0)
+    step_loss = run.step_loss
+
+    def poisoned(x, labels, rng):
+        loss, stats = step_loss(x, labels, rng)
+        return loss * (float('nan') if 3 in labels else 1), stats
+
+    run.step_loss = poisoned
+    with pytest.raises(ValueError, match='not a finite number.*--lr'):
+        train(run)
+    if (tmp_path / STATE_FILE).exists():
+        assert all(t.isfinite().all() for t in load_state(tmp_path / STATE_FILE)['module'].values())
+
+
+def test_hooks(tmp_path):
+    seen = []
+
+    def on_tick(context):
+        assert not context.module.training and context.record['nimg'] == context.nimg
+        context.memory['calls'] = context.memory.get('calls', 0) + 1
+        if context.memory['calls'] == 3:
+            context.stop()
+        return dict(extra=context.memory['calls'])
+
+    def runs(**kwargs):
+        return tiny_run(tmp_path, on_tick=on_tick, on_snapshot=lambda module, nimg: seen.append(nimg), **kwargs)
+
+    assert train(runs(max_minutes=1e-9)).reason == 'time'
+    assert train(runs()).reason == 'stopped'
+    assert seen == [20, 200, 300]
+    assert [line['extra'] for line in outcome(tmp_path)[1]] == [1, 2, 3]
+    assert train(runs()).complete  # and no tick more
+    assert seen == [20, 200, 300]
+
+
+def test_gradient_norm_is_clipped(tmp_path):
+    """Plain gradient descent with rate 1 moves by the norm of the gradient."""
+    run = tiny_run(tmp_path, total=20, max_grad_norm=1e-3, ema=None, lr=lambda nimg: 1.0,
+                   optimizer=functools.partial(torch.optim.SGD, lr=0))
+    before = torch.cat([p.detach().flatten().clone() for p in run.module.parameters()])
+    train(run)
+    after = torch.cat([p.detach().flatten() for p in run.module.parameters()])
+    assert (after - before).norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_flat_gradients_equal_plain_training(tmp_path):
+    """The loop against the same steps written down plainly."""
+    run = tiny_run(tmp_path, total=100)
+    train(run)
+    net = TinyNet().to(memory_format=torch.channels_last)
+    plain = tiny_run(tmp_path)
+    net.load_state_dict(plain.module.state_dict())
+    optimizer = torch.optim.Adam(plain.module.parameters(), lr=1e-2)
+    for step in range(5):
+        optimizer.zero_grad()
+        rows = slice(0, 20)
+        loss, _ = plain.step_loss(*plain.batches(step, rows), BatchRandom(5, step, 20, 'cpu').rows(rows))
+        loss.mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(run.module.state_dict(), plain.module.state_dict(), rtol=1e-4, atol=1e-6)
+
+
+def test_ema_half_life():
+    """After `halflife` images of a constant new value the old one has half its weight."""
+    net = torch.nn.Linear(1, 1)
+    torch.nn.init.zeros_(net.weight)
+    ema = Ema(net, halflife_nimg=100, rampup_ratio=None)
+    torch.nn.init.ones_(net.weight)
+    for step in range(10):
+        ema.update(net, step * 10, 10)
+    assert ema.module.weight.item() == pytest.approx(0.5, abs=1e-6)
+    assert Ema(net, 1e9, 0.05).beta(10_000, 100) == pytest.approx(0.5 ** (100 / 500))
+
+
+def test_batch_random_is_a_slice_of_the_global_batch():
+    whole = BatchRandom(1, 2, 10, 'cpu').rows(slice(0, 10))
+    a, b = whole.randn([10, 3]), whole.randint(5, size=[10])
+    parts = BatchRandom(1, 2, 10, 'cpu')
+    drawn = []
+    for rows in (slice(4, 10), slice(0, 4)):
+        rng = parts.rows(rows)
+        drawn.append((rng.randn([rows.stop - rows.start, 3]), rng.randint(5, size=[rows.stop - rows.start])))
+    assert torch.equal(torch.cat([drawn[1][0], drawn[0][0]]), a)
+    assert torch.equal(torch.cat([drawn[1][1], drawn[0][1]]), b)
+    with pytest.raises(ValueError, match='draw of 3 rows'):
+        parts.rows(slice(0, 4)).rand([3])
+
+
+def test_batch_loader_gives_rows_of_the_global_batch():
+    images = torch.arange(12, dtype=torch.uint8).reshape(6, 2, 1, 1).expand(6, 2, 4, 4)
+    loader = BatchLoader(images, None, 4, 3, 'cpu')
+    whole, labels = loader(1, slice(0, 4))
+    assert labels is None and whole.dtype == torch.float32
+    assert torch.equal(loader(1, slice(2, 4))[0], whole[2:])
+
+
+def test_defaults_of_the_optimizer():
+    optimizer = adam([torch.nn.Parameter(torch.ones(3))])
+    assert optimizer.defaults['betas'] == (0.9, 0.999) and TrainRun.__dataclass_fields__['compile'].default == 'off'
