@@ -112,7 +112,7 @@ def clipped_logit(probability):
 
 
 def _read(path, what: str):
-    """(state dict, metadata) of a .pt or .safetensors file; metadata is {} for a plain state dict."""
+    """(state dict, metadata, image size) of a file; a plain state dict (.pt) records neither: {} and None."""
     path = resolve_path(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f'{what} {path} does not exist')
@@ -120,23 +120,27 @@ def _read(path, what: str):
         file = read_network(path)
         if file.constructor != 'create_classifier':
             raise ValueError(f'{path} is a {file.constructor}, not a {what}')
-        return file.state, file.metadata
+        return file.state, file.metadata, file.kwargs.get('image_size')
     state = load_state(path)
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
         raise ValueError(f'{path} is not a state dict of a {what}')
-    return state, {}
+    return state, {}, None
 
 
 def _load(path, what: str, image_size: int, dtype, device, eval):
-    """(network, its architecture, its metadata) from a file; `image_size` decides where the shapes leave a choice."""
-    state, metadata = _read(path, what)
+    """(network, its architecture, its metadata) from a file.
+
+    Where the shapes leave a choice of image size, the size that the file records decides, else `image_size`.
+    """
+    state, metadata, recorded = _read(path, what)
     try:
-        architecture = read_architecture(state, image_size)
+        architecture = read_architecture(state, recorded or image_size)
         net = architecture.build()
         net.load_state_dict(state)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f'{what} {path}: {" ".join(str(error).split())[:300]}') from None
     net = set_precision(net, dtype, cast_weights=eval).to(device)
+    net.metadata = metadata
     return (net.eval().requires_grad_(False) if eval else net.train()), architecture, metadata
 
 
@@ -187,12 +191,31 @@ def check_discriminator(path, architecture, condition, channel) -> None:
                          f'the classifier has {channel}; use the classifier it was trained with')
 
 
+def check_resolution(path, what, metadata, img_resolution) -> None:
+    """Raises ValueError where a file says that it was trained for images of another size; features don't show it."""
+    trained = metadata.get('resolution', img_resolution)
+    if trained != img_resolution:
+        raise ValueError(f'{what} {path} was trained for {trained}x{trained} images, '
+                         f'these are {img_resolution}x{img_resolution}')
+
+
 def get_discriminator(latent_extractor_ckpt, discriminator_ckpt, condition, img_resolution=32, device='cuda',
                       enable_grad=True, depth=2):
-    """DG's function (inputs, timesteps, condition) -> probability [N]; `depth` is read from the file."""
+    """DG's function (inputs, timesteps, condition) -> probability [N]; `depth` is read from the file.
+
+    Raises ValueError for a file that records another resolution, or another time than `get_grad_log_ratio` takes.
+    """
     classifier = load_classifier(latent_extractor_ckpt, img_resolution, device, eval=True)
     discriminator = load_discriminator(discriminator_ckpt, device, condition, eval=True, depth=depth,
                                        channel=classifier.feature_channels)
+    expected = time_convention(img_resolution)
+    for what, path, net in (('classifier', latent_extractor_ckpt, classifier),
+                            ('discriminator', discriminator_ckpt, discriminator)):
+        metadata = getattr(net, 'metadata', {})  # new networks have none
+        check_resolution(path, what, metadata, img_resolution)
+        if metadata.get('time', expected) != expected:
+            raise ValueError(f'{what} {path} was trained with {metadata["time"]} time, get_grad_log_ratio takes '
+                             f'{expected} time at {img_resolution}x{img_resolution}; use load_log_ratio')
 
     def evaluate(perturbed_inputs, timesteps=None, condition=None):
         with torch.set_grad_enabled(enable_grad):
@@ -238,6 +261,7 @@ def load_log_ratio(classifier_ckpt, discriminator_ckpt, net, condition: bool, de
     discriminator, features, metadata = _load(discriminator_ckpt, 'discriminator', FEATURE_SIZE, dtype, device,
                                               eval=True)
     check_discriminator(discriminator_ckpt, features, condition, images.feature_channels)
+    check_resolution(discriminator_ckpt, 'discriminator', metadata, net.img_resolution)
     # DG's files embed 1000 classes whatever the data; ours say how many they were trained on
     classes = metadata.get('classes', features.num_classes)
     if condition and (classes < net.label_dim or 'classes' in metadata and classes != net.label_dim):

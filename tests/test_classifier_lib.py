@@ -318,6 +318,37 @@ def test_described_files(files, tmp_path):
     refused('x.safetensors is a EDMPrecond, not a classifier', load_both, tmp_path / 'x.safetensors', features())
 
 
+@pytest.mark.parametrize('size', [64, 256])
+def test_described_for_other_images(files, tmp_path, size):
+    """Features are 8x8 whatever the images, so only the file's description can tell."""
+    path = save_described(tmp_path / 'd.safetensors', discriminator('uncond'), resolution=size, time='linear')
+    message = f'discriminator .*d.safetensors was trained for {size}x{size} images, these are 32x32'
+    refused(message, lib.load_log_ratio, files[0], path, NET, False, 'cpu')
+    refused(message, lib.get_discriminator, files[0], path, False, 32, 'cpu')
+    same = save_described(tmp_path / 'same.safetensors', discriminator('uncond'), resolution=32, time='linear')
+    lib.load_log_ratio(files[0], same, NET, False, 'cpu')
+    lib.get_discriminator(files[0], same, False, 32, 'cpu')
+
+
+def test_described_image_size_settles_a_choice(tmp_path):
+    """Without attention, 256x256 at depth 1 and 32x32 at depth 3 have the same tensors (test_guided_diffusion)."""
+    net = create_classifier(256, 64, 1, '', out_channels=2)
+    torch.save(net.state_dict(), tmp_path / 'c.pt')
+    assert lib.load_classifier(tmp_path / 'c.pt', 32, 'cpu').image_size == 32  # nothing says otherwise
+    checkpoint.save_network(tmp_path / 'c.safetensors', net, 'create_classifier', dict(image_size=256))
+    refused('is for 256x256 images, these are 32x32', lib.load_classifier, tmp_path / 'c.safetensors', 32, 'cpu')
+    assert lib.load_classifier(tmp_path / 'c.safetensors', 256, 'cpu').image_size == 256
+
+
+def test_get_discriminator_refuses_the_other_time(files, tmp_path):
+    cosine = save_described(tmp_path / 'd.safetensors', discriminator('uncond'), time='cosine')
+    refused('d.safetensors was trained with cosine time, get_grad_log_ratio takes linear time at 32x32; '
+            'use load_log_ratio', lib.get_discriminator, files[0], cosine, False, 32, 'cpu')
+    cosine = save_described(tmp_path / 'c.safetensors', classifier(), time='cosine')
+    refused('classifier .*c.safetensors was trained with cosine', lib.get_discriminator, cosine, files[1]['uncond'],
+            False, 32, 'cpu')
+
+
 def test_time_of_the_published_files():
     assert {size: lib.time_convention(size) for size in (32, 64, 256)} == {32: 'linear', 64: 'cosine', 256: 'linear'}
 

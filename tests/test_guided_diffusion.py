@@ -131,6 +131,9 @@ def test_unknown_options():
         create_classifier(8, 64, 1, classifier_pool='max')
     with pytest.raises(ValueError, match='cannot be split into heads of 64'):
         create_classifier(8, 96, 1)
+    for attention in ('0', '5', '16,4', 'a'):
+        with pytest.raises(ValueError, match=f"resolution '{attention[-1]}' is not possible; known are"):
+            create_classifier(16, 64, 1, attention)
     with pytest.raises(ValueError, match='num_head_channels'):
         EncoderUNetModel(8, 3, 64, 10, 1, (), pool='attention')
 
@@ -202,6 +205,17 @@ def test_the_published_64x64_unet():
     assert PUBLISHED_NAMES.items() <= state.items()
     assert len(net.input_blocks) == len(net.output_blocks) == 16
     assert len(state) == 541 and sum(p.numel() for p in net.parameters()) == 295_904_454  # ADM's paper says 296 million
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('case', range(4))
+def test_unet_goldens(case):
+    """openai/guided-diffusion's whole U-Net with the recipe's weights: heads, resampling, skips, labels."""
+    d = load('dg/unet.npz')
+    options = json.loads(str(d['constructors']))[case]
+    labels = torch.as_tensor(d['labels']) if options['num_classes'] else None
+    net = recipe_(UNetModel(**options)).eval()
+    close(net(torch.as_tensor(d['x']), torch.as_tensor(d['t']), labels), torch.as_tensor(d['out'][case]))
 
 
 @pytest.mark.parametrize('classes, updown', [(None, True), (10, False)])

@@ -11,6 +11,7 @@ import torch
 from goldens import load, recipe_
 
 import networks
+from networks.layers import UNetBlock
 from torch_utils import checkpoint
 
 NAMES = ('ddpmpp_uncond', 'ddpmpp_cond', 'ncsnpp_uncond', 'ncsnpp_skip', 'adm_cond', 'adm_multihead', 'vp_ddpmpp',
@@ -144,6 +145,30 @@ def test_gradient_reaches_the_input(name):
     with torch.no_grad():
         numeric = (value(x + h) - value(x - h)) / 0.06
     torch.testing.assert_close(gradient.norm(), numeric, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize('heads', [1, 2, 4])
+def test_attention_is_the_explicit_softmax(heads):
+    """Outputs and gradients in float64, on an image that is not square."""
+    block = UNetBlock(64, 64, 16, attention=True, num_heads=heads)
+    qkv = torch.randn(3, 64 * 3, 5, 7, dtype=torch.float64, requires_grad=True)
+    q, k, v = qkv.reshape(3, heads, 64 // heads, 3, 35).unbind(3)  # [N, heads, channels, H * W]
+    weights = torch.softmax(q.transpose(2, 3) @ k / (64 / heads) ** 0.5, dim=3)
+    plain = (v @ weights.transpose(2, 3)).reshape(3, 64, 5, 7)
+    out = block._attention(qkv)
+    torch.testing.assert_close(out, plain, rtol=1e-10, atol=1e-12)
+    direction = torch.randn_like(plain)
+    ours, theirs = (torch.autograd.grad((y * direction).sum(), qkv)[0] for y in (out, plain))
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize('name', ['ncsnpp_skip', 'adm_cond', 'vp_ddpmpp', 'iddpm_adm'])
+def test_one_graph(name):
+    """torch.compile sees the whole forward pass without a break; a break is an error with fullgraph."""
+    net, d = golden(name)
+    torch.compiler.reset()
+    compiled = torch.compile(net, backend='eager', fullgraph=True)  # traces alone: no compiler is needed
+    assert_denoised(compiled(d['x'], d['sigma'], d.get('class_labels')), d['denoised'], d['sigma'])
 
 
 def test_label_dropout_hides_labels_of_single_rows_in_training_only():
