@@ -55,7 +55,7 @@ def load(device, precision):
     return net, classifier_lib.load_log_ratio(demo.DEMO_CLASSIFIER, demo.DEMO_DISCRIMINATOR, net, False, device, dtype)
 
 
-def ours(device, precision, images, batch, percentile, calibration, timed):
+def ours(precision, device, images, batch, percentile, calibration, timed=False):
     """One run: dict of seconds, images, nfe and, where `timed`, the shares of the parts."""
     net, log_ratio = load(device, precision)
     parts = dict(net=Timed(net, device), log_ratio=Timed(log_ratio, device)) if timed else dict(
@@ -124,19 +124,18 @@ def main(images, batch, rej_percentile, precision, device, rounds, reference):
     calibration = calibrate(net, log_ratio, warmup, batch_size=batch, device=device)
     click.echo(f'{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, batch {batch}, '
                f'{images} images, percentile {rej_percentile}')
-    best = {}
+    best, job = {}, (device, images, batch, rej_percentile, calibration)
     for _ in range(rounds):
-        runs = {f'ours, {mode}': ours(device, mode, images, batch, rej_percentile, calibration, False)
-                for mode in modes}
+        runs = {f'ours, {mode}': ours(mode, *job) for mode in modes}
         if reference:
-            runs['published, fp32'] = published_loop(*reference, device, images, batch, rej_percentile, calibration)
+            runs['published, fp32'] = published_loop(*reference, *job)
         for name, run in runs.items():
             if name not in best or run['seconds'] / run['images'] < best[name]['seconds'] / best[name]['images']:
                 best[name] = run
     for name, run in best.items():
         row(name, run)
     for mode in modes:
-        row(f'parts, {mode}', ours(device, mode, images, batch, rej_percentile, calibration, True))
+        row(f'parts, {mode}', ours(mode, *job, timed=True))
     if reference:
         slow = best['published, fp32']['seconds'] / best['published, fp32']['images']
         for mode in modes:

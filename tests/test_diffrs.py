@@ -10,6 +10,7 @@ import torch
 from mixtures import GaussianMixture, MixtureNet, exact_log_ratio, same_distribution_pvalue
 
 from sampling import diffrs
+from sampling import diffrs_rules as rules
 from sampling.diffrs import calibrate, diffrs_sampler, make_grid
 from sampling.diffrs_rules import RULES, Thresholds, acceptance_probability, expected_acceptance, thresholds
 from sampling.edm import edm_sampler
@@ -256,6 +257,42 @@ def test_churn_breaks_the_published_rule_and_not_the_exact_one():
     left = [distance(run['images'], reference) / unguided for run in (published, exact)]
     assert left[0] > 0.2 and left[1] < 0.02, left
     assert exact['nfe'].mean() < published['nfe'].mean()
+
+
+@pytest.mark.parametrize('level', [13, 15, 17])
+def test_published_rule_weighs_rewound_states_twice(level):
+    """States of the data's law p are proposed on with churn; those rejected go back and pass the marginal test.
+
+    Below sigma 1 the components are apart and their shares of the rejected states are still p's; after the
+    marginal test they are those of p^2/q, q the model (docs/equations.md). Within four standard errors.
+    """
+    generator = torch.Generator().manual_seed(level)
+    grid, limits = make_grid(NET, STEPS, S_churn=40), thresholds(warmup(40), 0.99, RULES['published'])
+    n, (t, t_next) = 40000, torch.from_numpy(grid.t_steps[level:level + 2])
+
+    def randn(n):
+        return torch.randn([n, 2, 1, 1], dtype=torch.float64, generator=generator)
+
+    def uniform(n):
+        return torch.rand([n], dtype=torch.float64, generator=generator)
+
+    x = data(n, seed=level).reshape(n, 2, 1, 1) + t * randn(n)
+    t_hat = torch.tensor(grid.t_hat[level])
+    x_hat = x + grid.noise[level] * randn(n)
+    first, second = torch.zeros(n, dtype=torch.bool), torch.ones(n, dtype=torch.bool)
+    euler, d = rules.propose(x_hat, x_hat, x_hat, t_hat, t_next - t_hat, NET(x_hat, t_hat), first)
+    y, _ = rules.propose(euler, x_hat, d, t_next, t_next - t_hat, NET(euler, t_next), second)
+    rejected = rules.rejects(LOG_RATIO(y, t_next), LOG_RATIO(x, t), limits.after_step[level + 1], uniform(n))
+    back = y[rejected]
+    back = rules.rewind(back, t_next.expand(len(back)), t.expand(len(back)), randn(len(back)))
+    passed = back[~rules.rejects(LOG_RATIO(back, t), 0.0, limits.after_rewind[level], uniform(len(back)))]
+
+    p, q = DATA.weights.numpy(), MODEL.weights.numpy()
+    twice = p ** 2 / q / (p ** 2 / q).sum()
+    for states, expected in ((back, p), (passed, twice)):
+        shares = np.bincount(DATA.component(states).numpy(), minlength=3) / len(states)
+        assert (np.abs(shares - expected) < 4 * np.sqrt(expected * (1 - expected) / len(states)) + 0.01).all(), shares
+    assert abs(twice[2] - 0.695) < 1e-3
 
 
 def test_exact_rule_needs_as_many_paths_as_predicted():

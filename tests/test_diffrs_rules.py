@@ -54,6 +54,16 @@ def test_expected_acceptance():
     assert rules.expected_acceptance(Calibration(SIGMAS, l), limits, [3]) == pytest.approx((1 + np.exp(-3.5)) / 2)
 
 
+def test_step_acceptance():
+    """Published: each increment against its threshold; exact: each log-ratio against its budget."""
+    l = np.array([[0.0, 0.0], [1.0, -1.0], [2.0, -3.0], [2.0, -2.0]])
+    limits = rules.Thresholds(np.array([0.0, 0.5, 1.0, 0.0]), np.zeros(4))
+    found = rules.step_acceptance(Calibration(SIGMAS, l), limits, RULES['published'])
+    np.testing.assert_allclose(found, [(1 + np.exp(-1.5)) / 2, (1 + np.exp(-3)) / 2, 1.0])
+    found = rules.step_acceptance(Calibration(SIGMAS, l), limits, RULES['exact'])
+    np.testing.assert_allclose(found, [(1 + np.exp(-1.5)) / 2, (1 + np.exp(-4)) / 2, (1 + np.exp(-2)) / 2])
+
+
 def test_rejection_and_its_probability_agree():
     l = torch.linspace(-3, 3, 13, dtype=torch.float64)[:, None]
     u = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
