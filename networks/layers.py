@@ -145,7 +145,8 @@ class UNetBlock(torch.nn.Module):
     def _attention(self, qkv):
         """qkv [N, heads * channels * 3, H, W], interleaved in that order -> [N, heads * channels, H, W]."""
         n, _, height, width = qkv.shape
-        q, k, v = qkv.reshape(n, self.num_heads, -1, 3, height * width).permute(3, 0, 1, 4, 2).unbind(0)
+        qkv = qkv.reshape(n, self.num_heads, -1, 3, height * width).permute(3, 0, 1, 4, 2)
+        q, k, v = qkv.contiguous().unbind(0)  # the fused kernels want neighbouring channels, not interleaved ones
         a = F.scaled_dot_product_attention(q, k, v)  # [N, heads, H * W, channels]
         return a.transpose(2, 3).reshape(n, -1, height, width).contiguous(memory_format=torch.channels_last)
 

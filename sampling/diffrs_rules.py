@@ -67,20 +67,21 @@ def thresholds(calibration: Calibration, percentile: float, rule: Rule, *, clamp
     """The thresholds at a percentile in [0, 1] (gamma of Na et al. 2024).
 
     Published rule: quantiles of the increments l_k - l_{k-1} after a step, of l_k itself otherwise. Exact rule:
-    the budget c_k = q(l_m) - q(l_m - l_k), m = `last_level` (default n) the last level that is tested, q the
-    quantile. `clamp` raises every quantile below 0 to 0 (M >= 1). Raises ValueError.
+    the budget c_k = q(l_m) - q'(l_m - l_k), m = `last_level` (default n) the last level that is tested, q the
+    quantile, q' the one at 1 - (1 - percentile) / m: at most a share 1 - percentile of the model's paths rises by
+    more after any of the m levels. `clamp` raises every quantile below 0 to 0 (M >= 1). Raises ValueError.
     """
     if not 0 <= percentile <= 1:
         raise ValueError(f'the percentile {percentile:g} is not between 0 and 1')
 
-    def quantile(values):  # [..., trajectories] -> [...]
-        q = np.quantile(values, percentile, axis=-1)
+    def quantile(values, share=percentile):  # [..., trajectories] -> [...]
+        q = np.quantile(values, share, axis=-1)
         return np.maximum(q, 0) if clamp else q
 
     l = calibration.log_ratio
     if rule.one_draw:
-        last = l[-1 if last_level is None else last_level]
-        budget = quantile(last) - quantile(last - l)
+        m = len(l) - 1 if last_level is None else last_level
+        budget = quantile(l[m]) - quantile(l[m] - l, 1 - (1 - percentile) / max(m, 1))
         return Thresholds(budget, budget)
     return Thresholds(quantile(np.diff(l, axis=0, prepend=l[:1])), quantile(l))
 

@@ -28,7 +28,7 @@ def test_published_thresholds_are_quantiles():
 
 
 def test_exact_thresholds_are_budgets():
-    """c_k + a later rise of l stays within c_n for the given share of trajectories."""
+    """c_k + a later rise of l stays within c_m, at all levels together for the given share of trajectories."""
     warm = calibration(1001)
     l = warm.log_ratio
     for last_level in (None, 2):
@@ -36,9 +36,10 @@ def test_exact_thresholds_are_budgets():
         found = rules.thresholds(warm, 0.9, RULES['exact'], last_level=last_level)
         assert found.after_step is found.after_rewind
         assert found.after_step[m] == pytest.approx(np.quantile(l[m], 0.9))
-        for k in range(m):
-            room = found.after_step[m] - found.after_step[k]
-            assert np.mean(l[m] - l[k] <= room + 1e-9) == pytest.approx(0.9, abs=2e-3)
+        room = found.after_step[m] - found.after_step[:m, None]
+        within = l[m] - l[:m] <= room + 1e-9  # [m, trajectories]
+        np.testing.assert_allclose(within.mean(1), 1 - 0.1 / m, atol=2e-3)
+        assert within.all(0).mean() >= 0.9
 
 
 def test_percentile_out_of_range():
