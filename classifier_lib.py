@@ -139,7 +139,7 @@ def _load(path, what: str, image_size: int, dtype, device, eval):
         net.load_state_dict(state)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f'{what} {path}: {" ".join(str(error).split())[:300]}') from None
-    net = set_precision(net, dtype, cast_weights=eval).to(device)
+    net = set_precision(net, dtype, training=not eval).to(device)
     net.metadata = metadata
     return (net.eval().requires_grad_(False) if eval else net.train()), architecture, metadata
 
@@ -153,7 +153,7 @@ def load_classifier(ckpt_path, img_resolution, device, eval=True, *, dtype=torch
     if ckpt_path is None:
         depth = 4 if img_resolution in (32, 64) else 2
         net = create_classifier(img_resolution, classifier_width=128, classifier_depth=depth)
-        return set_precision(net, dtype, cast_weights=False).to(device).train(not eval)
+        return set_precision(net, dtype, training=True).to(device).train(not eval)
     net, architecture, _ = _load(ckpt_path, 'classifier', img_resolution, dtype, device, eval)
     if architecture.image_size != img_resolution:
         raise ValueError(f'classifier {ckpt_path} is for {architecture.image_size}x{architecture.image_size} images, '
@@ -170,7 +170,7 @@ def load_discriminator(ckpt_path, device, condition, eval=False, channel=512, *,
     """
     if ckpt_path is None:
         net = Architecture(8, width, depth, '8', channel, 1, num_classes if condition else 0).build()
-        return set_precision(net, dtype, cast_weights=False).to(device).train(not eval)
+        return set_precision(net, dtype, training=True).to(device).train(not eval)
     net, architecture, _ = _load(ckpt_path, 'discriminator', FEATURE_SIZE, dtype, device, eval)
     check_discriminator(ckpt_path, architecture, condition, channel)
     return net

@@ -186,7 +186,7 @@ class AdmTrainee:
             image_size=data.resolution, in_channels=data.channels, out_channels=classes,
             classifier_width=config['width'], classifier_depth=config['depth'],
             classifier_attention_resolutions=config['attention'])
-        self.net = set_precision(create_classifier(**self.kwargs).to(device), dtype, cast_weights=False)
+        self.net = set_precision(create_classifier(**self.kwargs).to(device), dtype, training=True)
         self.device, self.sde = device, VPSDE()
         self.time_map = self.sde.t_cos if self.time == 'cosine' else None
         self.loss = NoisyClassifierLoss(self.net, self.sde, self.time_map, config['xflip'], config['shift'])

@@ -60,7 +60,7 @@ def make_network(config, device, dtype):
     torch.manual_seed(config['seed'])  # the initial weights
     kwargs = dict(img_resolution=config['resolution'], img_channels=config['img_channels'], label_dim=config['classes'])
     net = networks.construct(precond, kwargs | config['network']).to(device)
-    networks.set_precision(net, dtype, cast_weights=False)
+    networks.set_precision(net, dtype, training=True)
     return net, getattr(losses, loss)()
 
 

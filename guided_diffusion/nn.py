@@ -33,23 +33,26 @@ class GroupNorm32(nn.GroupNorm):
 
 
 class Conv2d(nn.Conv2d):
-    """Convolution in the dtype of its input, whatever the dtype of its weights."""
+    """Convolution in `compute_dtype` (None: the dtype of its input), whatever the dtype of its weights."""
+
+    compute_dtype: torch.dtype | None = None
 
     def forward(self, x):
+        x = x.to(self.compute_dtype or x.dtype)
         return self._conv_forward(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
 class PointwiseConv1d(nn.Conv1d):
-    """Kernel-1 convolution [N, in, L] -> [N, out, L] in the dtype of its input."""
+    """Kernel-1 convolution in `compute_dtype` (None: the dtype of its input)."""
+
+    compute_dtype: torch.dtype | None = None
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 1)
 
-    def forward(self, x):
-        return self._conv_forward(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
-
     def tokens(self, x):
-        """The same on [N, L, in] -> [N, L, out], which needs no transposition of channels-last features."""
+        """[N, L, in] -> [N, L, out]: this order needs no transposition of channels-last features."""
+        x = x.to(self.compute_dtype or x.dtype)
         return F.linear(x, self.weight[:, :, 0].to(x.dtype), self.bias.to(x.dtype))
 
 
@@ -63,7 +66,10 @@ class ConditionalSequential(nn.Sequential):
 
 
 class ResBlock(nn.Module):
-    """Residual block with scale and shift from the embedding; x [N, in, H, W], emb [N, E] -> [N, out, H', W']."""
+    """Residual block with scale and shift from the embedding; x [N, in, H, W], emb [N, E] -> [N, out, H', W'].
+
+    Sums and norms are in the dtype of x, convolutions in their own (`Conv2d.compute_dtype`).
+    """
 
     def __init__(self, channels: int, emb_channels: int, dropout: float, out_channels: int | None = None,
                  use_scale_shift_norm: bool = False, up: bool = False, down: bool = False):
@@ -84,16 +90,16 @@ class ResBlock(nn.Module):
 
     def forward(self, x, emb):
         norm, act, conv = self.in_layers
-        h = conv(self._resample(act(norm(x))))
+        h = conv(self._resample(act(norm(x)))).to(x.dtype)
         x = self._resample(x)
-        emb = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
+        emb = self.emb_layers(emb).to(x.dtype)[:, :, None, None]
         norm, act, dropout, conv = self.out_layers
         if self.use_scale_shift_norm:
             scale, shift = emb.chunk(2, dim=1)
             h = torch.addcmul(shift, norm(h), 1 + scale)
         else:
             h = norm(h + emb)
-        return self.skip_connection(x) + conv(dropout(act(h)))
+        return self.skip_connection(x).to(x.dtype) + conv(dropout(act(h)))
 
 
 class Downsample(nn.Module):

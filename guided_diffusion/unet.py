@@ -28,7 +28,7 @@ class _Encoder(nn.Module):
                  conv_resample, num_classes, num_heads, num_head_channels, use_scale_shift_norm, resblock_updown):
         super().__init__()
         self.in_channels, self.model_channels = in_channels, model_channels
-        self.compute_dtype = torch.float32
+        self.body_dtype = torch.float32
         emb_channels = 4 * model_channels
         self.time_embed = nn.Sequential(nn.Linear(model_channels, emb_channels), nn.SiLU(),
                                         nn.Linear(emb_channels, emb_channels))
@@ -105,7 +105,7 @@ class EncoderUNetModel(_Encoder):
         condition: class index [N] or one-hot [N, K]. The result is float32.
         """
         emb = self.embed(timesteps * 999.0, condition)
-        h = x.to(self.compute_dtype, memory_format=torch.channels_last)
+        h = x.to(self.body_dtype, memory_format=torch.channels_last)
         for block in self.input_blocks:
             h = block(h, emb)
         h = self.middle_block(h, emb)
@@ -144,7 +144,7 @@ class UNetModel(_Encoder):
     def forward(self, x, timesteps, y=None):
         """x [N, C, H, W], timesteps [N], y class index [N] -> [N, out_channels, H, W], float32."""
         emb = self.embed(timesteps, y)
-        h = x.to(self.compute_dtype, memory_format=torch.channels_last)
+        h = x.to(self.body_dtype, memory_format=torch.channels_last)
         skips = []
         for block in self.input_blocks:
             h = block(h, emb)
@@ -155,15 +155,17 @@ class UNetModel(_Encoder):
         return self.out(h).float()
 
 
-def set_precision(model: nn.Module, dtype: torch.dtype, cast_weights: bool = True) -> nn.Module:
-    """Run the convolutions, norms and attention of an ADM network in `dtype`; embeddings stay float32.
+def set_precision(model: nn.Module, dtype: torch.dtype, training: bool = False) -> nn.Module:
+    """Run the convolutions and attention of an ADM network in `dtype`, channels last.
 
-    With `cast_weights` (sampling) their weights are stored in `dtype`, once; without it (training) they stay
-    float32 and are cast where they are used.
+    For sampling, norms, activations and sums stay float32, and so do the first and the last layer; the other
+    convolutions are stored in `dtype`, once. For `training` everything but the embeddings runs in `dtype`, and the
+    weights stay float32 and are cast where they are used.
     """
-    model.compute_dtype = dtype
-    if cast_weights:
-        for module in model.modules():
-            if isinstance(module, (Conv2d, PointwiseConv1d, GroupNorm32)):
-                module.to(dtype)
+    model.body_dtype = dtype if training else torch.float32
+    if not training:
+        layers = [module for module in model.modules() if isinstance(module, (Conv2d, PointwiseConv1d))]
+        for layer in layers[1:-1]:
+            layer.compute_dtype = dtype
+            layer.to(dtype)
     return model.to(memory_format=torch.channels_last)

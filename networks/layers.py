@@ -32,9 +32,12 @@ class Linear(torch.nn.Module):
 class Conv2d(torch.nn.Module):
     """Convolution with optional resampling by two; kernel 0 means resampling alone.
 
-    x [N, in, H, W] -> [N, out, H', W'], computed in the dtype of x. `fused` puts the filter after the convolution
-    when down-sampling and leaves out the padding between the two (the residual encoder of NCSN++).
+    x [N, in, H, W] -> [N, out, H', W'], computed in `compute_dtype` (None: the dtype of x). `fused` puts the filter
+    after the convolution when down-sampling and leaves out the padding between the two (the residual encoder of
+    NCSN++).
     """
+
+    compute_dtype: torch.dtype | None = None
 
     def __init__(self, in_channels, out_channels, kernel, bias=True, up=False, down=False, resample_filter=(1, 1),
                  fused_resample=False, init_mode='kaiming_normal', init_weight=1.0, init_bias=0.0):
@@ -72,6 +75,7 @@ class Conv2d(torch.nn.Module):
 
     def forward(self, x):
         pad = 0 if self.weight is None else self.weight.shape[-1] // 2
+        x = x.to(self.compute_dtype or x.dtype)
         if self.fused_resample and self.weight is not None and self.up:
             return self._convolve(self._upsample(x, max(self.filter_pad - pad, 0)), max(pad - self.filter_pad, 0))
         if self.fused_resample and self.weight is not None and self.down:
@@ -100,7 +104,8 @@ class GroupNorm(torch.nn.Module):
 class UNetBlock(torch.nn.Module):
     """Residual block with optional resampling and self-attention: the union of DDPM++, NCSN++ and ADM blocks.
 
-    x [N, in, H, W], emb [N, emb] -> [N, out, H', W'].
+    x [N, in, H, W], emb [N, emb] -> [N, out, H', W'] in the dtype of x: that of sums and norms, while convolutions
+    and attention have their own (`Conv2d.compute_dtype`).
     """
 
     def __init__(self, in_channels, out_channels, emb_channels, up=False, down=False, attention=False, num_heads=None,
@@ -128,9 +133,10 @@ class UNetBlock(torch.nn.Module):
             self.proj = Conv2d(out_channels, out_channels, kernel=1, **init_zero)
 
     def forward(self, x, emb):
-        residual = x if self.skip is None else self.skip(x)
-        x = self.conv0(F.silu(self.norm0(x)))
-        params = self.affine(emb)[:, :, None, None].to(x.dtype)
+        dtype = x.dtype
+        residual = x if self.skip is None else self.skip(x).to(dtype)
+        x = self.conv0(F.silu(self.norm0(x))).to(dtype)
+        params = self.affine(emb)[:, :, None, None].to(dtype)
         if self.adaptive_scale:
             scale, shift = params.chunk(2, dim=1)
             x = F.silu(torch.addcmul(shift, self.norm1(x), scale + 1))

@@ -140,19 +140,20 @@ def test_unknown_options():
 
 @torch.no_grad()
 def test_bf16(small):
-    """Within the rounding of bfloat16: relative L2 below 2 % for features, 5 % for logits, on random weights."""
+    """Within the rounding of bfloat16: relative L2 below 1 % for features, 2 % for logits, on random weights."""
     d = small
     half = set_precision(copy.deepcopy(classifier()), torch.bfloat16)
-    assert half.time_embed[0].weight.dtype == torch.float32 and half.input_blocks[0][0].weight.dtype == torch.bfloat16
+    dtypes = [layer.weight.dtype for layer in (half.time_embed[0], half.input_blocks[0][0], half.middle_block[1].qkv)]
+    assert dtypes == [torch.float32, torch.float32, torch.bfloat16]
     features = half(d['x'], d['t'], feature=True)
-    assert features.dtype == torch.float32 and (features - d['features']).norm() < 0.02 * d['features'].norm()
+    assert features.dtype == torch.float32 and (features - d['features']).norm() < 0.01 * d['features'].norm()
     net = set_precision(copy.deepcopy(discriminator('cond')), torch.bfloat16)
     logit = net(d['features'], d['t'], condition=d['class_labels']).view(-1)
-    assert logit.dtype == torch.float32 and (logit - d['disc_cond_logit']).norm() < 0.05 * d['disc_cond_logit'].norm()
+    assert logit.dtype == torch.float32 and (logit - d['disc_cond_logit']).norm() < 0.02 * d['disc_cond_logit'].norm()
 
 
 def test_training_keeps_float32_weights(small):
-    net = set_precision(copy.deepcopy(discriminator('cond')), torch.bfloat16, cast_weights=False)
+    net = set_precision(copy.deepcopy(discriminator('cond')), torch.bfloat16, training=True)
     net.train().requires_grad_(True)
     net(small['features'], small['t'], condition=small['class_labels']).sum().backward()
     assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 for p in net.parameters())

@@ -120,7 +120,7 @@ def test_fp32_is_unaffected_by_set_precision():
 def test_training_keeps_float32_weights_and_gradients():
     net = copy.deepcopy(golden('ddpmpp_cond')[0]).train().requires_grad_(True)
     d = golden('ddpmpp_cond')[1]
-    networks.set_precision(net, torch.bfloat16, cast_weights=False)
+    networks.set_precision(net, torch.bfloat16, training=True)
     net(d['x'], d['sigma'], d['class_labels'], augment_labels=d['augment_labels']).square().mean().backward()
     assert {p.dtype for p in net.parameters()} == {torch.float32}
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in net.parameters())
@@ -244,7 +244,7 @@ def test_load_in_bf16(tmp_path):
     net, d = golden('ddpmpp_uncond')
     networks.save_network(tmp_path / 'net.safetensors', net)
     half = networks.load_network(str(tmp_path / 'net.safetensors'), dtype=torch.bfloat16)
-    assert half.compute_dtype == torch.bfloat16
+    assert half.body_dtype == torch.float32
     assert (half(d['x'], d['sigma']) - d['denoised']).norm() < 1e-2 * d['denoised'].norm()
 
 

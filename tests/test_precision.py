@@ -1,0 +1,62 @@
+"""Gates for bfloat16, on the shipped networks: how far denoised images, log-ratios and samples are from float32."""
+
+import pytest
+import torch
+
+import classifier_lib
+import networks
+from dnnlib import demo
+from sampling.edm import edm_sampler
+from sampling.guidance import DiscriminatorGuidance
+from sampling.runner import draw_inputs
+from torch_utils.images import to_uint8
+
+SIGMAS = (0.002, 0.02, 0.1, 0.5, 2.0, 10.0, 80.0)
+
+
+def load(dtype):
+    net = networks.load_network(demo.DEMO_SCORE, dtype=dtype)
+    files = demo.DEMO_CLASSIFIER, demo.DEMO_DISCRIMINATOR
+    return net, classifier_lib.load_log_ratio(*files, net, False, 'cpu', dtype)
+
+
+def guided_samples(net, log_ratio):
+    """[6, 3, 32, 32] by 9 steps with DG's weight."""
+    _, latents, _ = draw_inputs(net, range(6), 'cpu')
+    return edm_sampler(net, latents, num_steps=9, guidance=DiscriminatorGuidance(log_ratio, 2.0))
+
+
+@pytest.fixture(scope='module')
+def pair():
+    """((network, log-ratio, samples) in float32, the same in bfloat16)."""
+    with torch.no_grad():
+        return [(*loaded, guided_samples(*loaded)) for loaded in map(load, (torch.float32, torch.bfloat16))]
+
+
+@pytest.fixture(scope='module')
+def noisy(pair):
+    """Noise level -> (x [6, 3, 32, 32], sigma [6])."""
+    noise = torch.randn(pair[0][2].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return {sigma: (pair[0][2] + sigma * noise, torch.full([6], sigma, dtype=torch.float64)) for sigma in SIGMAS}
+
+
+@torch.no_grad()
+def test_denoised_images(pair, noisy):
+    """Relative L2: 1e-3 up to sigma 0.5, where the picture is made; 4e-3 where the denoised image is a blurred mean."""
+    for sigma, (x, level) in noisy.items():
+        exact, half = (net(x, level) for net, _, _ in pair)
+        assert (half - exact).norm() < (1e-3 if sigma < 0.5 else 4e-3) * exact.norm(), sigma
+
+
+def test_log_ratios(pair, noisy):
+    """Within 0.01, where their own spread between images is 0.6 at low noise; gradients within 1.5 % (relative L2)."""
+    for sigma, (x, level) in noisy.items():
+        (exact, exact_gradient), (half, gradient) = (log_ratio.value_and_grad(x, level) for _, log_ratio, _ in pair)
+        assert (half - exact).abs().max() < 0.01, sigma
+        assert (gradient - exact_gradient).norm() < 0.015 * exact_gradient.norm(), sigma
+
+
+def test_guided_samples(pair):
+    """Half a uint8 level on average, in every image."""
+    exact, half = (torch.as_tensor(to_uint8(samples)).float() for _, _, samples in pair)
+    assert ((half - exact).abs().mean((1, 2, 3)) < 0.5).all()
