@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import types
 
 import numpy as np
 import pytest
@@ -254,6 +255,26 @@ def test_exact_rule_is_not_biased_by_its_early_tests():
     run = sample(range(n), rule='exact', rej_percentile=0.99, S_churn=40, batch_size=1500)
     shares = np.bincount(DATA.component(run['images']).numpy(), minlength=3) / n
     assert (np.abs(shares - expected) < 4 * np.sqrt(expected * (1 - expected) / n)).all(), shares
+
+
+@pytest.mark.parametrize('rule', RULE_NAMES)
+def test_rounding_flips_decisions_and_not_the_distribution(rule):
+    """Networks rounded to bfloat16 (coarser than `--precision=bf16`, whose sums are float32) and other seeds.
+
+    Single samples change, their law does not; a log-ratio off by a factor of 1.5 is told apart.
+    """
+    def rounded(function):
+        return lambda *args: function(*args).bfloat16().double()
+
+    net, options = MixtureNet(MODEL), dict(rule=rule, rej_percentile=0.9, batch_size=1000)
+    net.mixture = types.SimpleNamespace(denoiser=rounded(MODEL.denoiser))
+    run = functools.partial(sample, range(1000, 2000), thresholds=warmup(), **options)
+    exact, half = sample(range(1000, 2000), **options), run(net=net, log_ratio=rounded(LOG_RATIO))
+    assert 0 < np.mean(exact['nfe'] != half['nfe']) < 0.2  # decisions do flip
+    others = sample(range(1000), **options)['images']
+    assert same_distribution_pvalue(half['images'], others, permutations=200) > 0.02
+    wrong = run(log_ratio=lambda *args: 1.5 * LOG_RATIO(*args))
+    assert same_distribution_pvalue(wrong['images'], others, permutations=200) < 0.01
 
 
 def test_churn_breaks_the_published_rule_and_not_the_exact_one():
