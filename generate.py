@@ -58,7 +58,7 @@ def main(**opts):
     seeds, device, dtype = options.start(opts)
     net = load_network(opts, device, dtype)
     guidance, record = load_guidance(opts, net, device, dtype)
-    compiled = options.compiles(opts['compile_mode'], device, len(seeds))
+    compiled = options.compiles(opts, net, device, len(seeds))
     if compiled:
         net.compile(dynamic=False)
     sampler, kwargs = choose_sampler(opts, net, guidance)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import click
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+
+from torch_utils.device import count_flops  # noqa: F401
 
 
 @dataclass
@@ -55,13 +56,6 @@ def interleave(jobs: dict[str, tuple[Callable[[], object], int, float]], device,
             synchronize(device)
             timings[name].seconds.append(time.perf_counter() - started)
     return timings
-
-
-def count_flops(work: Callable[[], object]) -> int:
-    """Floating-point operations of matrix products and convolutions in a call (a multiply-add is two)."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
 
 
 @functools.cache

@@ -1,17 +1,17 @@
 """The command-line options that the sampling scripts share, grouped as their help shows them."""
 
 import click
+import torch
 
 from dnnlib import demo
 from dnnlib.cli import IntList, blame
 from torch_utils import distributed as dist
-from torch_utils.device import PRECISIONS, select_device, select_precision
+from torch_utils.device import PRECISIONS, select_compile, select_device, select_precision
 
 from .runner import choose_seeds
 
 CLASSIFIER = '/checkpoints/ADM_classifier/32x32_classifier.pt'
 DISCRIMINATOR = '/checkpoints/discriminator/cifar_uncond/discriminator_60.pt'
-COMPILE_IMAGES = 10000  # from here on, compiling (about a minute) pays on a GPU
 POSITIVE = click.FloatRange(min=0, min_open=True)
 
 SAMPLES = [
@@ -84,7 +84,7 @@ MACHINE = [
                  show_default=True),
     click.option('--precision', help='Arithmetic of the networks; auto: bf16 where the hardware is fast at it',
                  type=click.Choice(PRECISIONS), default='auto', show_default=True),
-    click.option('--compile', 'compile_mode', help=f'torch.compile; auto: on a GPU from {COMPILE_IMAGES} images on',
+    click.option('--compile', 'compile_mode', help='torch.compile; auto: for runs that are long enough',
                  type=click.Choice(['auto', 'on', 'off']), default='auto', show_default=True),
 ]
 
@@ -116,6 +116,10 @@ def discriminator_files(opts: dict):
     return opts['pretrained_classifier_ckpt'] or places[0], opts['discriminator_ckpt'] or places[1]
 
 
-def compiles(mode: str, device, images: int) -> bool:
-    """Whether a run of so many images is compiled."""
-    return mode == 'on' or (mode == 'auto' and device.type == 'cuda' and images >= COMPILE_IMAGES)
+def compiles(opts: dict, net, device, images: int) -> bool:
+    """Whether the score network is compiled for a run of so many images."""
+    def evaluate():
+        x = torch.zeros([1, net.img_channels, net.img_resolution, net.img_resolution], device=device)
+        net(x, torch.ones([1], device=device))
+
+    return select_compile(opts['compile_mode'], device, evaluate, images * (2 * opts['num_steps'] - 1))

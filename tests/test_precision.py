@@ -1,4 +1,4 @@
-"""Gates for bfloat16, on the shipped networks: how far denoised images, log-ratios and samples are from float32."""
+"""Gates for 16-bit networks, on the shipped networks: how far denoised images, log-ratios and samples are from float32."""
 
 import pytest
 import torch
@@ -38,6 +38,15 @@ def noisy(pair):
     """Noise level -> (x [6, 3, 32, 32], sigma [6])."""
     noise = torch.randn(pair[0][2].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return {sigma: (pair[0][2] + sigma * noise, torch.full([6], sigma, dtype=torch.float64)) for sigma in SIGMAS}
+
+
+@torch.no_grad()
+def test_denoised_images_in_float16(pair, noisy):
+    """Relative L2 1e-3 at every noise level (on a CPU, where float16 is slow but rounds alike)."""
+    net = networks.load_network(demo.DEMO_SCORE, dtype=torch.float16)
+    for sigma, (x, level) in noisy.items():
+        exact = pair[0][0](x, level)
+        assert (net(x, level) - exact).norm() < 1e-3 * exact.norm(), sigma
 
 
 @torch.no_grad()

@@ -1,0 +1,54 @@
+"""Decisions on device, precision and compiling."""
+
+import pytest
+import torch
+
+from torch_utils import device as lib
+
+CPU, CUDA = torch.device('cpu'), torch.device('cuda')
+
+
+def product():
+    """2 * 10 * 20 * 30 = 12,000 operations."""
+    return torch.ones(10, 20) @ torch.ones(20, 30)
+
+
+def test_flops_of_a_product():
+    assert lib.count_flops(product) == 12000
+
+
+def test_compiling_is_for_long_runs(monkeypatch):
+    monkeypatch.setattr(lib.shutil, 'which', lambda name: f'/bin/{name}')
+    needed = {device: round(lib.COMPILE_FLOPS[device.type] / 12000) for device in (CPU, CUDA)}
+    for device, evaluations in needed.items():
+        assert lib.select_compile('auto', device, product, evaluations + 1)
+        assert not lib.select_compile('auto', device, product, evaluations - 1)
+        assert lib.select_compile('on', device, product, 1)
+        assert not lib.select_compile('off', device, product, 2 * evaluations)
+    assert needed[CPU] < needed[CUDA]
+
+
+def test_no_compiler_no_compiling(monkeypatch):
+    monkeypatch.setattr(lib.shutil, 'which', lambda name: None)
+    assert not lib.select_compile('auto', CPU, product, 10**15)
+    assert lib.select_compile('auto', CUDA, product, 10**15)  # Triton brings its own
+
+
+def test_precision(monkeypatch):
+    monkeypatch.setattr(lib, 'has_fast_bf16', lambda kind: kind == 'cuda')
+    assert lib.select_precision('auto', CPU) == torch.float32
+    assert lib.select_precision('auto', CUDA) == torch.bfloat16
+    assert lib.select_precision('fp16', CUDA) == torch.float16
+    assert lib.select_precision('tf32', CUDA) == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    assert lib.select_precision('fp32', CUDA) == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
+    with pytest.raises(ValueError, match='fp16 needs a GPU'):
+        lib.select_precision('fp16', CPU)
+    with pytest.raises(ValueError, match='not a precision'):
+        lib.select_precision('int8', CPU)
+
+
+def test_devices_that_do_not_exist():
+    assert lib.select_device('cpu') == CPU
+    for name in ('tpu', 'mps', 'cuda:99'):
+        with pytest.raises(ValueError, match='use'):
+            lib.select_device(name)
