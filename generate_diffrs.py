@@ -1,5 +1,6 @@
 """Draws images by diffusion rejection sampling (DiffRS, Na et al. 2024)."""
 
+import functools
 from pathlib import Path
 
 import click
@@ -74,8 +75,7 @@ def main(**opts):
         --outdir=samples/cifar10/diffrs --rej_percentile=0.75 --max_iter=105
     """
     seeds, device, dtype = options.start(opts)
-    compiled = options.compiles(opts['compile_mode'], device, len(seeds))
-    net, log_ratio, record = load_networks(opts, device, dtype, compiled)
+    net, log_ratio, record = load_networks(opts, device, dtype, len(seeds))
     guidance = load_guidance(opts, log_ratio)
     schedule = {name: opts[name] for name in options.EDM_NAMES if opts[name] is not None}
     labels = None if opts['class_idx'] is None else torch.eye(net.label_dim)[opts['class_idx']][None]
@@ -86,11 +86,14 @@ def main(**opts):
         rules.check_cap(opts['max_iter'], grid.num_steps)
 
     outdir = resolve_output(opts['outdir'])
-    calibration = load_thresholds(opts, outdir, net, log_ratio, labels, grid, common)
-    warn_of_rejections(opts, calibration)
     record |= schedule | {name: opts[name] for name in RULE_NAMES} | dict(
-        class_idx=opts['class_idx'], device=device.type, precision=str(dtype).removeprefix('torch.'),
-        compile=compiled, thresholds=rules.digest(calibration))
+        class_idx=opts['class_idx'], device=device.type, precision=str(dtype).removeprefix('torch.'))
+    reserve = functools.partial(
+        runner.reserve, seeds, outdir, batch=opts['batch'], options=record, undecided=['thresholds'],
+        save_type=opts['save_type'], overwrite=opts['overwrite'])
+    calibration = load_thresholds(opts, outdir, net, log_ratio, labels, grid, common, reserve)
+    warn_of_rejections(opts, calibration)
+    record |= dict(thresholds=rules.digest(calibration))
 
     def sample_stream(claimed):
         results = diffrs.diffrs_sampler(
@@ -114,8 +117,8 @@ def main(**opts):
     dist.shutdown()
 
 
-def load_networks(opts, device, dtype, compiled):
-    """(score network, log-ratio, what options.json says of them)."""
+def load_networks(opts, device, dtype, images: int):
+    """(score network, log-ratio, what options.json says of them); both see full batches alone, see Padded."""
     source = opts['network'] or demo.DEMO_SCORE
     classifier, discriminator = options.discriminator_files(opts)
     dist.print0(f'Loading network from {source}, discriminator from {discriminator}')
@@ -131,10 +134,11 @@ def load_networks(opts, device, dtype, compiled):
     record = {name: opts[name] for name in names} | dict(
         network_sha256=file_digest(resolve_path(source)), classifier_sha256=file_digest(resolve_path(classifier)),
         discriminator_sha256=file_digest(resolve_path(discriminator)))
+    compiled = options.compiles(opts, net, device, images)
     if compiled:
         net.compile(dynamic=False)
-        net, log_ratio = Padded(net, opts['batch']), Padded(log_ratio, opts['batch'])
-    return net, log_ratio, record
+    width = min(opts['batch'], images)
+    return Padded(net, width), Padded(log_ratio, width), record | dict(compile=compiled)
 
 
 def load_guidance(opts, log_ratio):
@@ -148,8 +152,8 @@ def load_guidance(opts, log_ratio):
                                      time_min=opts['time_min'], time_max=opts['time_max'])
 
 
-def load_thresholds(opts, outdir: Path, net, log_ratio, labels, grid, common) -> rules.Calibration:
-    """The warm-up: from a file that is named, from the folder, or made now by rank 0."""
+def load_thresholds(opts, outdir: Path, net, log_ratio, labels, grid, common, reserve) -> rules.Calibration:
+    """The warm-up: from a file that is named, from the folder, or made now by rank 0 in a folder kept for this run."""
     if bool(opts['adaptive_pickle']) != bool(opts['adaptive_pickle2']):
         raise click.ClickException('--adaptive_pickle: goes with --adaptive_pickle2; give both')
     if opts['adaptive_pickle']:
@@ -158,19 +162,31 @@ def load_thresholds(opts, outdir: Path, net, log_ratio, labels, grid, common) ->
                 read_pickle(resolve_path(opts[name])) for name in ('adaptive_pickle', 'adaptive_pickle2')))
     path = resolve_path(opts['thresholds'] or outdir / THRESHOLDS)
     with blame('--thresholds'):
-        if opts['thresholds'] or (path.is_file() and not opts['overwrite']):
-            calibration = rules.thresholds_from_json(path.read_text())
-            calibration.check(grid.t_steps)
-            return calibration
-        text = None
-        if dist.get_rank() == 0:
-            warmup = range(diffrs.WARMUP_SEED, diffrs.WARMUP_SEED + diffrs.WARMUP_ROUND * opts['iter_warmup'])
-            with progress(total=len(warmup), desc='warm-up') as bar:
-                text = rules.thresholds_to_json(
-                    diffrs.calibrate(net, log_ratio, warmup, labels, progress=bar.update, **common))
-            with atomic_write(path) as file:  # now, so that a run that is killed need not calibrate again
-                file.write(text.encode())
-        return rules.thresholds_from_json(dist.broadcast_object(text))
+        if opts['thresholds']:
+            text = path.read_text()
+        else:  # one rank looks: the file may appear meanwhile
+            found = dist.get_rank() == 0 and path.is_file() and not opts['overwrite']
+            text = dist.broadcast_object(path.read_text() if found else None)
+        if text is None:
+            with blame('--outdir'):
+                click.get_current_context().with_resource(reserve())  # until the script ends
+            text = dist.broadcast_object(calibrate(opts, path, net, log_ratio, labels, common))
+        calibration = rules.thresholds_from_json(text)
+        calibration.check(grid.t_steps)
+        return calibration
+
+
+def calibrate(opts, path: Path, net, log_ratio, labels, common) -> str | None:
+    """Make the warm-up and save it, on rank 0; its text there."""
+    if dist.get_rank() != 0:
+        return None
+    warmup = range(diffrs.WARMUP_SEED, diffrs.WARMUP_SEED + diffrs.WARMUP_ROUND * opts['iter_warmup'])
+    with progress(total=len(warmup), desc='warm-up') as bar:
+        text = rules.thresholds_to_json(
+            diffrs.calibrate(net, log_ratio, warmup, labels, progress=bar.update, **common))
+    with blame('--outdir'), atomic_write(path) as file:  # now, so that a run that is killed need not calibrate again
+        file.write(text.encode())
+    return text
 
 
 def warn_of_rejections(opts, calibration) -> None:
@@ -192,8 +208,9 @@ def finish(outdir, grid, report, save_type) -> None:
         return
     print(f'{report.images} images in {outdir}, {report.drawn} of them new, in {report.seconds:.1f} s')
     if save_type == 'npz':
-        summary = diffrs_report.make_report(diffrs_report.collect(outdir), grid.t_steps, report.seconds)
-        diffrs_report.save_report(outdir, summary)
+        with blame('--outdir'):
+            summary = diffrs_report.make_report(diffrs_report.collect(outdir), grid.t_steps, report.seconds)
+            diffrs_report.save_report(outdir, summary)
         print(diffrs_report.format_report(summary))
 
 

@@ -1,11 +1,22 @@
 """Paths as users write them, and files that are whole or absent."""
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+# Why a file cannot be written, and what helps; whatever raises one of these, the place is at fault.
+REMEDIES = {
+    errno.ENOSPC: 'make room, then run the same command again',
+    errno.EDQUOT: 'make room, then run the same command again',
+    errno.EFBIG: 'allow larger files (ulimit -f), then run the same command again',
+    errno.EROFS: 'name a place that can be written',
+    errno.EACCES: 'name a place that can be written',
+    errno.EPERM: 'name a place that can be written',
+}
 
 
 def resolve_path(path: str | os.PathLike) -> Path:
@@ -42,16 +53,31 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
     It is written beside its destination under a temporary name, flushed to disk and renamed;
     after an error the temporary file is removed and an older `path` is left as it was.
+    Raises OSError with `path` and a remedy where the place is full, read-only or closed to the user.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, 'xb') as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        refused = _refused(error, temporary)
+        if refused is None:
+            raise
+        raise OSError(refused.errno, f'{os.strerror(refused.errno)} ({REMEDIES[refused.errno]})', str(path)) from error
+
+
+def _refused(error: BaseException | None, temporary: Path) -> OSError | None:
+    """The error of the file system behind `error`, if any: torch.save raises a RuntimeError over it."""
+    while error is not None:
+        # an error with the name of another file comes from reading that file inside the block
+        if isinstance(error, OSError) and error.errno in REMEDIES and error.filename in (None, str(temporary)):
+            return error
+        error = error.__context__
+    return None

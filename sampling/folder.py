@@ -8,6 +8,7 @@ import os
 import re
 import zipfile
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from torch_utils.images import image_grid, png_bytes
 GRIDS = 4  # shards that get a picture
 GRID_IMAGES = 256  # at most, in one picture
 SAMPLE_FILE = re.compile(r'samples.*\.npz|sample_.*\.png|\d{6,}\.png')
-TEMPORARY_FILE = re.compile(r'\.(samples.*\.npz|sample_.*\.png|\d{6,}\.png|options\.json)\..*\.tmp')
+TEMPORARY_FILE = re.compile(r'\.(samples.*\.npz|sample_.*\.png|\d{6,}\.png|(options|thresholds|diffrs_report)\.json)'
+                            r'\..*\.tmp')
+_locked: set[Path] = set()  # folders that this process has locked
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,17 @@ class SampleFolder:
         if overwrite:
             for name in ['options.json', *self._sample_files()]:
                 (self.path / name).unlink(missing_ok=True)
-        self._check_options()
+        self.check()
+        for name in os.listdir(self.path):  # left by a run that was killed
+            if TEMPORARY_FILE.fullmatch(name):
+                (self.path / name).unlink(missing_ok=True)
+        if not (self.path / 'options.json').exists():
+            with atomic_write(self.path / 'options.json') as file:
+                file.write((json.dumps(self.record, indent=1) + '\n').encode())
+
+    def check(self, undecided: Collection[str] = ()) -> None:
+        """Raise ValueError where the folder holds anything but this run; the options `undecided` may still differ."""
+        self._check_options(undecided)
         expected = {'options.json'}
         for shard in self.shards:
             expected.update([shard.name, shard.grid_name] if self.save_type == 'npz' else shard.png_names)
@@ -96,12 +109,6 @@ class SampleFolder:
         if foreign:
             raise ValueError(f'{self.path} holds samples of something else ({foreign[0]}, {len(foreign)} in all); '
                              f'use another folder or --overwrite')
-        for name in os.listdir(self.path):  # left by a run that was killed
-            if TEMPORARY_FILE.fullmatch(name):
-                (self.path / name).unlink(missing_ok=True)
-        if not (self.path / 'options.json').exists():
-            with atomic_write(self.path / 'options.json') as file:
-                file.write((json.dumps(self.record, indent=1) + '\n').encode())
 
     def _make(self) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -111,7 +118,7 @@ class SampleFolder:
     def _sample_files(self) -> list[str]:
         return sorted(name for name in os.listdir(self.path) if SAMPLE_FILE.fullmatch(name))
 
-    def _check_options(self) -> None:
+    def _check_options(self, undecided: Collection[str]) -> None:
         path = self.path / 'options.json'
         if not path.exists():
             if self._sample_files():
@@ -123,7 +130,8 @@ class SampleFolder:
         except ValueError:
             raise ValueError(f'{path} is not readable; use another folder or --overwrite') from None
         missing = object()
-        names = [name for name in self.record | found if self.record.get(name, missing) != found.get(name, missing)]
+        names = [name for name in self.record | found if name not in undecided
+                 and self.record.get(name, missing) != found.get(name, missing)]
         if names:
             differences = '; '.join(f'{name} was {found.get(name)!r}, now {self.record.get(name)!r}'
                                     for name in names[:4])
@@ -165,8 +173,9 @@ class SampleFolder:
     def lock(self):
         """Keep a second run out of the folder while the block runs. Raises ValueError where one is at work.
 
-        The lock ends with the process that holds it, however that dies. Where the file system knows no locks
-        (some network file systems), nothing is locked; files are whole in any case.
+        A process that holds the lock may take it again. It ends with the process that holds it, however that dies.
+        Where the file system knows no locks (some network file systems), nothing is locked; files are whole in any
+        case.
         """
         try:
             import fcntl
@@ -174,6 +183,10 @@ class SampleFolder:
             yield
             return
         self._make()
+        place = self.path.resolve()
+        if place in _locked:
+            yield
+            return
         handle = os.open(self.path, os.O_RDONLY)
         try:
             try:
@@ -182,6 +195,8 @@ class SampleFolder:
                 if error.errno in (errno.EAGAIN, errno.EACCES):
                     raise ValueError(f'another run is writing to {self.path}; wait for it or use another folder'
                                      ) from None
+            _locked.add(place)
             yield
         finally:
+            _locked.discard(place)
             os.close(handle)

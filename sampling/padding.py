@@ -1,4 +1,8 @@
-"""A network that always sees a full batch, so that a compiled one is compiled once."""
+"""A network that always sees a full batch: a compiled one is compiled once, and rows round as ever.
+
+The kernels of a convolution or a product depend on the size of the batch, and so does rounding. In rejection sampling
+the rows that ride together depend on ranks and restarts; at one size, a row's result does not depend on the others.
+"""
 
 import torch
 

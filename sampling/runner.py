@@ -106,7 +106,8 @@ def run(sample_batch: Callable[[list[int], Tick], Samples], seeds: Sequence[int]
     them from a shared queue. Complete files of an earlier call with equal `options` are kept; a folder with
     other options or foreign samples is refused, unless `overwrite` removes them. `pad` repeats the last seed
     to fill the last batch, so that sample_batch sees one shape. Sampling goes on while files are written.
-    Raises ValueError and OSError (folder), and NonFiniteSample, where nothing of the batch is written.
+    Raises ValueError and OSError (folder), and NonFiniteSample, where nothing of the batch is written. Where the
+    folder is refused, rank 0 raises, and the other ranks exit without a word.
     """
     return _run(lambda folder, key: _work(folder, sample_batch, key, batch if pad else 0),
                 SampleFolder(outdir, seeds, batch, options, save_type), overwrite)
@@ -123,6 +124,20 @@ def run_stream(sample_stream: Callable[[Iterator[int]], Iterable[Samples]], seed
                 SampleFolder(outdir, seeds, batch, options, save_type), overwrite)
 
 
+@contextlib.contextmanager
+def reserve(seeds: Sequence[int], outdir, *, batch: int, options: dict, undecided: Sequence[str],
+            save_type: str = 'npz', overwrite: bool = False):
+    """Keep `outdir` for a run that follows within the block, as `run` does; call it on every rank.
+
+    For work that comes before the run and ends in files of the folder or in options, those named in `undecided`.
+    Raises ValueError and OSError as `run` does.
+    """
+    folder = SampleFolder(outdir, seeds, batch, options, save_type)
+    with contextlib.ExitStack() as stack:
+        _on_rank0(lambda: (stack.enter_context(folder.lock()), overwrite or folder.check(undecided)))
+        yield
+
+
 def _run(work: Callable[[SampleFolder, str], int], folder: SampleFolder, overwrite: bool) -> Report:
     started = time.time()
     with contextlib.ExitStack() as stack:
@@ -133,16 +148,20 @@ def _run(work: Callable[[SampleFolder, str], int], folder: SampleFolder, overwri
 
 
 def _on_rank0(action: Callable[[], object]) -> None:
-    """Run `action` on rank 0; its ValueError or OSError is raised on every rank."""
+    """Run `action` on rank 0; its ValueError or OSError is raised there, and ends the other ranks silently."""
     error = None
     if dist.get_rank() == 0:
         try:
             action()
         except (ValueError, OSError) as problem:
             error = problem
-    message = dist.broadcast_object(str(error) if error is not None else None)
-    if message is not None:
-        raise error or ValueError(message)
+    if dist.broadcast_object(error is None):
+        return
+    if error is not None:
+        raise error
+    with contextlib.suppress(RuntimeError):
+        dist.barrier()  # rank 0 never comes, but is gone after its message: torchrun ends all when one rank ends
+    raise SystemExit(1)
 
 
 def _work(folder: SampleFolder, sample_batch, key: str, padded: int) -> int:

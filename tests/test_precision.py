@@ -1,4 +1,4 @@
-"""Gates for 16-bit networks, on the shipped networks: how far denoised images, log-ratios and samples are from float32."""
+"""Gates for 16-bit networks on the shipped files: how far denoised images, log-ratios and samples are from float32."""
 
 import pytest
 import torch

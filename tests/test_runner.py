@@ -1,5 +1,7 @@
 """sampling/runner.py and sampling/folder.py: which files a run leaves, whatever happened on the way."""
 
+import fcntl
+import itertools
 import json
 import os
 import subprocess
@@ -218,7 +220,8 @@ def test_errors_of_the_writer_reach_the_caller(tmp_path, monkeypatch):
     assert not [thread for thread in threading.enumerate() if thread.name == 'writer']
 
 
-def test_a_slow_disk_holds_few_batches(tmp_path, monkeypatch):
+@pytest.mark.parametrize('kind', ['batches', 'stream'])
+def test_a_slow_disk_holds_few_batches(tmp_path, monkeypatch, kind):
     """Memory is flat: at most the queue, the batch being written and the one being drawn are alive."""
     alive, most = [0], [0]
     write = folder.SampleFolder.write
@@ -228,22 +231,39 @@ def test_a_slow_disk_holds_few_batches(tmp_path, monkeypatch):
         write(*args)
         alive[0] -= 1
 
-    def sample(seeds, tick):
+    def sample(seeds, tick=None):
         alive[0] += 1
         most[0] = max(most[0], alive[0])
         return runner.Samples(torch.zeros(len(seeds), 3, 8, 8))
 
+    def stream(seeds):
+        while taken := list(itertools.islice(seeds, 4)):
+            yield sample(taken)
+
     monkeypatch.setattr(folder.SampleFolder, 'write', slow)
-    run(tmp_path, sample, seeds=range(60))
-    assert most[0] <= runner.QUEUE_DEPTH + 2
+    if kind == 'batches':
+        run(tmp_path, sample, seeds=range(60))
+    else:
+        runner.run_stream(stream, range(60), tmp_path, batch=4, options={})
+    assert alive == [0] and 1 < most[0] <= runner.QUEUE_DEPTH + 2
 
 
 def test_two_runs_in_one_folder(tmp_path):
-    tmp_path.joinpath('x').mkdir()
-    other = folder.SampleFolder(tmp_path / 'x', [1], 1, {})
-    with other.lock(), pytest.raises(ValueError, match='another run'):
-        run(tmp_path / 'x')
-    run(tmp_path / 'x')
+    """What another process would hold: a lock through a descriptor of its own."""
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(ValueError, match='another run'):
+        run(tmp_path)
+    with pytest.raises(ValueError, match='another run'), runner.reserve([1], tmp_path, batch=1, options={},
+                                                                        undecided=()):
+        pass
+    assert not os.listdir(tmp_path)
+    os.close(handle)
+    with runner.reserve(range(10), tmp_path, batch=4, options={}, undecided=['a']):
+        run(tmp_path)  # the block's own run has the lock already
+    with pytest.raises(ValueError, match='a was 1, now 2'), runner.reserve(range(10), tmp_path, batch=4, options=dict(
+            a=2, b=1), undecided=['b']):
+        pass
 
 
 def test_a_file_where_the_folder_should_be(tmp_path):
@@ -278,14 +298,21 @@ from test_runner import Sampler, run
 from torch_utils import distributed as dist
 
 class Slow(Sampler):
+    ended = longest = 0
+
     def __call__(self, seeds, tick):
+        began = time.monotonic()
         time.sleep(0.5 if dist.get_rank() == 1 else 0.02)
-        return super().__call__(seeds, tick)
+        samples = super().__call__(seeds, tick)
+        self.ended = time.monotonic()
+        self.longest = max(self.longest, self.ended - began)
+        return samples
 
 dist.init()
 sampler = Slow(bad_seed={bad_seed})
 report = run({path!r}, sampler, seeds=range(50))
-sys.stdout.write(f'rank {{dist.get_rank()}} drew {{len(sampler.batches)}} of {{report.drawn}}\\n')
+sys.stdout.write(f'rank {{dist.get_rank()}} drew {{len(sampler.batches)}} of {{report.drawn}} '
+                 f'until {{sampler.ended}} longest {{sampler.longest}}\\n')
 dist.shutdown()
 '''
 
@@ -301,7 +328,7 @@ def launch(tmp_path, processes, path, bad_seed=None):
 
 @pytest.mark.parametrize('processes', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_share_the_work_and_the_files_are_the_same(tmp_path, processes):
-    """Rank 1 is slow: it draws less, and the files are byte for byte those of one process."""
+    """Rank 1 is slow: it draws less, nobody waits longer than a block, and the files are those of one process."""
     result = launch(tmp_path, processes, tmp_path / 'many')
     assert result.returncode == 0, result.stderr
     run(tmp_path / 'one', seeds=range(50))
@@ -310,6 +337,8 @@ def test_processes_share_the_work_and_the_files_are_the_same(tmp_path, processes
     assert sum(drawn.values()) == 13 and len(drawn) == processes
     assert drawn[1] < max(drawn.values())
     assert result.stdout.count('of 50') == processes
+    ended, longest = ([float(line.split()[k]) for line in result.stdout.splitlines()] for k in (7, 9))
+    assert max(ended) - min(ended) <= max(longest) + 0.1  # and what lies between two blocks
 
 
 @pytest.mark.slow

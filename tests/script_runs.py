@@ -1,0 +1,100 @@
+"""Starts the scripts as a user does, alone or under torchrun, and kills them; for tests of what survives."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TORCHRUN = ('-m', 'torch.distributed.run', '--standalone')
+OWN_TEMPORARY = '.*.tmp'
+
+
+def generate_arguments(files, *args):
+    """Unguided samples of a tiny network in two steps, with churn."""
+    return [f'--network={files}/uncond.safetensors', '--dg_weight_1st_order=0', '--steps=2', '--S_churn=5',
+            '--device=cpu', '--precision=fp32', *map(str, args)]
+
+
+def diffrs_arguments(files, *args):
+    """Rejection sampling with a tiny network in four steps after a short warm-up."""
+    return [f'--network={files}/uncond.safetensors', f'--pretrained_classifier_ckpt={files}/classifier.pt',
+            f'--discriminator_ckpt={files}/disc_uncond.pt', '--steps=4', '--iter_warmup=1', '--rej_percentile=0.75',
+            '--device=cpu', '--precision=fp32', *map(str, args)]
+
+
+def start(script, arguments, processes: int = 1, **kwargs) -> subprocess.Popen:
+    """The script in a session of its own, under torchrun if there are several processes; one thread each."""
+    launcher = [*TORCHRUN, f'--nproc_per_node={processes}'] if processes > 1 else []
+    environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    return subprocess.Popen([sys.executable, *launcher, str(script), *map(str, arguments)], cwd=ROOT, env=environment,
+                            text=True, start_new_session=True, **kwargs)
+
+
+def finish(script, arguments, processes: int = 1, timeout: float = 120) -> tuple[int, str]:
+    """Run the script to its end; (exit code, what it wrote to both streams)."""
+    process = start(script, arguments, processes, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        kill_all(process)
+        raise
+    return process.returncode, output
+
+
+def children(pid: int) -> list[int]:
+    """The running processes below `pid`, all generations, parents first."""
+    try:
+        direct = [int(child) for task in os.listdir(f'/proc/{pid}/task')
+                  for child in Path(f'/proc/{pid}/task/{task}/children').read_text().split()]
+    except OSError:
+        return []
+    return [descendant for child in direct for descendant in (child, *children(child))]
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL to a launcher and everything below it, at one moment; returns when all are gone."""
+    pids = [process.pid, *children(process.pid)]
+    for pid in pids:
+        _kill(pid)
+    process.wait()
+    while any(_runs(pid) for pid in pids):
+        time.sleep(0.01)
+
+
+def kill_rank(process: subprocess.Popen, rank: int) -> bool:
+    """SIGKILL to one rank below a launcher; whether there was one."""
+    ranks = [pid for pid in children(process.pid) if _environment(pid).get('RANK') == str(rank)]
+    for pid in ranks:
+        _kill(pid)
+    return bool(ranks)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _environment(pid: int) -> dict[str, str]:
+    try:
+        entries = Path(f'/proc/{pid}/environ').read_bytes().decode(errors='replace').split('\0')
+    except OSError:
+        return {}
+    return dict(entry.split('=', 1) for entry in entries if '=' in entry)
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process is neither gone nor a zombie."""
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except OSError:
+        return False
+
+
+def contents(folder) -> dict[str, bytes]:
+    """All files of a folder."""
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}

@@ -1,0 +1,103 @@
+"""Folders that belong to another run: refused with one message, whatever the number of processes; nothing changes."""
+
+import contextlib
+import fcntl
+import os
+
+import pytest
+from click.testing import CliRunner
+from script_runs import ROOT, contents, diffrs_arguments, finish, generate_arguments
+
+import generate
+import generate_diffrs
+
+SCRIPTS = dict(generate=(generate.main, generate_arguments), generate_diffrs=(generate_diffrs.main, diffrs_arguments))
+RUN = ('--seeds=0-7', '--batch=4')
+
+
+@contextlib.contextmanager
+def another_run(folder):
+    """What another process holds while it writes to the folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    yield
+    os.close(handle)
+
+
+def assert_refused(code, output, words):
+    errors = [line for line in output.splitlines() if 'Error: ' in line and 'ChildFailedError' not in line]
+    assert code == 1 and len(errors) == 1, output
+    assert errors[0].startswith('Error: --outdir: ') and words in errors[0], output
+
+
+def invoke(script, files, *args):
+    main, arguments = SCRIPTS[script]
+    result = CliRunner().invoke(main, arguments(files, *args))
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope='module', params=SCRIPTS)
+def finished(request, files, tmp_path_factory):
+    """(script, the folder of a finished run of it)."""
+    folder = tmp_path_factory.mktemp('finished') / 'out'
+    code, output = invoke(request.param, files, f'--outdir={folder}', *RUN)
+    assert code == 0, output
+    return request.param, folder
+
+
+def test_other_options(files, finished):
+    script, folder = finished
+    before = contents(folder)
+    assert_refused(*invoke(script, files, f'--outdir={folder}', *RUN, '--S_noise=1.003'), 'S_noise was 1')
+    assert_refused(*invoke(script, files, f'--outdir={folder}', '--seeds=0-8', '--batch=4'), "'0-8'")
+    assert contents(folder) == before
+
+
+def test_a_folder_of_the_other_script(files, finished):
+    """DiffRS says so before its warm-up, and leaves no thresholds behind."""
+    script, folder = finished
+    before = contents(folder)
+    other, = SCRIPTS.keys() - {script}
+    assert_refused(*invoke(other, files, f'--outdir={folder}', *RUN), 'other options')
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_foreign_files(files, tmp_path, script):
+    """Samples of unknown origin are refused; other files are left alone."""
+    (tmp_path / 'samples_00000000.npz').write_bytes(b'x')
+    (tmp_path / 'notes.txt').write_text('keep')
+    before = contents(tmp_path)
+    assert_refused(*invoke(script, files, f'--outdir={tmp_path}', *RUN), 'no options.json')
+    assert contents(tmp_path) == before
+
+
+def test_two_runs_at_once(files, finished, tmp_path):
+    script, folder = finished
+    before = contents(folder)
+    with another_run(folder), another_run(tmp_path):
+        for place in (folder, tmp_path):  # in the second DiffRS would have to warm up first
+            assert_refused(*invoke(script, files, f'--outdir={place}', *RUN), 'another run is writing')
+            assert_refused(*invoke(script, files, f'--outdir={place}', *RUN, '--overwrite'), 'another run is writing')
+    assert contents(folder) == before and not os.listdir(tmp_path)
+
+
+@pytest.mark.slow
+def test_lost_thresholds_are_made_again(files, tmp_path):
+    command = ('generate_diffrs', files, f'--outdir={tmp_path}', '--seeds=0-3', '--batch=4')
+    assert invoke(*command)[0] == 0
+    before = contents(tmp_path)
+    (tmp_path / 'thresholds.json').unlink()
+    code, output = invoke(*command)
+    assert code == 0 and ' 0 of them new' in output, output
+    assert contents(tmp_path)['thresholds.json'] == before['thresholds.json']
+
+
+@pytest.mark.parametrize('script', ['generate', pytest.param('generate_diffrs', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('processes', [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_refuse_with_one_voice(files, tmp_path, script, processes):
+    """All ranks end, one of them says why."""
+    (tmp_path / 'samples_00000000.npz').write_bytes(b'x')
+    code, output = finish(ROOT / f'{script}.py', SCRIPTS[script][1](files, f'--outdir={tmp_path}', *RUN), processes)
+    assert_refused(code, output, 'no options.json')
+    assert os.listdir(tmp_path) == ['samples_00000000.npz']
