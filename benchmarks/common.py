@@ -11,27 +11,24 @@ from dataclasses import dataclass, field
 import click
 import torch
 
-from torch_utils.device import count_flops  # noqa: F401
-
 
 @dataclass
 class Timing:
-    """Seconds of the repetitions of one piece of work on `images` images of `flops` operations each (0: unknown)."""
+    """Repetitions of one piece of work."""
 
-    images: int
-    flops: float = 0.0
-    seconds: list[float] = field(default_factory=list)
-    parts: dict[str, float] = field(default_factory=dict)  # share of the time by part, where it was taken apart
+    flops: float = 0.0  # operations per image; 0: not counted
+    per_image: list[float] = field(default_factory=list)  # seconds
+    parts: dict[str, float] = field(default_factory=dict)  # shares of the time, where it was taken apart
 
     @property
-    def per_image(self) -> float:
+    def seconds(self) -> float:
         """Median seconds per image."""
-        return statistics.median(self.seconds) / self.images
+        return statistics.median(self.per_image)
 
     @property
     def spread(self) -> float:
-        """(slowest - fastest) / median of the repetitions."""
-        return (max(self.seconds) - min(self.seconds)) / statistics.median(self.seconds)
+        """(slowest - fastest) / median."""
+        return (max(self.per_image) - min(self.per_image)) / self.seconds
 
 
 def synchronize(device) -> None:
@@ -40,21 +37,21 @@ def synchronize(device) -> None:
         torch.cuda.synchronize(device)
 
 
-def interleave(jobs: dict[str, tuple[Callable[[], object], int, float]], device, rounds: int = 3) -> dict[str, Timing]:
-    """Time jobs {name: (work, images per call, flops per image)} in turns, so that a slow minute hits all alike.
+def interleave(jobs: dict[str, tuple[Callable[[], int], float]], device, rounds: int = 3) -> dict[str, Timing]:
+    """Time jobs {name: (work, flops per image)} in turns, so that a slow minute hits all alike.
 
-    Each is called once beforehand, which pays for compilers and caches.
+    work() returns how many images it did. Each is called once beforehand, which pays for compilers and caches.
     """
-    timings = {name: Timing(images, flops) for name, (_, images, flops) in jobs.items()}
-    for work, _, _ in jobs.values():
+    timings = {name: Timing(flops) for name, (_, flops) in jobs.items()}
+    for work, _ in jobs.values():
         work()
     for _ in range(rounds):
-        for name, (work, _, _) in jobs.items():
+        for name, (work, _) in jobs.items():
             synchronize(device)
             started = time.perf_counter()
-            work()
+            images = work()
             synchronize(device)
-            timings[name].seconds.append(time.perf_counter() - started)
+            timings[name].per_image.append((time.perf_counter() - started) / images)
     return timings
 
 
@@ -63,8 +60,13 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, size: int | None = Non
     """Measured rate of a large matrix product, FLOP/s: what shares of the peak refer to."""
     size = size or (8192 if device.type == 'cuda' else 2048)
     a, b = torch.randn(2, size, size, device=device).to(dtype).unbind()
-    timing = interleave({'mm': (lambda: a @ b, 1, 2 * size**3)}, device, rounds=7)['mm']
-    return timing.flops / min(timing.seconds)
+
+    def multiply():
+        torch.mm(a, b)
+        return 1
+
+    timing = interleave({'mm': (multiply, 2 * size**3)}, device, rounds=10)['mm']
+    return timing.flops / min(timing.per_image)
 
 
 def machine(device: torch.device) -> str:
@@ -99,11 +101,11 @@ def print_table(title: str, timings: dict[str, Timing], peaks: dict[str, float] 
     peaks = peaks or {}
     click.echo(f'\n{title}\n\n| mode | img/s | ms/img | spread | TFLOP/s | share of peak | ratio | parts |\n'
                '|---|---|---|---|---|---|---|---|')
-    slow = timings[reference].per_image if reference in timings else None
+    slow = timings[reference].seconds if reference in timings else None
     for name, t in timings.items():
-        rate = t.flops / t.per_image
-        cells = [name, f'{1 / t.per_image:.3g}', f'{1000 * t.per_image:.4g}', f'{t.spread:.0%}',
+        rate = t.flops / t.seconds
+        cells = [name, f'{1 / t.seconds:.3g}', f'{1000 * t.seconds:.4g}', f'{t.spread:.0%}',
                  f'{rate / 1e12:.3g}' if t.flops else '', f'{rate / peaks[name]:.0%}' if name in peaks else '',
-                 f'{slow / t.per_image:.2f}' if slow else '',
+                 f'{slow / t.seconds:.2f}' if slow else '',
                  ', '.join(f'{part} {share:.1%}' for part, share in t.parts.items())]
         click.echo(f'| {" | ".join(cells)} |')

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -17,11 +17,11 @@ def blame(option: str) -> Iterator[None]:
         raise click.ClickException(f'{option}: {message}') from error
 
 
-def parse_int_list(text: str | list[int]) -> list[int]:
-    """'1,2,5-10' -> [1, 2, 5, 6, 7, 8, 9, 10] (EDM's syntax for seeds). Raises ValueError."""
-    if isinstance(text, list):
+def parse_int_list(text: str | Sequence[int]) -> Sequence[int]:
+    """'1,2,5-10' -> [1, 2, 5, 6, 7, 8, 9, 10] (EDM's syntax for seeds); one range stays one. Raises ValueError."""
+    if not isinstance(text, str):
         return text
-    numbers = []
+    ranges = []
     for part in text.split(','):
         match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
         if match is None:
@@ -30,8 +30,8 @@ def parse_int_list(text: str | list[int]) -> list[int]:
         last = int(match[2]) if match[2] else first
         if last < first:
             raise ValueError(f'the range {part.strip()} runs backwards')
-        numbers.extend(range(first, last + 1))
-    return numbers
+        ranges.append(range(first, last + 1))
+    return ranges[0] if len(ranges) == 1 else [number for numbers in ranges for number in numbers]
 
 
 class IntList(click.ParamType):
@@ -44,7 +44,7 @@ class IntList(click.ParamType):
             numbers = parse_int_list(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
-        if len(set(numbers)) != len(numbers):
+        if not isinstance(numbers, range) and len(set(numbers)) != len(numbers):
             self.fail('a number occurs twice', param, ctx)
         return numbers
 

@@ -8,7 +8,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Shard:
     """One file of samples: its place in the run and its seeds, fixed by the list of seeds alone."""
 
     index: int
-    seeds: tuple[int, ...]
+    seeds: Sequence[int]
 
     @property
     def name(self) -> str:
@@ -48,6 +48,8 @@ class Shard:
 
 def format_int_list(numbers) -> str:
     """[0, 1, 2, 7] -> '0-2,7'."""
+    if isinstance(numbers, range) and numbers.step == 1 and len(numbers) > 1:
+        return f'{numbers[0]}-{numbers[-1]}'
     ranges: list[list[int]] = []
     for number in numbers:
         if ranges and number == ranges[-1][1] + 1:
@@ -75,12 +77,14 @@ class SampleFolder:
     """
 
     def __init__(self, path, seeds, batch: int, options: dict, save_type: str = 'npz'):
-        if len(set(seeds)) != len(seeds) or not len(seeds):
+        if not isinstance(seeds, range):  # 50 million seeds are a range: no list of them is made
+            seeds = tuple(seeds)
+        if not len(seeds) or not isinstance(seeds, range) and len(set(seeds)) != len(seeds):
             raise ValueError('the list of seeds is empty or has one twice; each seed is one sample')
         if save_type not in ('npz', 'png'):
             raise ValueError(f'{save_type!r} is not a way to save samples; use npz or png')
         self.path, self.save_type = Path(path), save_type
-        self.shards = [Shard(i, tuple(seeds[first:first + batch]))
+        self.shards = [Shard(i, seeds[first:first + batch])
                        for i, first in enumerate(range(0, len(seeds), batch))]
         record = options | dict(seeds=format_int_list(seeds), batch=batch, save_type=save_type)
         self.record = json.loads(json.dumps(record))  # as it will be read back

@@ -87,14 +87,14 @@ def check_class(net, class_idx: int | None) -> None:
     raise ValueError(f'{class_idx} is beyond the network\'s labels; use 0 to {net.label_dim - 1}')
 
 
-def choose_seeds(seeds: Sequence[int] | None, num_samples: int | None, seed: int | None) -> list[int]:
+def choose_seeds(seeds: Sequence[int] | None, num_samples: int | None, seed: int | None) -> Sequence[int]:
     """`seeds`, or `num_samples` (50000) seeds from `seed` (0) on. Raises ValueError where both are given."""
     if seeds is None:
         first = seed or 0
-        return list(range(first, first + (50000 if num_samples is None else num_samples)))
+        return range(first, first + (50000 if num_samples is None else num_samples))
     if num_samples is not None or seed is not None:
         raise ValueError('given together with --num_samples or --seed; use one of the two ways')
-    return list(seeds)
+    return seeds
 
 
 def run(sample_batch: Callable[[list[int], Tick], Samples], seeds: Sequence[int], outdir, *, batch: int,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -278,10 +279,20 @@ def test_repeated_seeds_are_refused(tmp_path):
         run(tmp_path, seeds=[1, 2, 1])
 
 
+def test_many_seeds_are_not_listed(tmp_path):
+    """50 million seeds in shards of 1000: 50,000 shards, a few tens of MiB, not gigabytes."""
+    tracemalloc.start()
+    made = folder.SampleFolder(tmp_path, runner.choose_seeds(None, 50_000_000, None), 1000, {})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(made.shards) == 50_000 and made.shards[-1].seeds[-1] == 49_999_999
+    assert made.record['seeds'] == '0-49999999' and peak < 64 * 2**20
+
+
 def test_choose_seeds():
     assert runner.choose_seeds([4, 2], None, None) == [4, 2]
-    assert runner.choose_seeds(None, 3, 10) == [10, 11, 12]
-    assert runner.choose_seeds(None, None, None) == list(range(50000))
+    assert list(runner.choose_seeds(None, 3, 10)) == [10, 11, 12]
+    assert runner.choose_seeds(None, None, None) == range(50000)
     for given in ((3, None), (None, 0)):
         with pytest.raises(ValueError):
             runner.choose_seeds([1], *given)
