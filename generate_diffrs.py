@@ -113,7 +113,7 @@ def main(**opts):
     except runner.NonFiniteSample as error:
         raise click.ClickException(f'--network: {error}; --precision=fp32 may help, '
                                    f'else the checkpoint is broken') from None
-    finish(outdir, grid, report, opts['save_type'])
+    finish(outdir, grid, report, record['precision'], opts['save_type'])
     dist.shutdown()
 
 
@@ -202,14 +202,14 @@ def warn_of_rejections(opts, calibration) -> None:
                     f'discriminator belong together? --no_zero=1 or a lower --rej_percentile accept more.')
 
 
-def finish(outdir, grid, report, save_type) -> None:
+def finish(outdir, grid, report, precision, save_type) -> None:
     """Write the report beside the samples, and show it."""
     if dist.get_rank() != 0:
         return
     print(f'{report.images} images in {outdir}, {report.drawn} of them new, in {report.seconds:.1f} s')
     if save_type == 'npz':
         with blame('--outdir'):
-            summary = diffrs_report.make_report(diffrs_report.collect(outdir), grid.t_steps, report.seconds)
+            summary = diffrs_report.make_report(diffrs_report.collect(outdir), grid.t_steps, report.seconds, precision)
             diffrs_report.save_report(outdir, summary)
         print(diffrs_report.format_report(summary))
 

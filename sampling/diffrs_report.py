@@ -28,14 +28,14 @@ def collect(outdir) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
-def make_report(counts: dict[str, np.ndarray], sigmas, wall_sec: float) -> dict:
-    """Means and quantiles per image, acceptance and rejections per level (JSON-able).
+def make_report(counts: dict[str, np.ndarray], sigmas, wall_sec: float, precision: str) -> dict:
+    """Means and quantiles per image, acceptance and rejections per level (JSON-able); `precision` of the networks.
 
     A rejection at level 0 draws from the prior again; at the others it goes back (published rule) or to the prior.
     """
     tests, rejections = counts['tests'].sum(0), counts['rejections'].sum(0)
-    report = dict(images=len(counts['nfe']), wall_sec=wall_sec, cap_hits=int(counts['cap_hits'].sum()),
-                  samples_at_cap=int((counts['cap_hits'] > 0).sum()))
+    report = dict(images=len(counts['nfe']), wall_sec=wall_sec, precision=precision,
+                  cap_hits=int(counts['cap_hits'].sum()), samples_at_cap=int((counts['cap_hits'] > 0).sum()))
     for name in COSTS:
         quantiles = np.quantile(counts[name], [0.05, 0.5, 0.95, 1.0])
         report[name] = dict(mean=float(counts[name].mean()), q05=float(quantiles[0]), median=float(quantiles[1]),
@@ -62,6 +62,9 @@ def format_report(report: dict) -> str:
         row = report[name]
         lines.append(f'{name:20s} {row["mean"]:6.1f} {row["median"]:8.1f} {row["q05"]:7.1f} {row["q95"]:7.1f} '
                      f'{row["max"]:7.0f}')
+    if report['precision'] != 'float32':
+        lines.append(f'{report["precision"]} may flip single decisions: such a sample is another one of the same '
+                     f'distribution (docs/equations.md)')
     lines.append('level     sigma    tests  rejected  acceptance')
     for row in report['levels']:
         if row['tests']:

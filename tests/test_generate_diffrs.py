@@ -57,6 +57,7 @@ def test_files_and_report(run, tmp_path):
     assert report['images'] == 7 and report['nfe']['mean'] == arrays['nfe'].mean()
     assert [level['rejections'] for level in report['levels']] == arrays['rejections'].sum(0).tolist()
     assert f'{report["nfe"]["mean"]:.1f}' in output
+    assert ('may flip single decisions' in output) == (report['precision'] == 'bfloat16')
     result = CliRunner().invoke(plot.main, ['profile', str(folder), f'--out={tmp_path}/profile.png'])
     assert result.exit_code == 0, result.output
     assert (tmp_path / 'profile.png').stat().st_size > 1000
