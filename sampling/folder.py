@@ -171,7 +171,7 @@ class SampleFolder:
                 file.write(png_bytes(image_grid(samples[:GRID_IMAGES])))
         arrays = dict(samples=samples) | ({} if labels is None else dict(label=labels)) | extra
         with atomic_write(self.path / shard.name) as file:
-            np.savez_compressed(file, **arrays)
+            np.savez(file, **arrays)  # compressing saves 3 % of such images and takes twenty times as long
 
     @contextlib.contextmanager
     def lock(self):

@@ -25,10 +25,15 @@ def diffrs_arguments(files, *args):
             '--device=cpu', '--precision=fp32', *map(str, args)]
 
 
-def start(script, arguments, processes: int = 1, **kwargs) -> subprocess.Popen:
-    """The script in a session of its own, under torchrun if there are several processes; one thread each."""
-    launcher = [*TORCHRUN, f'--nproc_per_node={processes}'] if processes > 1 else []
-    environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+def start(script, arguments, processes: int = 1, launcher=(), environment=None, **kwargs) -> subprocess.Popen:
+    """The script in a session of its own, under torchrun if there are several processes; one thread each.
+
+    `launcher`: other arguments than torchrun's usual ones; `environment`: more variables.
+    """
+    if processes > 1 and not launcher:
+        launcher = [*TORCHRUN, f'--nproc_per_node={processes}']
+    environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='') | (
+        environment or {})
     return subprocess.Popen([sys.executable, *launcher, str(script), *map(str, arguments)], cwd=ROOT, env=environment,
                             text=True, start_new_session=True, **kwargs)
 
@@ -60,13 +65,19 @@ def kill_all(process: subprocess.Popen) -> None:
     for pid in pids:
         _kill(pid)
     process.wait()
-    while any(_runs(pid) for pid in pids):
+    while any(is_running(pid) for pid in pids):
         time.sleep(0.01)
+
+
+def rank_pids(process: subprocess.Popen, rank: int | None = None) -> list[int]:
+    """Processes of one rank (None: of all) below a launcher."""
+    ranks = [(pid, _environment(pid).get('RANK')) for pid in children(process.pid)]
+    return [pid for pid, found in ranks if found is not None and rank in (None, int(found))]
 
 
 def kill_rank(process: subprocess.Popen, rank: int) -> bool:
     """SIGKILL to one rank below a launcher; whether there was one."""
-    ranks = [pid for pid in children(process.pid) if _environment(pid).get('RANK') == str(rank)]
+    ranks = rank_pids(process, rank)
     for pid in ranks:
         _kill(pid)
     return bool(ranks)
@@ -79,6 +90,15 @@ def _kill(pid: int) -> None:
         pass
 
 
+def wait_until(condition, timeout: float = 60) -> None:
+    """Wait until condition() holds. Raises TimeoutError."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError('it did not happen')
+        time.sleep(0.02)
+
+
 def _environment(pid: int) -> dict[str, str]:
     try:
         entries = Path(f'/proc/{pid}/environ').read_bytes().decode(errors='replace').split('\0')
@@ -87,7 +107,7 @@ def _environment(pid: int) -> dict[str, str]:
     return dict(entry.split('=', 1) for entry in entries if '=' in entry)
 
 
-def _runs(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     """Whether the process is neither gone nor a zombie."""
     try:
         return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'

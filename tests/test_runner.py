@@ -212,7 +212,7 @@ def test_errors_of_the_writer_reach_the_caller(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(folder.np, 'savez_compressed', full)
+    monkeypatch.setattr(folder.np, 'savez', full)
     sampler = Sampler()
     with pytest.raises(OSError, match='No space left'):
         run(tmp_path, sampler, seeds=range(400))

@@ -12,12 +12,15 @@ import torch.distributed
 
 TIMEOUT = datetime.timedelta(seconds=float(os.environ.get('DIST_TIMEOUT_SEC', 1800)))
 _counters: dict[str, int] = {}  # stands in for the store in a process that was not launched
+_launcher: int | None = None  # the process that started this rank
 
 
 def init() -> None:
     """Join the process group that torchrun describes in the environment; alone, do nothing."""
     if 'RANK' not in os.environ or int(os.environ.get('WORLD_SIZE', 1)) < 2 or torch.distributed.is_initialized():
         return
+    global _launcher
+    _launcher = os.getppid()
     # torch._dynamo (making an optimizer imports it) keeps references to a group that is there at its import; the
     # group's threads then outlive shutdown() and, now and then, abort the process when the interpreter ends.
     importlib.import_module('torch._dynamo')
@@ -38,6 +41,11 @@ def _leave() -> None:
     if torch.distributed.is_initialized():
         with contextlib.suppress(RuntimeError):
             torch.distributed.destroy_process_group()
+
+
+def is_orphaned() -> bool:
+    """Whether torchrun itself is gone: its ranks then end too, or they would keep the folder from the next run."""
+    return _launcher is not None and os.getppid() != _launcher
 
 
 def get_rank() -> int:
@@ -93,6 +101,8 @@ def broadcast_object(value: Any) -> Any:
 def claim(key: str) -> int:
     """The next number (0, 1, 2, ...) of a counter that all ranks share: a queue of work without a master."""
     if torch.distributed.is_initialized():
+        if is_orphaned():
+            raise ConnectionError('torchrun is gone; run the same command again')
         return torch.distributed.distributed_c10d._get_default_store().add(f'claim/{key}', 1) - 1
     _counters[key] = _counters.get(key, -1) + 1
     return _counters[key]

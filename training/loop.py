@@ -298,7 +298,7 @@ class _Trainer:
             return '', False
         now = time.monotonic()
         votes = torch.zeros(4, dtype=torch.float64)
-        votes[0] = signals.caught
+        votes[0] = signals.caught or dist.is_orphaned()
         if dist.get_rank() == 0:
             votes[1] = self.run.max_minutes is not None and now - self.run.started > self.run.max_minutes * 60
             votes[2] = now - self.last_save > self.run.state_sec
