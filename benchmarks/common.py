@@ -37,13 +37,15 @@ def synchronize(device) -> None:
         torch.cuda.synchronize(device)
 
 
-def interleave(jobs: dict[str, tuple[Callable[[], int], float]], device, rounds: int = 3) -> dict[str, Timing]:
+def interleave(jobs: dict[str, tuple[Callable[[], float], float]], device, rounds: int = 3,
+               warm: bool = True) -> dict[str, Timing]:
     """Time jobs {name: (work, flops per image)} in turns, so that a slow minute hits all alike.
 
-    work() returns how many images it did. Each is called once beforehand, which pays for compilers and caches.
+    work() returns how many images it did. Where `warm`, each is called once beforehand, which pays for compilers and
+    caches; else the caller has seen to that.
     """
     timings = {name: Timing(flops) for name, (_, flops) in jobs.items()}
-    for work, _ in jobs.values():
+    for work, _ in jobs.values() if warm else ():
         work()
     for _ in range(rounds):
         for name, (work, _) in jobs.items():

@@ -117,7 +117,7 @@ def test_preempted_training_saves_and_goes_on(tmp_path, everyone):
     """SIGTERM to torchrun, as SLURM sends it, or SIGKILL: either way two ranks save, end, and the next run resumes."""
     np.savez(tmp_path / 'data.npz', samples=np.random.RandomState(0).randint(256, size=[40, 8, 8, 3], dtype=np.uint8))
     options = ['--batch=20', '--channels=8', '--kimg=100', '--tick=1', '--device=cpu', '--precision=fp32']
-    command = (ROOT / 'train_score.py', [f'--outdir={tmp_path / "run"}', f'--data={tmp_path / "data.npz"}', *options], 2)
+    command = (ROOT / 'train_score.py', [f'--outdir={tmp_path}/run', f'--data={tmp_path}/data.npz', *options], 2)
     process = start(*command, **PIPES)
     stats = tmp_path / 'run' / 'stats.jsonl'
     wait_until(lambda: stats.is_file() and stats.stat().st_size)
