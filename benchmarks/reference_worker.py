@@ -1,0 +1,211 @@
+"""Runs the published code on given weights when it is told to; a process of its own, since module names clash.
+
+    python benchmarks/reference_worker.py JOB.json CHECKOUT...
+
+Started by benchmarks.reference_client.Reference. JOB.json names the device, the threads and, for each network, its file
+and the arguments that build it. Each line of the input is {"work": name, "arguments": {...}}; once the work is done,
+the answer is a line of JSON on the output. TensorFlow and torchvision, which the published scripts need only to write
+files, are replaced by empty modules, and nothing is written.
+"""
+
+import functools
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+# How the published code builds its classifiers; widths and depths are the job's.
+CLASSIFIER = dict(classifier_use_fp16=False, classifier_attention_resolutions='32,16,8',
+                  classifier_use_scale_shift_norm=True, classifier_resblock_updown=True, classifier_pool='attention')
+
+
+def ignore(*args, **kwargs):
+    """Does nothing."""
+
+
+def replace_file_libraries():
+    """Put empty modules where the published scripts expect TensorFlow and torchvision."""
+    for name in ('tensorflow', 'torchvision', 'torchvision.utils'):
+        sys.modules[name] = types.ModuleType(name)
+    sys.modules['torchvision.utils'].make_grid = sys.modules['torchvision.utils'].save_image = ignore
+    sys.modules['tensorflow'].io = types.SimpleNamespace(gfile=types.SimpleNamespace(
+        GFile=lambda path, mode: open(os.devnull, mode)))
+
+
+class WarmedUp(Exception):
+    """The published warm-up has ended."""
+
+
+class Shelf(dict):
+    """Stands in for `pickle` in the published script: keeps what is dumped, by file name."""
+
+    stop_at: str | None = None  # ends the run once this file is dumped
+
+    def dump(self, value, file):
+        self[file.name] = value
+        if file.name == self.stop_at:
+            raise WarmedUp
+
+    def load(self, file):
+        return self[file.name]
+
+
+class Counted:
+    """A network that counts the rows it is given."""
+
+    def __init__(self, net):
+        self.net, self.rows = net, 0
+
+    def __getattr__(self, name):
+        return getattr(self.net, name)
+
+    def __call__(self, x, *args, **kwargs):
+        self.rows += len(x)
+        return self.net(x, *args, **kwargs)
+
+
+class Published:
+    """The published networks with the job's weights, and what is done with them; each method answers with a dict."""
+
+    def __init__(self, job: dict, path: Path):
+        self.job, self.folder, self.device = job, path.parent, job['device']
+
+    @functools.cached_property
+    def net(self):
+        """EDM's score network, as its pickles come: in evaluation mode, frozen."""
+        from training import networks
+
+        file = self.job['networks']['score']
+        net = getattr(networks, file['constructor'])(**file['kwargs'])
+        net.load_state_dict(safetensors.torch.load_file(file['path']))
+        return net.to(self.device).eval().requires_grad_(False)
+
+    def evaluate(self, sigmoid: bool, grad: bool):
+        """DG's and DiffRS's function of (inputs, timesteps, condition); its parameters are not frozen, as published."""
+        classifier, discriminator = self.classifiers
+
+        def evaluate(x, timesteps=None, condition=None):
+            with torch.set_grad_enabled(grad):
+                features = classifier(x, timesteps=timesteps, feature=True)
+                return discriminator(features, timesteps, sigmoid=sigmoid, condition=condition).view(-1)
+        return evaluate
+
+    @functools.cached_property
+    def classifiers(self):
+        from guided_diffusion.script_util import create_classifier
+
+        parts = []
+        for name in ('classifier', 'discriminator'):
+            file = self.job['networks'][name]
+            part = create_classifier(**CLASSIFIER | {k: v for k, v in file['kwargs'].items() if k != 'num_classes'})
+            part.load_state_dict(safetensors.torch.load_file(file['path']))
+            parts.append(part.to(self.device).eval())
+        return parts
+
+    def noise(self, batch: int):
+        shape = [batch, self.net.img_channels, self.net.img_resolution, self.net.img_resolution]
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+
+    @torch.no_grad()
+    def score(self, batch: int, calls: int) -> dict:
+        """Denoise a batch of standard normal images at noise level 1."""
+        x, sigma = self.noise(batch), torch.ones([batch], device=self.device)
+        for _ in range(calls):
+            denoised = self.net(x, sigma)
+        return dict(images=batch * calls, mean=denoised.abs().mean().item())
+
+    def log_ratio(self, batch: int, calls: int) -> dict:
+        """The log-ratio of such a batch, as DiffRS takes it: without a graph."""
+        import classifier_lib
+
+        evaluate, sde = self.evaluate(sigmoid=True, grad=False), classifier_lib.vpsde()
+        mean, tau = sde.transform_unnormalized_wve_to_normalized_vp(torch.ones([batch], device=self.device))
+        x = mean[:, None, None, None] * self.noise(batch)
+        for _ in range(calls):
+            values = classifier_lib.get_log_ratio(evaluate, x, tau, None)
+        return dict(images=batch * calls, mean=values.abs().mean().item())
+
+    def gradient(self, batch: int, calls: int) -> dict:
+        """DG's correction (-1 times the gradient, at noise level 1) with the log-ratio."""
+        import classifier_lib
+
+        evaluate, sde = self.evaluate(sigmoid=True, grad=True), classifier_lib.vpsde()
+        x, sigma = self.noise(batch), torch.ones([batch], device=self.device)
+        for _ in range(calls):
+            gradient, _ = classifier_lib.get_grad_log_ratio(
+                evaluate, sde, x, sigma, self.net.img_resolution, 0.01, 1.0, None, log=True)
+        return dict(images=batch * calls, mean=gradient.abs().mean().item())
+
+    @torch.no_grad()
+    def dg(self, batch: int, steps: int) -> dict:
+        """One batch of DG's sampler at its default weights."""
+        import generate
+
+        images = generate.edm_sampler(
+            0, 0.01, 1.0, generate.classifier_lib.vpsde(), 2.0, 0.0, self.evaluate(sigmoid=True, grad=True), self.net,
+            self.noise(batch), num_steps=steps)
+        return dict(images=batch, mean=images.abs().mean().item())
+
+    def diffrs_loop(self, batch: int, steps: int, shelf: Shelf, **options) -> int:
+        """Run the published function, warm-up or main loop; the rows that the score network saw."""
+        import generate_diffrs
+
+        generate_diffrs.pickle, generate_diffrs.tqdm = shelf, types.SimpleNamespace
+        generate_diffrs.np.savez_compressed = ignore
+        net = Counted(self.net)
+        with torch.no_grad():
+            try:
+                generate_diffrs.diffrs_sampler(
+                    0, 0.01, 1.0, generate_diffrs.classifier_lib.vpsde(), discriminator=self.evaluate(False, False),
+                    net=net, latents=self.noise(batch), num_steps=steps, outdir=str(self.folder), backsteps=1,
+                    max_backsteps=18, batch_size=batch, **options)
+            except WarmedUp:
+                pass
+        return net.rows
+
+    def warmup(self, batch: int, steps: int) -> dict:
+        """One round of DiffRS's warm-up."""
+        shelf = Shelf()
+        shelf.stop_at = str(self.folder / 'adaptive2.pickle')
+        self.diffrs_loop(batch, steps, shelf, rej_percentile=0.75, adaptive_pickle='None', num_samples=0, iter_warmup=1)
+        return dict(images=batch)
+
+    def diffrs(self, batch: int, steps: int, images: int, rej_percentile: float, log_ratio: list) -> dict:
+        """DiffRS's main loop until so many images have ended, with thresholds from log_ratio [steps + 1, n]."""
+        log_ratio = torch.tensor(log_ratio)
+        names = {name: str(self.folder / f'{name}.pickle') for name in ('adaptive', 'increments', 'nfe_analysis')}
+        for name in names.values():
+            Path(name).touch()
+        shelf = Shelf({names['adaptive']: list(log_ratio), names['nfe_analysis']: dict(dict_nfe={}, total_nfe=0),
+                       names['increments']: list(torch.diff(log_ratio, dim=0, prepend=log_ratio[:1]))})
+        rows = self.diffrs_loop(batch, steps, shelf, rej_percentile=rej_percentile, mode='debug',
+                                num_samples=images - 1, adaptive_pickle=names['adaptive'],
+                                adaptive_pickle2=names['increments'])
+        nfe = shelf[names['nfe_analysis']]['tot_per_sample_nfe']
+        return dict(rows=rows, images=len(nfe), nfe=sum(nfe) / len(nfe))
+
+
+def main():
+    """Answer requests until the input ends."""
+    path, *checkouts = sys.argv[1:]
+    sys.path[0:0] = checkouts
+    replace_file_libraries()
+    answers, sys.stdout = sys.stdout, sys.stderr  # the published code prints
+    job = json.loads(Path(path).read_text())
+    torch.set_num_threads(job['threads'])
+    published = Published(job, Path(path))
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = getattr(published, request['work'])(**request['arguments'])
+        if job['device'] != 'cpu':
+            torch.cuda.synchronize()
+        answers.write(json.dumps(answer) + '\n')
+        answers.flush()
+
+
+if __name__ == '__main__':
+    main()
