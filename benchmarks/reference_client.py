@@ -19,7 +19,8 @@ CHECKOUTS = {
     'DiffRS': ('aailabkaist+DiffRS', 'generate_diffrs.py', 'https://github.com/aailabkaist/DiffRS'),
 }
 # Checkouts in which a piece of work looks for its modules, in this order.
-NEEDED = {'score': ['edm'], 'discriminator': ['DG', 'edm'], 'dg': ['DG', 'edm'], 'diffrs': ['DiffRS', 'edm']}
+NEEDED = {'score': ['edm'], 'discriminator': ['DG', 'edm'], 'dg': ['DG', 'edm'], 'diffrs': ['DiffRS', 'edm'],
+          'train_discriminator': ['DG', 'edm'], 'train_score': ['edm']}
 
 
 def find_checkouts(folder: str, names: list[str]) -> list[str]:

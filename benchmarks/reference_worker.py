@@ -9,6 +9,7 @@ files, are replaced by empty modules, and nothing is written.
 """
 
 import functools
+import importlib.machinery
 import json
 import os
 import sys
@@ -31,6 +32,7 @@ def replace_file_libraries():
     """Put empty modules where the published scripts expect TensorFlow and torchvision."""
     for name in ('tensorflow', 'torchvision', 'torchvision.utils'):
         sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)  # torch looks whether they exist
     sys.modules['torchvision.utils'].make_grid = sys.modules['torchvision.utils'].save_image = ignore
     sys.modules['tensorflow'].io = types.SimpleNamespace(gfile=types.SimpleNamespace(
         GFile=lambda path, mode: open(os.devnull, mode)))
@@ -149,6 +151,46 @@ class Published:
             0, 0.01, 1.0, generate.classifier_lib.vpsde(), 2.0, 0.0, self.evaluate(sigmoid=True, grad=True), self.net,
             self.noise(batch), num_steps=steps)
         return dict(images=batch, mean=images.abs().mean().item())
+
+    @functools.cached_property
+    def discriminator_training(self):
+        """DG's discriminator and optimizer, as its train.py makes them."""
+        _, discriminator = self.classifiers
+        return discriminator.train(), torch.optim.Adam(discriminator.parameters(), lr=3e-4, weight_decay=1e-7)
+
+    def train_discriminator(self, batch: int) -> dict:
+        """One of DG's training steps, on noise: the features in float32, binary cross-entropy, Adam."""
+        import classifier_lib
+
+        (classifier, _), (discriminator, optimizer) = self.classifiers, self.discriminator_training
+        optimizer.zero_grad()
+        sde, images = classifier_lib.vpsde(), self.noise(batch)
+        t, _ = sde.get_diffusion_time(batch, images.device)
+        mean, std = (value[:, None, None, None] for value in sde.marginal_prob(t))
+        with torch.no_grad():
+            features = classifier(mean * images + std * torch.randn_like(images), timesteps=t, feature=True)
+        labels = (torch.arange(batch, device=images.device) % 2).float()
+        loss = torch.nn.functional.binary_cross_entropy(discriminator(features, t, sigmoid=True).view(-1), labels)
+        loss.backward()
+        optimizer.step()
+        return dict(images=batch, mean=loss.item())
+
+    @functools.cached_property
+    def score_training(self):
+        """EDM's network in training, its loss and optimizer, as its train.py makes them."""
+        from training import loss
+
+        net = self.net.train().requires_grad_(True)
+        return net, loss.EDMLoss(), torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
+
+    def train_score(self, batch: int) -> dict:
+        """One of EDM's training steps in float32, on noise, without augmentation."""
+        net, loss_of, optimizer = self.score_training
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(net=net, images=self.noise(batch), labels=torch.zeros([batch, 0], device=self.device))
+        loss.sum().mul(1 / batch).backward()
+        optimizer.step()
+        return dict(images=batch, mean=loss.mean().item())
 
     def diffrs_loop(self, batch: int, steps: int, shelf: Shelf, **options) -> int:
         """Run the published function, warm-up or main loop; the rows that the score network saw."""

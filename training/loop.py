@@ -121,7 +121,7 @@ def train(run: TrainRun) -> TrainResult:
     share = share_of_batch(run.batch_size)
     with released():
         claim_folder(run.outdir, run.config, run.owned, run.overwrite)
-        trainer = _Trainer(run, share)
+        trainer = Trainer(run, share)
         trainer.resume()
         with _Signals() as signals:
             reason = trainer.loop(signals)
@@ -184,7 +184,9 @@ class _Sums:
         return dict(zip(names, dist.all_reduce_(table).tolist()))
 
 
-class _Trainer:
+class Trainer:
+    """What one process does of a run: its share of every batch, `train_step` by `train_step`."""
+
     def __init__(self, run: TrainRun, share: int):
         self.run = run
         self.module = run.module.train().to(memory_format=torch.channels_last)
@@ -205,7 +207,12 @@ class _Trainer:
         self.stats_file = JsonLines(self.outdir / 'stats.jsonl')
 
     def _flat_gradient(self):
-        """One buffer for all gradients, in the layout of each parameter: one zero, one all-reduce, one norm."""
+        """One buffer for all gradients, in the layout of each parameter: one zero, one all-reduce, one norm.
+
+        This is what DistributedDataParallel does in the end, one sum over all ranks a step, and it needs no special
+        case for gradient accumulation and compiled modules. DDP would overlap that sum with the backward pass; our
+        networks' gradients (up to 220 MB) cross NVLink in a millisecond.
+        """
         flat = torch.zeros(sum(p.numel() for p in self.parameters), device=self.device)
         offset = 0
         for p in self.parameters:
