@@ -27,20 +27,20 @@ def frechet_distance(mu1, sigma1, mu2, sigma2) -> float:
 def trace_sqrt_product(sigma1: np.ndarray, sigma2: np.ndarray) -> float:
     """tr (S1 S2)^(1/2) for symmetric positive semi-definite matrices [D, D] in float64.
 
-    With S = A A^T, the eigenvalues of S1 S2 are those of the symmetric A1^T S2 A1, and their square roots
-    are the singular values of A1^T A2. Eigenvalues are twice as fast, but one near 0 is known only to
+    With S = A A^T, A [D, rank], the eigenvalues of S1 S2 other than 0 are those of M^T M with M = A1^T A2, and their
+    square roots are the singular values of M. Eigenvalues are several times as fast, but one near 0 is known only to
     eps * (the largest), and its root to the root of that; where that would show, singular values are used.
     """
-    S1, S2 = torch.from_numpy(sigma1), torch.from_numpy(sigma2)
-    A1 = _factor(S1)
-    lam = torch.linalg.eigvalsh(A1.T @ S2 @ A1)
-    if len(lam) == 0:
+    A1, A2 = _factor(torch.from_numpy(sigma1)), _factor(torch.from_numpy(sigma2))
+    M = A1.T @ A2 if A1.shape[1] >= A2.shape[1] else A2.T @ A1  # at least as high as it is wide
+    if 0 in M.shape:
         return 0.0
+    lam = torch.linalg.eigvalsh(M.T @ M)
     noise = 4 * EPS * lam[-1].clamp_min(0)
-    root = lam.clamp_min(noise).sqrt()  # [D]
-    if (noise / (2 * root)).norm() <= 1e-8 * root.sum():  # also false for NaN, that is for all-zero S2
+    root = lam.clamp_min(noise).sqrt()  # [smaller rank]
+    if (noise / (2 * root)).sum() <= 1e-9 * root.sum():  # also false for NaN, that is for M = 0
         return float(root.sum())
-    return float(torch.linalg.svdvals(A1.T @ _factor(S2)).sum())
+    return float(torch.linalg.svdvals(M).sum())
 
 
 def _factor(S: torch.Tensor) -> torch.Tensor:

@@ -23,28 +23,31 @@ def measure(source: ImageSource, detector: Detector, start: int, stop: int, *, b
             max_features: int = 5000, desc: str = '') -> Measured:
     """Features of images start to stop - 1 of `source`, summed up; memory does not grow with their number.
 
-    Each rank takes one contiguous part, so that it reads only its own files; every rank gets the result.
+    Each rank takes one contiguous part, so that it reads only its own files; every rank gets the result. Parts end
+    where batches do, so that every batch, and with it each feature's rounding, is that of a single process.
     """
     count = stop - start
     kept = sample_positions(count, max_features)  # [n] ascending, positions from `start`
-    features = torch.zeros([len(kept), detector.feature_dim])
+    rows = kept.to(detector.device)  # all is kept there, so that a GPU never waits for the host
+    features = torch.zeros([len(kept), detector.feature_dim], device=detector.device)
     moments = Moments(detector.feature_dim, detector.device)
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    first, last = count * rank // ranks, count * (rank + 1) // ranks
+    batches = -(-count // batch)
+    first, last = (min(batch * (batches * part // ranks), count) for part in (rank, rank + 1))
     with progress(total=count, desc=desc or source.name, unit='img') as bar:
         for images in source.batches(start + first, start + last, batch):
             f = detector(images)  # [n, D]
             moments.add(f)
             low, high = torch.searchsorted(kept, torch.tensor([first, first + len(f)])).tolist()
             if low < high:
-                features[low:high] = f[(kept[low:high] - first).to(f.device)].cpu()
+                features[low:high] = f[rows[low:high] - first]
             first += len(f)
             bar.update(len(f) * ranks)
     moments.all_reduce()
     dist.all_reduce_(features)  # each row is zero on all ranks but one
     if moments.count != count:
         raise ValueError(f'{source.path} gave {moments.count} images instead of {count}')
-    return Measured(moments, features)
+    return Measured(moments, features.cpu())
 
 
 def sample_positions(count: int, most: int) -> torch.Tensor:
