@@ -1,127 +1,214 @@
-"""Speed of measuring: the trace of FID's matrix square root, Inception features, distances from files to numbers.
+"""Speed of measuring: the trace in the Frechet distance, Inception features, and files to moments in one pass."""
 
-    python -m benchmarks.bench_metrics [--what=trace,features,fid] [--dim=2048] [--images=2000] [--batch=32]
-
-References: scipy's sqrtm, which the published fid_npzs.py uses, and torchvision's Inception-v3 in float32 (both with
-random weights: speed does not depend on them).
-"""
-
+import contextlib
+import copy
+import io
 import tempfile
-import time
 from pathlib import Path
 
 import click
 import numpy as np
 import scipy.linalg
 import torch
-import torchvision
 
 from dnnlib.cli import blame
-from metrics.detectors import load_detector, prepare_
-from metrics.frechet import trace_sqrt_product
+from metrics.detectors import Detector, load_detector, prepare_
+from metrics.frechet import frechet_distance
 from metrics.inception import InceptionV3
 from metrics.measure import measure
+from metrics.moments import Moments
 from metrics.sources import open_source
-from torch_utils.device import count_flops, select_device, select_precision
+from torch_utils.device import PRECISIONS, count_flops, select_device, select_precision
 
 from .bench_sampling import CommaList
-from .common import interleave, machine, matrix_peak, peak_memory, print_table
+from .common import Timing, interleave, machine, matrix_peak, peak_memory, print_table
+from .reference_client import NEEDED, Reference, find_checkouts
 
-REFERENCES = dict(trace='scipy.linalg.sqrtm', features='torchvision, fp32')
+SQRTM = 'scipy.linalg.sqrtm'  # as the published scripts
+PUBLISHED = 'published'
+EAGER = 'fp32, as published'  # Inception with its batch norms, in the layout in which its weights come
+SHARD = 500  # images in a file
 
 
-def covariance(dim: int, count: int, seed: int) -> np.ndarray:
-    """Of `count` random features whose scales fall as those of Inception's do."""
+def standard_features(dim: int, count: int, seed: int) -> np.ndarray:
+    """[count, dim] centred random features over sqrt(count - 1), so that their covariance is F^T F.
+
+    Their scales fall as those of Inception's do.
+    """
     features = np.random.default_rng(seed).standard_normal([count, dim]) * np.linspace(1, 0.05, dim)
-    return np.cov(features, rowvar=False)
+    return (features - features.mean(axis=0)) / np.sqrt(count - 1)
 
 
-def trace(dim, rounds):
-    """Time and accuracy of tr (S1 S2)^(1/2), where both have full rank and where one does not."""
-    for name, counts in (('full rank', (2 * dim, 2 * dim)), ('of rank D / 2', (2 * dim, dim // 2 + 1))):
-        first, second = (covariance(dim, count, seed) for seed, count in enumerate(counts))
-        found = {}
+def trace_by_scipy(sigma1: np.ndarray, sigma2: np.ndarray) -> float:
+    """tr (S1 S2)^(1/2) from the root itself."""
+    return float(np.trace(scipy.linalg.sqrtm(sigma1 @ sigma2)).real)
 
-        def ours(first=first, second=second, found=found):
-            found['ours'] = trace_sqrt_product(first, second)
+
+def bench_trace(dim: int, rounds: int, reference: str | None) -> None:
+    """Time and accuracy of the distance between moments of more and of fewer images than dimensions."""
+    for name, counts in (('full rank', (2 * dim, 2 * dim)), ('n = D / 2', (2 * dim, dim // 2))):
+        first, second = (standard_features(dim, count, seed) for seed, count in enumerate(counts))
+        moments = dict(mu=np.zeros(dim), sigma=first.T @ first, mu_ref=np.zeros(dim), sigma_ref=second.T @ second)
+        sides = float(np.trace(moments['sigma']) + np.trace(moments['sigma_ref']))  # d = sides - 2 trace
+        traces = {}
+
+        def ours(moments=moments, sides=sides, traces=traces):
+            traces['ours'] = (sides - frechet_distance(*moments.values())) / 2
             return 1
 
-        def scipys(first=first, second=second, found=found):
-            found['scipy'] = np.trace(scipy.linalg.sqrtm(first @ second)).real
+        def scipys(moments=moments, traces=traces):
+            traces[SQRTM] = trace_by_scipy(moments['sigma'], moments['sigma_ref'])
             return 1
-        timings = interleave({'ours': (ours, 0), REFERENCES['trace']: (scipys, 0)}, 'cpu', rounds, warm=False)
-        print_table(f'Trace of the square root, {dim} dimensions, {name} (a matrix is an "image")', timings,
-                    reference=REFERENCES['trace'])
-        click.echo(f'\ndifference {abs(found["ours"] - found["scipy"]):.1e} of {found["ours"]:.6g}')
+        with contextlib.ExitStack() as stack:
+            jobs = dict(ours=(ours, 0))
+            if reference:
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
+                path = str(Path(folder, 'moments.npz'))
+                np.savez(path, **moments)
+                published = stack.enter_context(Reference(find_checkouts(reference, NEEDED['frechet']), {}, 'cpu'))
+
+                def published_distance(published=published, path=path, sides=sides, traces=traces):
+                    traces[PUBLISHED] = (sides - published.run('frechet', path=path)['distance']) / 2
+                    return 1
+                jobs[PUBLISHED] = published_distance, 0
+            else:
+                jobs[SQRTM] = scipys, 0
+            timings = interleave(jobs, 'cpu', rounds, warm=False)
+        print_table(f'Frechet distance, {dim} dimensions, {name}: per distance', timings,
+                    reference=list(jobs)[-1])
+        if counts[1] < dim:  # F2 S1 F2^T [n, n] has the eigenvalues of S1 S2 that are not 0
+            lam = np.linalg.eigvalsh(second @ moments['sigma'] @ second.T)
+            exact, of = float(np.sqrt(lam.clip(min=0)).sum()), 'the exact one'
+        else:
+            exact, of = traces[list(jobs)[-1]], list(jobs)[-1]
+        errors = ', '.join(f'{key} {abs(value - exact):.1e}' for key, value in traces.items() if key != of)
+        click.echo(f'\ntrace {traces["ours"]:.6g}; difference from {of}: {errors}')
 
 
-def features(batch, rounds, device):
-    """Images per second of Inception-v3 on 299x299 inputs (the resize from 32x32 included in ours)."""
-    theirs = torchvision.models.inception_v3(weights=None, init_weights=False, aux_logits=True).to(device).eval()
-    images = torch.randint(256, [batch, 3, 299, 299], dtype=torch.uint8, device=device)
-    small = torch.randint(256, [batch, 3, 32, 32], dtype=torch.uint8, device=device)
+def inception(precision: str, device, weights: InceptionV3) -> torch.nn.Module:
+    """As metrics.detectors runs it, with the given weights."""
+    return prepare_(copy.deepcopy(weights), device, select_precision(precision, device))
 
-    @torch.no_grad()
-    def published():
-        theirs(images.float() / 127.5 - 1)
+
+def bench_features(weights: InceptionV3, batch: int, precisions, rounds: int, device) -> None:
+    """Images per second of Inception-v3 on 32x32 images, and how far each precision is from float32."""
+    images = torch.randint(256, [batch, 3, 32, 32], dtype=torch.uint8, device=device)
+    networks = {name: inception(name, device, weights) for name in precisions}
+    networks[EAGER] = copy.deepcopy(weights).to(device)
+    settings = {name: name if name in precisions else 'fp32' for name in networks}
+    found = {}
+
+    def job(name):
+        select_precision(settings[name], device)
+        with torch.inference_mode():
+            found[name] = networks[name](images)
         return batch
-    flops = count_flops(published) / batch
-    jobs, peaks = {}, {REFERENCES['features']: matrix_peak(device, torch.float32)}
-    for precision in ('fp32', 'bf16'):
-        dtype = select_precision(precision, device)
-        net = prepare_(InceptionV3(), device, dtype)
-
-        @torch.no_grad()
-        def ours(net=net, dtype=dtype):
-            net(small)
-            return batch
-        jobs[precision], peaks[precision] = (ours, flops), matrix_peak(device, dtype)
-    jobs[REFERENCES['features']] = published, flops
-    print_table(f'Inception-v3 features, batch {batch}', interleave(jobs, device, rounds), peaks,
-                REFERENCES['features'])
+    flops = count_flops(lambda: job(EAGER)) / batch
+    timings = interleave({name: (lambda name=name: job(name), flops) for name in networks}, device, rounds)
+    peaks = {name: matrix_peak(device, select_precision(setting, device)) for name, setting in settings.items()}
+    print_table(f'Inception-v3 features (random weights), batch {batch}', timings, peaks, EAGER)
+    exact = found[EAGER]
+    errors = ', '.join(f'{name} {float((found[name] - exact).norm() / exact.norm()):.1e}' for name in precisions)
+    click.echo(f'\nrelative difference from float32: {errors}')
 
 
-def fid(count, device):
-    """From shards on disk to moments with the shipped detector, beside the features alone; and the memory it takes."""
-    detector = load_detector('cifar10', device)
+def write_shards(folder: str, count: int) -> None:
+    """`count` random images as generate.py writes samples."""
+    rng = np.random.default_rng(0)
+    for first in range(0, count, SHARD):
+        images = rng.integers(256, size=[min(SHARD, count - first), 32, 32, 3], dtype=np.uint8)
+        np.savez(Path(folder, f'samples_{first:08d}.npz'), samples=images)
+
+
+def quiet_measure(*arguments, **options):
+    """measure() without its progress bar."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        return measure(*arguments, **options)
+
+
+def bench_pass(detector: Detector, source, count: int, batch: int, rounds: int) -> None:
+    """The one pass of fid_npzs.py, beside its parts alone; the memory of a short and of a long one."""
+    memory = []
+    for stop in (max(count // 10, 2), count):
+        quiet_measure(source, detector, 0, stop, batch=batch)
+        memory.append(f'{peak_memory():.0f} MiB after {stop} images')
+    images = next(source.batches(0, min(batch, count), batch))
+    features = detector(images)
+    moments = Moments(detector.feature_dim, detector.device)
+
+    def one_pass():
+        return quiet_measure(source, detector, 0, count, batch=batch).moments.count
+
+    def read():
+        return sum(map(len, source.batches(0, count, batch)))
+
+    def repeat(work):
+        for _ in range(0, count, len(images)):
+            work()
+        return -(-count // len(images)) * len(images)
+
+    parts = {'reading alone': read, 'features alone': lambda: repeat(lambda: detector(images)),
+             'moments alone': lambda: repeat(lambda: moments.add(features))}
+    jobs = {name: (work, 0) for name, work in ({'one pass': one_pass} | parts).items()}
+    timings = interleave(jobs, detector.device, rounds, warm=False)
+    timings['the parts in turn'] = Timing(per_image=[sum(timings[name].seconds for name in parts)])
+    print_table(f'{detector.distance} from files, {count} images, batch {batch}', timings,
+                reference='the parts in turn')
+    click.echo(f'\nlargest memory: {", ".join(memory)}')
+
+
+def bench_fid(weights: InceptionV3, count: int, batch: int, precision: str, rounds: int, device) -> None:
+    """With the shipped detector, and with Inception on a tenth of the images."""
     with tempfile.TemporaryDirectory() as folder:
-        for first in range(0, count, 500):
-            images = np.random.randint(256, size=[min(500, count - first), 32, 32, 3], dtype=np.uint8)
-            np.savez(Path(folder, f'samples_{first:08d}.npz'), samples=images)
+        write_shards(folder, count)
         source = open_source(folder)
-        measure(source, detector, 0, min(count, 500), batch=100)
-        for name, stop in (('a fifth', count // 5), ('all', count)):
-            started = time.perf_counter()
-            measure(source, detector, 0, stop, batch=100)
-            seconds = time.perf_counter() - started
-            click.echo(f'{name}: {stop} images in {seconds:.1f} s, {stop / seconds:.0f} img/s, '
-                       f'largest memory so far {peak_memory():.0f} MiB')
-        batch = torch.from_numpy(images[:100]).permute(0, 3, 1, 2).to(device)
-        alone = interleave({'features': (lambda: len(detector(batch)), 0)}, device, 10)['features']
-        click.echo(f'the features alone: {1 / alone.seconds:.0f} img/s')
+        bench_pass(load_detector('cifar10', device, select_precision(precision, device)), source, count, batch, rounds)
+        detector = Detector('inception', 'FID', 2048, device, inception(precision, device, weights))
+        bench_pass(detector, source, max(count // 10, 2), batch, rounds)
+
+
+POSITIVE = click.IntRange(min=1)
 
 
 @click.command()
-@click.option('--what', help='Comma-separated', type=CommaList(['trace', 'features', 'fid']),
+@click.option('--what',      help='Comma-separated: trace, features, fid', type=CommaList(['trace', 'features', 'fid']),
               default='trace,features,fid', show_default=True)
-@click.option('--dim', help='Dimensions of the features', type=click.IntRange(min=4), default=2048, show_default=True)
-@click.option('--images', help='Images of the end-to-end run', type=click.IntRange(min=100), default=5000,
+@click.option('--dim',       help='Dimensions of the trace', type=click.IntRange(min=8), default=2048,
               show_default=True)
-@click.option('--batch', help='Images per Inception batch', type=click.IntRange(min=1), default=32, show_default=True)
-@click.option('--rounds', help='Interleaved repetitions', type=click.IntRange(min=1), default=3, show_default=True)
-@click.option('--device', help='auto, cpu, cuda or cuda:0', type=str, default='auto', show_default=True)
-def main(what, dim, images, batch, rounds, device):
-    """Print tables of the speed of measuring."""
+@click.option('--images',    help='Images of the pass over files; a tenth of them with Inception',
+              type=click.IntRange(min=20), default=5000, show_default=True)
+@click.option('--batch',     help='Images per forward pass', type=POSITIVE, default=32, show_default=True)
+@click.option('--precision', help='Comma-separated, of the features; the last one for the pass over files',
+              type=CommaList(PRECISIONS), default='bf16,fp32', show_default=True)
+@click.option('--rounds',    help='Interleaved repetitions', type=POSITIVE, default=3, show_default=True)
+@click.option('--device',    help='auto, cpu, cuda or cuda:0', type=str, default='auto', show_default=True)
+@click.option('--reference', help='Folder with a checkout of the published code: DG', metavar='DIR', type=str)
+def main(what, dim, images, batch, precision, rounds, device, reference):
+    """Print tables of the speed of measuring, and with --reference distances by the published code, interleaved.
+
+    Examples:
+
+    \b
+    python -m benchmarks.bench_metrics --reference=..
+    python -m benchmarks.bench_metrics --what=fid --images=500000 --batch=64 --rounds=1
+    """
     with blame('--device'):
         device = select_device(device)
+    with blame('--precision'):
+        for name in precision:
+            select_precision(name, device)
+    with blame('--reference'):
+        if reference:
+            find_checkouts(reference, NEEDED['frechet'])
+    torch.manual_seed(0)
+    weights = InceptionV3().eval().requires_grad_(False)
     click.echo(machine(device))
+    if 'fid' in what:  # first, so that the largest memory is its own
+        bench_fid(weights, images, batch, precision[-1], rounds, device)
     if 'trace' in what:
-        trace(dim, rounds)
+        bench_trace(dim, rounds, reference)
     if 'features' in what:
-        features(batch, rounds, device)
-    if 'fid' in what:
-        click.echo(f'\nFD-CIFAR10 from shards, {images} images\n')
-        fid(images, device)
+        bench_features(weights, batch, precision, rounds, device)
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ CHECKOUTS = {
 }
 # Checkouts in which a piece of work looks for its modules, in this order.
 NEEDED = {'score': ['edm'], 'discriminator': ['DG', 'edm'], 'dg': ['DG', 'edm'], 'diffrs': ['DiffRS', 'edm'],
-          'train_discriminator': ['DG', 'edm'], 'train_score': ['edm']}
+          'train_discriminator': ['DG', 'edm'], 'train_score': ['edm'], 'frechet': ['DG']}
 
 
 def find_checkouts(folder: str, names: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ the answer is a line of JSON on the output. TensorFlow and torchvision, which th
 files, are replaced by empty modules, and nothing is written.
 """
 
+import copy
 import functools
 import importlib.machinery
 import json
@@ -16,6 +17,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 
@@ -180,17 +182,30 @@ class Published:
         """EDM's network in training, its loss and optimizer, as its train.py makes them."""
         from training import loss
 
+        average = copy.deepcopy(self.net)
         net = self.net.train().requires_grad_(True)
-        return net, loss.EDMLoss(), torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
+        return net, average, loss.EDMLoss(), torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
 
     def train_score(self, batch: int) -> dict:
-        """One of EDM's training steps in float32, on noise, without augmentation."""
-        net, loss_of, optimizer = self.score_training
+        """One of EDM's training steps in float32, on noise, without augmentation, with the average of the weights."""
+        net, average, loss_of, optimizer = self.score_training
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(net=net, images=self.noise(batch), labels=torch.zeros([batch, 0], device=self.device))
         loss.sum().mul(1 / batch).backward()
+        for parameter in net.parameters():
+            torch.nan_to_num(parameter.grad, nan=0, posinf=1e5, neginf=-1e5, out=parameter.grad)
         optimizer.step()
+        for mean, parameter in zip(average.parameters(), net.parameters()):
+            mean.lerp_(parameter.detach(), 0.001)
         return dict(images=batch, mean=loss.mean().item())
+
+    def frechet(self, path: str) -> dict:
+        """The distance between the moments in an npz file, by DG's script."""
+        import fid_npzs
+
+        with np.load(path, allow_pickle=False) as moments:
+            names = ('mu', 'sigma', 'mu_ref', 'sigma_ref')
+            return dict(distance=fid_npzs.calculate_fid_from_inception_stats(*(moments[name] for name in names)))
 
     def diffrs_loop(self, batch: int, steps: int, shelf: Shelf, **options) -> int:
         """Run the published function, warm-up or main loop; the rows that the score network saw."""

@@ -54,6 +54,15 @@ def test_singular_covariances_are_exact_and_symmetric(rank1, rank2):
     np.testing.assert_allclose(trace_sqrt_product(S2, S1), expected, rtol=1e-7)
 
 
+@pytest.mark.parametrize('count1, count2', [(512, 128), (128, 512), (128, 64)])
+def test_fewer_images_than_dimensions(count1, count2):
+    """Each of the many eigenvalues that are 0 adds nothing; as roots of rounding errors they would add up."""
+    rng = np.random.default_rng(3)
+    F1, F2 = (rng.standard_normal((count, 256)) / count**0.5 for count in (count1, count2))
+    expected = np.linalg.svd(F1 @ F2.T, compute_uv=False).sum()
+    assert trace_sqrt_product(F1.T @ F1, F2.T @ F2) == pytest.approx(expected, abs=1e-9)
+
+
 def test_known_values():
     zero, one = np.zeros(3), np.eye(3)
     assert frechet_distance(zero, one, zero, one) == pytest.approx(0, abs=1e-12)
