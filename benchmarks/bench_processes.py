@@ -12,8 +12,10 @@ import click
 import torch
 
 import networks
+from classifier_lib import load_log_ratio
 from dnnlib import demo
 from sampling import runner
+from sampling.diffrs import WARMUP_SEED, calibrate, diffrs_sampler
 from sampling.edm import edm_sampler
 from torch_utils import distributed as dist
 
@@ -29,6 +31,8 @@ Block = tuple[float, float, int]  # of a rank: when it began and ended (time.mon
 @click.command()
 @click.option('--processes',    help='Ranks to start', metavar='INT', type=click.IntRange(min=2), default=2,
               show_default=True)
+@click.option('--method',       help='edm: blocks one by one; diffrs: two to three side by side',
+              type=click.Choice(['edm', 'diffrs']), default='edm', show_default=True)
 @click.option('--images',       help='Images to draw together', metavar='INT', type=click.IntRange(min=1), default=160,
               show_default=True)
 @click.option('--batch',        help='Images per block', metavar='INT', type=click.IntRange(min=1), default=8,
@@ -37,41 +41,53 @@ Block = tuple[float, float, int]  # of a rank: when it began and ended (time.mon
               show_default=True)
 @click.option('--slowdown',     help='The last rank takes so many times as long, by sleeping', metavar='FLOAT',
               type=click.FloatRange(min=1), default=4, show_default=True)
-@click.option('--memory',       help='Measure memory instead', is_flag=True)
+@click.option('--scaling',      help='Instead: one process with all threads, and several that share them', is_flag=True)
+@click.option('--memory',       help='Instead: memory', is_flag=True)
 @click.option('--batches',      help='With --memory: lengths of the runs, in batches of 256 images', metavar='INT',
               type=click.IntRange(min=1), multiple=True, default=[20, 200], show_default=True)
 @click.option('--worker',       metavar='DIR', type=str, hidden=True)
-def main(processes, images, batch, steps, slowdown, memory, batches, worker):
+def main(processes, method, images, batch, steps, slowdown, scaling, memory, batches, worker):
     """Start generate's runner under torchrun with a slow rank, and show who drew what and who waited.
 
-    With --memory: the largest resident memory of generate.py and of fid_npzs.py, each a process of its own.
+    With --scaling: the rates of one process and of several on the same cores. With --memory: the largest resident
+    memory of generate.py and of fid_npzs.py, each a process of its own.
 
     Examples:
 
     \b
     python -m benchmarks.bench_processes --processes=4
+    python -m benchmarks.bench_processes --method=diffrs --steps=9
+    python -m benchmarks.bench_processes --scaling
     python -m benchmarks.bench_processes --memory
     """
+    work = dict(method=method, images=images, batch=batch, steps=steps)
     if worker:
-        draw(Path(worker), images, batch, steps, slowdown)
+        draw(Path(worker), slowdown=slowdown, **work)
         return
     click.echo(machine(torch.device('cpu')))
     with tempfile.TemporaryDirectory() as folder:
         if memory:
             print_memory(Path(folder), batches)
             return
-        torchrun = Path(sys.executable).with_name('torchrun')
-        command = [str(torchrun), '--standalone', f'--nproc_per_node={processes}', '-m', 'benchmarks.bench_processes',
-                   f'--images={images}', f'--batch={batch}', f'--steps={steps}', f'--slowdown={slowdown}',
-                   f'--worker={folder}']
-        execute(command)
-        ranks = [json.loads(Path(folder, f'rank{rank}.json').read_text()) for rank in range(processes)]
-    print_shares(ranks)
+        if scaling:
+            print_scaling([(count, threads, launch(Path(folder, str(count)), count, threads, slowdown=1, **work))
+                           for count in (1, processes) for threads in [max(1, torch.get_num_threads() // count)]])
+        else:
+            print_shares(launch(Path(folder), processes, 1, slowdown=slowdown, **work))
 
 
-def execute(command: list[str]) -> float:
-    """Run a command with one thread per process; its largest resident memory in MiB. Its errors are shown."""
-    environment = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
+def launch(folder: Path, processes: int, threads: int, **work) -> list[list[Block]]:
+    """Have the ranks of one run `draw`; the blocks of each."""
+    folder.mkdir(exist_ok=True)
+    execute([str(Path(sys.executable).with_name('torchrun')), '--standalone', f'--nproc_per_node={processes}',
+             '-m', 'benchmarks.bench_processes', *(f'--{name}={value}' for name, value in work.items()),
+             f'--worker={folder}'], threads)
+    return [json.loads(Path(folder, f'rank{rank}.json').read_text()) for rank in range(processes)]
+
+
+def execute(command: list[str], threads: int = 1) -> float:
+    """Run a command with so many threads per process; its largest resident memory in MiB. Its errors are shown."""
+    environment = os.environ | dict(OMP_NUM_THREADS=str(threads), PYTHONPATH=str(ROOT))
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
@@ -82,24 +98,52 @@ def execute(command: list[str]) -> float:
     return usage.ru_maxrss / (1024**2 if sys.platform == 'darwin' else 1024)
 
 
-def draw(folder: Path, images: int, batch: int, steps: int, slowdown: float) -> None:
+def draw(folder: Path, method: str, images: int, batch: int, steps: int, slowdown: float) -> None:
     """One rank: draw with the demo network and write down when each block began and ended."""
     dist.init()
     net = networks.load_network(demo.DEMO_SCORE)
     slow = dist.get_rank() == dist.get_world_size() - 1
     blocks: list[Block] = []
 
+    def score(x, sigma, labels=None):
+        began = time.monotonic()
+        denoised = net(x, sigma, labels)
+        if slow:
+            time.sleep((slowdown - 1) * (time.monotonic() - began))
+        return denoised
+
+    for name in ('img_channels', 'img_resolution', 'label_dim', 'sigma_min', 'sigma_max', 'round_sigma'):
+        setattr(score, name, getattr(net, name))
+
     def sample(seeds, tick):
         began = time.monotonic()  # of the machine: ranks can be compared
         rnd, latents, labels = runner.draw_inputs(net, seeds, 'cpu')
-        drawn = edm_sampler(net, latents, labels, randn_like=rnd.randn_like, num_steps=steps)
-        if slow:
-            time.sleep((slowdown - 1) * (time.monotonic() - began))
+        drawn = edm_sampler(score, latents, labels, randn_like=rnd.randn_like, num_steps=steps)
         blocks.append((began, time.monotonic(), len(seeds)))
         return runner.Samples(drawn, labels)
 
+    def stream(seeds):
+        """Blocks are drawn side by side here: each time that a block's number of samples has ended counts as one."""
+        began, drawn = time.monotonic(), 0
+        try:
+            for piece in diffrs_sampler(score, log_ratio, seeds, batch_size=batch, num_steps=steps,
+                                        thresholds=calibration):
+                drawn += len(piece.images)
+                if drawn >= batch:
+                    blocks.append((began, began := time.monotonic(), drawn))
+                    drawn = 0
+                yield runner.Samples(piece.images, piece.labels)
+        finally:  # also where another rank was faster
+            blocks.append((began, time.monotonic(), drawn))
+
+    if method == 'diffrs':
+        log_ratio = load_log_ratio(demo.DEMO_CLASSIFIER, demo.DEMO_DISCRIMINATOR, net, False, 'cpu')
+        calibration = calibrate(net, log_ratio, range(WARMUP_SEED, WARMUP_SEED + 32), num_steps=steps)
     dist.barrier()
-    runner.run(sample, range(images), folder / 'samples', batch=batch, options={})
+    if method == 'edm':
+        runner.run(sample, range(images), folder / 'samples', batch=batch, options={})
+    else:
+        runner.run_stream(stream, range(images), folder / 'samples', batch=batch, options={})
     (folder / f'rank{dist.get_rank()}.json').write_text(json.dumps(blocks))
     dist.shutdown()
 
@@ -126,17 +170,29 @@ def print_shares(ranks: list[list[Block]]) -> None:
     if not all(ranks):
         raise click.ClickException('--images: a rank drew none; use more images')
     rows = shares(ranks)
-    seconds = max(blocks[-1][1] for blocks in ranks) - min(blocks[0][0] for blocks in ranks)
     click.echo('\n| rank | images | s per block | shared queue, measured: idle at the end, s '
                '| fixed share, computed: its work, s | its idle at the end, s |\n|---|---|---|---|---|---|')
     for rank, row in enumerate(rows):
         click.echo(f'| {rank} | {row["images"]} | {row["mean_sec"]:.2f} | {row["idle_sec"]:.2f} | '
                    f'{row["fixed_sec"]:.1f} | {row["fixed_idle_sec"]:.1f} |')
     block = max(row['longest_sec'] for row in rows)
-    click.echo(f'\nwhole run: shared queue {seconds:.1f} s measured, fixed share '
+    click.echo(f'\nwhole run: shared queue {duration(ranks):.1f} s measured, fixed share '
                f'{max(row["fixed_sec"] for row in rows):.1f} s computed; longest block {block:.2f} s')
     if max(row['idle_sec'] for row in rows) > block:
         raise click.ClickException('a rank idled for longer than one block')
+
+
+def duration(ranks: list[list[Block]]) -> float:
+    """Seconds from the first beginning of a block to the last end."""
+    return max(blocks[-1][1] for blocks in ranks) - min(blocks[0][0] for blocks in ranks)
+
+
+def print_scaling(runs: list[tuple[int, int, list[list[Block]]]]) -> None:
+    """A table of runs: processes, threads in each, the blocks of each."""
+    click.echo('\n| processes | threads in each | img/s | ratio |\n|---|---|---|---|')
+    rates = [sum(images for blocks in ranks for *_, images in blocks) / duration(ranks) for *_, ranks in runs]
+    for (count, threads, _), rate in zip(runs, rates):
+        click.echo(f'| {count} | {threads} | {rate:.3g} | {rate / rates[0]:.2f} |')
 
 
 def print_memory(folder: Path, lengths) -> None:

@@ -12,20 +12,23 @@ REPORT = 'diffrs_report.json'
 
 
 def collect(outdir) -> dict[str, np.ndarray]:
-    """The recorded counts of all samples in a folder: nfe, discriminator_calls, cap_hits [N]; tests, rejections [N, k].
+    """What the samples in a folder cost: nfe, discriminator_calls, cap_hits int32 [N]; tests, rejections int64 [k].
 
+    tests and rejections, by level, are summed shard by shard, so that 50 million samples need 600 MB.
     Raises ValueError where the folder holds no samples of this sampler.
     """
-    names = (*COSTS, 'cap_hits', 'tests', 'rejections')
-    parts = []
+    each, sums = {name: [] for name in (*COSTS, 'cap_hits')}, dict.fromkeys(('tests', 'rejections'), 0)
     for path in sorted(Path(outdir).glob('samples_*.npz')):
         with np.load(path, allow_pickle=False) as file:
-            if not set(names) <= set(file.files):
+            if not {*each, *sums} <= set(file.files):
                 raise ValueError(f'{path} holds no counts of diffusion rejection sampling')
-            parts.append({name: file[name] for name in names})
-    if not parts:
+            for name, parts in each.items():
+                parts.append(file[name].astype(np.int32))
+            for name in sums:
+                sums[name] = sums[name] + file[name].sum(0)
+    if not each['nfe']:
         raise ValueError(f'{outdir} holds no shards samples_*.npz')
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+    return {name: np.concatenate(parts) for name, parts in each.items()} | sums
 
 
 def make_report(counts: dict[str, np.ndarray], sigmas, wall_sec: float, precision: str) -> dict:
@@ -33,7 +36,7 @@ def make_report(counts: dict[str, np.ndarray], sigmas, wall_sec: float, precisio
 
     A rejection at level 0 draws from the prior again; at the others it goes back (published rule) or to the prior.
     """
-    tests, rejections = counts['tests'].sum(0), counts['rejections'].sum(0)
+    tests, rejections = counts['tests'], counts['rejections']
     report = dict(images=len(counts['nfe']), wall_sec=wall_sec, precision=precision,
                   cap_hits=int(counts['cap_hits'].sum()), samples_at_cap=int((counts['cap_hits'] > 0).sum()))
     for name in COSTS:

@@ -159,6 +159,10 @@ class SampleFolder:
                 and all(len(array) == len(shard.seeds) for array in arrays.values())
                 and (shard.index >= GRIDS or (self.path / shard.grid_name).is_file()))
 
+    def last_file(self, shard: Shard) -> Path:
+        """The file of `shard` that is written last."""
+        return self.path / (shard.name if self.save_type == 'npz' else shard.png_names[-1])
+
     def write(self, shard: Shard, samples: np.ndarray, labels: np.ndarray | None, extra: dict) -> None:
         """Write a shard: samples uint8 [n, H, W, C], labels [n, K] or None, further arrays [n, ...] (npz only)."""
         if self.save_type == 'png':

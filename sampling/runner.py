@@ -119,6 +119,8 @@ def run_stream(sample_stream: Callable[[Iterator[int]], Iterable[Samples]], seed
 
     sample_stream(seeds) draws from an iterator of seeds and yields pieces in their order, of any length. A rank
     claims the next shard when its sampler asks for a seed beyond those it has, so slow samples hold nobody up.
+    At the end ranks without work draw what others have not finished. The sampler has to ask again, and to let the
+    exception pass that then ends it.
     """
     return _run(lambda folder, key: _work_stream(folder, sample_stream, key),
                 SampleFolder(outdir, seeds, batch, options, save_type), overwrite)
@@ -181,30 +183,80 @@ def _work(folder: SampleFolder, sample_batch, key: str, padded: int) -> int:
 
 
 def _work_stream(folder: SampleFolder, sample_stream, key: str) -> int:
-    """Feed one sampler with the seeds of claimed shards, cut what it yields into shards; the images drawn here."""
-    claimed: collections.deque[Shard] = collections.deque()
+    """Draw claimed shards until none is left, then help slower ranks; the images of this rank's claims drawn anew.
 
-    def claimed_seeds():
+    A sampler works at several shards at once, so a slow rank would keep all others waiting for as many. Therefore a
+    rank without work draws, last ones first, what others have not finished, and whoever is second stops: a sample
+    follows from its seed, so both files are the same.
+    """
+    drawn = 0
+
+    def claims(writer):
+        nonlocal drawn
         while (index := dist.claim(key)) < len(folder.shards):
             shard = folder.shards[index]
             if folder.is_complete(shard):
                 writer.skip(shard)
                 continue
-            claimed.append(shard)
+            if folder.last_file(shard).exists():
+                folder.last_file(shard).unlink()  # from now on, what is there is complete
+            drawn += len(shard.seeds)
+            yield shard
+
+    with Writer(folder) as writer:
+        _draw_shards(folder, sample_stream, writer, claims(writer))
+        dist.claim(f'{key}/ready')
+        while dist.claimed(f'{key}/ready') < dist.get_world_size():
+            index = dist.claim(f'{key}/help')
+            if index >= len(folder.shards):
+                break
+            shard = folder.shards[-1 - index]
+            if not folder.last_file(shard).exists():
+                _draw_shards(folder, sample_stream, writer, iter([shard]))
+    return drawn
+
+
+class _Overtaken(Exception):
+    """Other ranks have finished all that a sampler still works at."""
+
+
+class _Seeds(Iterator[int]):
+    """The seeds of shards, for a sampler that asks for the next one whenever it has room.
+
+    Raises _Overtaken when it asks in vain while all shards `under_way` are on disk.
+    """
+
+    def __init__(self, folder: SampleFolder, shards: Iterator[Shard]):
+        self.folder, self.shards = folder, shards
+        self.under_way: collections.deque[Shard] = collections.deque()
+        self._seeds = self._all()
+
+    def _all(self) -> Iterator[int]:
+        for shard in self.shards:
+            self.under_way.append(shard)
             yield from shard.seeds
 
-    drawn, pending = 0, None
-    with Writer(folder) as writer:
-        for piece in sample_stream(claimed_seeds()):
+    def __next__(self) -> int:
+        for seed in self._seeds:
+            return seed
+        if dist.get_world_size() > 1 and self.under_way and all(
+                self.folder.last_file(shard).exists() for shard in reversed(self.under_way)):
+            raise _Overtaken
+        raise StopIteration
+
+
+def _draw_shards(folder: SampleFolder, sample_stream, writer: 'Writer', shards: Iterator[Shard]) -> None:
+    """Feed one sampler with the seeds of shards, and cut what it yields into shards again."""
+    seeds, pending = _Seeds(folder, shards), None
+    with contextlib.suppress(_Overtaken):
+        for piece in sample_stream(seeds):
             pending = piece if pending is None else pending.followed_by(piece)
-            while claimed and len(pending) >= len(claimed[0].seeds):
-                shard = claimed.popleft()
+            while seeds.under_way and len(pending) >= len(seeds.under_way[0].seeds):
+                shard = seeds.under_way.popleft()
                 writer.put(shard, pending[:len(shard.seeds)])
                 pending = pending[len(shard.seeds):]
-                drawn += len(shard.seeds)
-            if claimed:
-                writer.bar.tick(claimed[0], len(pending) / len(claimed[0].seeds))
-    return drawn
+            if seeds.under_way:
+                writer.bar.tick(seeds.under_way[0], len(pending) / len(seeds.under_way[0].seeds))
 
 
 class Writer:

@@ -1,5 +1,6 @@
 """sampling/runner.py and sampling/folder.py: which files a run leaves, whatever happened on the way."""
 
+import collections
 import fcntl
 import itertools
 import json
@@ -328,9 +329,9 @@ dist.shutdown()
 '''
 
 
-def launch(tmp_path, processes, path, bad_seed=None):
+def launch(tmp_path, processes, path, bad_seed=None, worker=WORKER):
     script = tmp_path / 'worker.py'
-    script.write_text(WORKER.format(tests=str(ROOT / 'tests'), path=str(path), bad_seed=bad_seed))
+    script.write_text(worker.format(tests=str(ROOT / 'tests'), path=str(path), bad_seed=bad_seed))
     environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
     return subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone',
                            f'--nproc_per_node={processes}', str(script)],
@@ -350,6 +351,69 @@ def test_processes_share_the_work_and_the_files_are_the_same(tmp_path, processes
     assert result.stdout.count('of 50') == processes
     ended, longest = ([float(line.split()[k]) for line in result.stdout.splitlines()] for k in (7, 9))
     assert max(ended) - min(ended) <= max(longest) + 0.1  # and what lies between two blocks
+
+
+STREAM_WORKER = '''
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_runner import Net, stream_of
+from sampling import runner
+from torch_utils import distributed as dist
+
+def stream(seeds):
+    try:
+        yield from stream_of(seeds, wait=0.25 if dist.get_rank() == 1 else 0.01)
+    finally:
+        global ended
+        ended = time.monotonic()
+
+dist.init()
+ended = 0
+report = runner.run_stream(stream, range(80), {path!r}, batch=4, options={{}})
+sys.stdout.write(f'rank {{dist.get_rank()}} of {{report.drawn}} ended {{ended}} knows {{time.monotonic()}}\\n')
+dist.shutdown()
+'''
+
+
+def stream_of(seeds, wait=0.0):
+    """As DiffRS: two shards of seeds at once, of which one sample ends at a time."""
+    under_way = collections.deque()
+    while True:
+        under_way.extend(itertools.islice(seeds, 8 - len(under_way)))
+        if not under_way:
+            return
+        time.sleep(wait)
+        yield runner.Samples(runner.draw_inputs(Unconditional, [under_way.popleft()], 'cpu')[1])
+
+
+@pytest.mark.parametrize('processes', [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_streams_help_the_slow_one(tmp_path, processes):
+    """A slow rank holds two to three shards; the others draw them at the end, and nobody waits for one."""
+    result = launch(tmp_path, processes, tmp_path / 'many', worker=STREAM_WORKER)
+    assert result.returncode == 0, result.stderr
+    runner.run_stream(stream_of, range(80), tmp_path / 'one', batch=4, options={})
+    assert contents(tmp_path / 'many') == contents(tmp_path / 'one')
+    assert result.stdout.count('of 80 ended') == processes  # samples drawn twice are counted once
+    ended, knows = ([float(line.split()[k]) for line in result.stdout.splitlines()] for k in (5, 7))
+    assert max(knows) - min(ended) < 4 * 0.25
+
+
+def test_what_is_there_in_part_is_drawn_anew(tmp_path):
+    """A whole file is kept; a cut one is gone before its samples are drawn, so that it does not pass for whole."""
+    runner.run_stream(stream_of, range(12), tmp_path, batch=4, options={})
+    before = contents(tmp_path)
+    path = tmp_path / 'samples_00000004.npz'
+    path.write_bytes(path.read_bytes()[:-100])
+    there = []
+
+    def watched(seeds):
+        for piece in stream_of(seeds):
+            there.append(path.exists())
+            yield piece
+
+    report = runner.run_stream(watched, range(12), tmp_path, batch=4, options={})
+    assert (report.images, report.drawn, there) == (12, 4, [False] * 4)
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.slow

@@ -100,9 +100,19 @@ def broadcast_object(value: Any) -> Any:
 
 def claim(key: str) -> int:
     """The next number (0, 1, 2, ...) of a counter that all ranks share: a queue of work without a master."""
+    return _add(key, 1) - 1
+
+
+def claimed(key: str) -> int:
+    """How many numbers of the counter `key` have been claimed."""
+    return _add(key, 0)
+
+
+def _add(key: str, amount: int) -> int:
+    """Add to a counter that all ranks share; its new value."""
     if torch.distributed.is_initialized():
         if is_orphaned():
             raise ConnectionError('torchrun is gone; run the same command again')
-        return torch.distributed.distributed_c10d._get_default_store().add(f'claim/{key}', 1) - 1
-    _counters[key] = _counters.get(key, -1) + 1
+        return torch.distributed.distributed_c10d._get_default_store().add(f'claim/{key}', amount)
+    _counters[key] = _counters.get(key, 0) + amount
     return _counters[key]
