@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -366,7 +367,7 @@ def test_foreign_files(files, tmp_path, monkeypatch):
     torch.save(dict(evil=Evil()), 'evil.pt')
     np.savez('arrays.npz', a=np.zeros(2))
     for name, data in (('empty.pt', b''), ('page.pt', b'<html>'), ('text.safetensors', b'hello'),
-                       ('short.pt', files[0].read_bytes()[:20000])):
+                       ('short.pt', files[0].read_bytes()[:20000]), ('edm.pkl', pickle.dumps(Evil(), protocol=4))):
         (tmp_path / name).write_bytes(data)
     state = dict(classifier().state_dict())
     torch.save({key: value for key, value in state.items() if key != 'middle_block.0.in_layers.0.weight'}, 'part.pt')
@@ -375,6 +376,7 @@ def test_foreign_files(files, tmp_path, monkeypatch):
             'absent.pt': 'classifier absent.pt does not exist', 'tensors.pt': "it has no tensor 'time_embed",
             'list.pt': 'is not a state dict of a classifier', 'snapshot.pt': 'is not a state dict of a classifier',
             'evil.pt': r'is not a PyTorch file of tensors .it asks for [\w.]*exec, which is refused',
+            'edm.pkl': 'edm.pkl is not a PyTorch file of tensors .it holds something else',
             'arrays.npz': 'is not a PyTorch file', 'empty.pt': 'is not a PyTorch file',
             'page.pt': 'is not a PyTorch file', 'text.safetensors': 'is not a readable safetensors file',
             'short.pt': 'is not a PyTorch file', 'part.pt': 'classifier part.pt: .*Missing key'}.items():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +84,9 @@ def load_state(path, map_location='cpu') -> dict:
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist')
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of files that are then refused
+            return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises many kinds (pickle, zip, end of file) for a foreign file
         raise ValueError(f'{path} is not a PyTorch file of tensors ({_reason(error)})') from None
 
@@ -94,6 +97,8 @@ def _reason(error: Exception) -> str:
     asked = re.search(r'GLOBAL ([\w.]+)', text)
     if asked:
         return f'it asks for {asked[1]}, which is refused'
-    if 'weights_only' in text or not text.strip():
+    if 'weights_only' in text:
+        return 'it holds something else'
+    if not text.strip():
         return type(error).__name__
     return text.strip().splitlines()[0]
