@@ -11,6 +11,7 @@ from dnnlib.cli import SectionedCommand, blame
 from dnnlib.files import resolve_output, resolve_path
 from sampling import options, runner
 from sampling.ablation import SOLVERS, ablation_sampler
+from sampling.counted import Counted
 from sampling.edm import edm_sampler
 from sampling.folder import file_digest
 from sampling.guidance import DiscriminatorGuidance
@@ -57,10 +58,11 @@ def main(**opts):
     """
     seeds, device, dtype = options.start(opts)
     net = load_network(opts, device, dtype)
-    guidance, record = load_guidance(opts, net, device, dtype)
+    guidance, log_ratio, record = load_guidance(opts, net, device, dtype)
     compiled = options.compiles(opts, net, device, len(seeds))
     if compiled:
         net.compile(dynamic=False)
+    net, batches = Counted(net), 0
     sampler, kwargs = choose_sampler(opts, net, guidance)
     record = kwargs | record | dict(
         network=opts['network'], network_sha256=file_digest(resolve_path(opts['network'] or demo.DEMO_SCORE)),
@@ -68,6 +70,8 @@ def main(**opts):
         tf32=opts['precision'] == 'tf32', compile=compiled)
 
     def sample_batch(batch_seeds, tick):
+        nonlocal batches
+        batches += 1
         rnd, latents, labels = runner.draw_inputs(net, batch_seeds, device, opts['class_idx'])
         with blame('--network'):
             images = sampler(net, latents, labels, randn_like=rnd.randn_like, guidance=guidance, **kwargs,
@@ -86,6 +90,9 @@ def main(**opts):
     except torch.OutOfMemoryError:
         raise click.ClickException(f'--batch: {opts["batch"]} images do not fit into memory; use fewer') from None
     dist.print0(f'{report.images} images in {outdir}, {report.drawn} of them new, in {report.seconds:.1f} s')
+    if batches:
+        dist.print0(f'{net.calls / batches:g} evaluations of the score network per image, '
+                    f'{log_ratio.calls / batches if log_ratio else 0:g} of the discriminator')
     dist.shutdown()
 
 
@@ -102,24 +109,24 @@ def load_network(opts, device, dtype):
 
 
 def load_guidance(opts, net, device, dtype):
-    """(the guidance or None, what options.json says of it)."""
+    """(the guidance or None, its log-ratio or None, what options.json says of them)."""
     if opts['cond'] and not net.label_dim:
         raise click.ClickException('--cond: a conditional discriminator needs a network with labels, and this one is '
                                    'unconditional; use --cond=0')
     weights = {name: opts[name] for name in ('dg_weight_1st_order', 'dg_weight_2nd_order')}
     if not any(weights.values()):
-        return None, weights
+        return None, None, weights
     classifier, discriminator = options.discriminator_files(opts)
     dist.print0(f'Loading discriminator from {discriminator}')
     with blame('--pretrained_classifier_ckpt, --discriminator_ckpt'):
-        log_ratio = classifier_lib.load_log_ratio(classifier, discriminator, net, bool(opts['cond']), device, dtype,
-                                                  clip=opts['log_ratio'] == 'clipped')
+        log_ratio = Counted(classifier_lib.load_log_ratio(classifier, discriminator, net, bool(opts['cond']), device,
+                                                          dtype, clip=opts['log_ratio'] == 'clipped'))
     with blame('--time_min'):
         guidance = DiscriminatorGuidance(log_ratio, opts['dg_weight_1st_order'], opts['dg_weight_2nd_order'],
                                          opts['boosting'] > 0, opts['time_min'], opts['time_max'])
     names = ('boosting', 'time_min', 'time_max', 'cond', 'log_ratio', 'pretrained_classifier_ckpt',
              'discriminator_ckpt')
-    return guidance, weights | {name: opts[name] for name in names} | dict(
+    return guidance, log_ratio, weights | {name: opts[name] for name in names} | dict(
         classifier_sha256=file_digest(resolve_path(classifier)),
         discriminator_sha256=file_digest(resolve_path(discriminator)))
 

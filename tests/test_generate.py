@@ -74,6 +74,17 @@ def test_published_options(files, tmp_path):
     assert (arrays['samples_00000007.npz']['label'].argmax(1) == 2).all()
 
 
+@pytest.mark.parametrize('arguments, score, discriminator', [
+    ([], 5, 0), (['--solver=euler'], 3, 0), (['--dg_weight_1st_order=2'], 5, 2),
+    (['--dg_weight_1st_order=2', '--dg_weight_2nd_order=1'], 5, 3)])
+def test_evaluations_per_image_are_shown(files, tmp_path, arguments, score, discriminator):
+    """Heun's method leaves out the last correction; the lowest of three levels is below --time_min."""
+    command = [f'--outdir={tmp_path}/out', '--seeds=0-3', '--batch=2', *arguments]
+    _, output = invoke(files, *command, guided=discriminator > 0)
+    assert f'{score} evaluations of the score network per image, {discriminator} of the discriminator' in output
+    assert 'evaluations of' not in invoke(files, *command, guided=discriminator > 0)[1]  # all was there
+
+
 @pytest.mark.parametrize('options', [
     ['--solver=euler'], ['--disc=vp', '--schedule=vp', '--scaling=vp'], ['--disc=iddpm', '--schedule=ve']])
 @pytest.mark.parametrize('guided', [False, True])
