@@ -82,8 +82,9 @@ def grid(folders, out, num, columns, titles, zoom):
 @click.option('--y', 'y_name', help='What to show', type=click.Choice(['distance', 'kid']), default='distance',
               show_default=True)
 @click.option('--by', help='One line for each value of this option', metavar='NAME', type=str)
+@click.option('--lines', help='Or the names of the lines, one for each result in order', metavar='LIST', type=str)
 @click.option('--xlabel', help='Label of the axis; default: --x', metavar='STR', type=str)
-def curve(files, out, x_name, values, y_name, by, xlabel):
+def curve(files, out, x_name, values, y_name, by, lines, xlabel):
     """A distance, from fid_npzs.py --json FILES, against an option of the samples, with deviations over blocks."""
     if (x_name is None) == (values is None):
         raise click.ClickException('--x: give either --x or --values')
@@ -101,8 +102,11 @@ def curve(files, out, x_name, values, y_name, by, xlabel):
     else:
         with blame('--x'):
             x = [float(option(result, x_name)) for result in results]
-    with blame('--by'):
-        names = ['' if by is None else f'{by} = {option(result, by)}' for result in results]
+    if lines is None:
+        with blame('--by'):
+            names = ['' if by is None else f'{by} = {option(result, by)}' for result in results]
+    elif by is not None or len(names := lines.split(',')) != len(results):
+        raise click.ClickException(f'--lines: give one name for each of the {len(results)} results, and no --by')
     metric = metrics.pop() if y_name == 'distance' else 'KID'
     counts = sorted({result['num_samples'] for result in results})
     with blame('--y'):

@@ -68,7 +68,10 @@ def test_curve(tmp_path):
     assert pixels(tmp_path / 'c.png').shape[1] > 600
     svg = (tmp_path / 'c.svg').read_text()
     assert svg.startswith('<?xml')
-    assert run('curve', second, '--values=1,2', '--xlabel=NFE', f'--out={tmp_path}/d.png').exit_code == 0
+    for name, lines in (('d', []), ('e', ['--lines=a,b'])):
+        result = run('curve', second, '--values=1,2', '--xlabel=NFE', f'--out={tmp_path}/{name}.png', *lines)
+        assert result.exit_code == 0
+    assert (tmp_path / 'd.png').read_bytes() != (tmp_path / 'e.png').read_bytes()
 
 
 def test_curve_joins_points_in_order():
@@ -105,6 +108,7 @@ def test_training(tmp_path):
     (['curve', 'good.json', '--x=nothing', '--out=a.png'], '--x: run1.0 has no option nothing'),
     (['curve', 'good.json', '--values=1,2,3', '--out=a.png'], '--values: 3 values for 2 results'),
     (['curve', 'good.json', '--out=a.png'], 'either --x or --values'),
+    (['curve', 'good.json', '--x=weight_1st', '--lines=a', '--out=a.png'], '--lines: give one name for each of the 2'),
     (['curve', 'good.json', '--x=weight_1st', '--y=kid', '--out=a.png'], '--y: run1.0 was measured without kid'),
     (['training', 'empty', '--out=a.png'], 'RUNS: empty/stats.jsonl has no training statistics'),
 ])
