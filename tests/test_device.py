@@ -1,10 +1,16 @@
 """Decisions on device, precision and compiling."""
 
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from torch_utils import device as lib
 
+ROOT = Path(__file__).resolve().parent.parent
 CPU, CUDA = torch.device('cpu'), torch.device('cuda')
 
 
@@ -52,3 +58,23 @@ def test_devices_that_do_not_exist():
     for name in ('tpu', 'mps', 'cuda:99'):
         with pytest.raises(ValueError, match='use'):
             lib.select_device(name)
+
+
+FAULTS = '''
+import resource, sys, torch
+from torch_utils.device import select_device
+if sys.argv[1] == 'kept':
+    select_device('cpu')
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.zeros(2**24)  # 64 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+'''
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')
+def test_freed_memory_is_used_again():
+    """The pages of a large tensor are asked of the system once, not each time."""
+    faults = {name: int(subprocess.run([sys.executable, '-c', FAULTS, name], capture_output=True, text=True, cwd=ROOT,
+                                       check=True).stdout) for name in ('kept', 'returned')}
+    assert faults['kept'] < 0.2 * faults['returned'], faults
