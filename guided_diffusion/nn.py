@@ -1,10 +1,13 @@
 """Layers of the ADM networks, with the parameter names of openai/guided-diffusion."""
 
+import functools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+CACHED_WEIGHTS = 2**21  # of attention, 4 MiB
 
 
 def timestep_embedding(timesteps: torch.Tensor, dim: int, max_period: float = 10000.0) -> torch.Tensor:
@@ -124,6 +127,24 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode='nearest'))
 
 
+@functools.cache
+def fused_bf16_is_slow() -> bool:
+    """Whether this CPU has no AMX: there torch's fused attention takes as long in bfloat16 as in float32."""
+    return not getattr(torch.cpu, '_is_amx_tile_supported', lambda: True)()
+
+
+def attention(q, k, v):
+    """softmax(q k^T / sqrt(C)) v for q, k, v [N, heads, L, C].
+
+    By torch's fused kernel; where that is slow, by matrix products over as many images as the cache holds weights of.
+    """
+    if q.device.type != 'cpu' or q.dtype != torch.bfloat16 or torch.compiler.is_compiling() or not fused_bf16_is_slow():
+        return F.scaled_dot_product_attention(q, k, v)
+    images = max(1, CACHED_WEIGHTS // (q.shape[1] * q.shape[2] ** 2))
+    parts = zip(*(x.split(images) for x in (q * q.shape[3] ** -0.5, k, v)))
+    return torch.cat([(q @ k.mT).softmax(-1) @ v for q, k, v in parts])
+
+
 class AttentionBlock(nn.Module):
     """Self-attention over the positions of [N, C, H, W], residual; channels split into heads first, then q, k, v."""
 
@@ -141,7 +162,7 @@ class AttentionBlock(nn.Module):
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # [N, L, C]
         qkv = self.qkv.tokens(tokens).reshape(n, height * width, self.num_heads, 3, -1)
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)  # each [N, heads, L, C / heads]
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, channels)
+        h = attention(q, k, v).transpose(1, 2).reshape(n, height * width, channels)
         h = self.proj_out.tokens(h).transpose(1, 2).reshape(n, channels, height, width)
         return x + h
 

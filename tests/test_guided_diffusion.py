@@ -9,7 +9,7 @@ import torch
 from dg_goldens import classifier, discriminator
 from goldens import GOLDENS, load, recipe_
 
-from guided_diffusion import Architecture, UNetModel, create_classifier, read_architecture, set_precision
+from guided_diffusion import Architecture, UNetModel, create_classifier, nn, read_architecture, set_precision
 from guided_diffusion.script_util import CHANNEL_MULT
 from guided_diffusion.unet import EncoderUNetModel
 
@@ -242,3 +242,21 @@ def test_unet_forward_and_backward(classes, updown):
 def test_a_new_unet_predicts_zero():
     net = UNetModel(8, 3, 32, 3, 1, (1,), channel_mult=(1,))
     assert not net(torch.randn(1, 3, 8, 8), torch.tensor([5.0])).any()
+
+
+@pytest.mark.parametrize('weights', [1, 3 * 2 * 16**2, 2**21])
+def test_attention_by_parts_is_the_fused_one(monkeypatch, weights):
+    """In bfloat16, with gradients, image by image, in parts of three, and all at once."""
+    monkeypatch.setattr(nn, 'fused_bf16_is_slow', lambda: True)
+    monkeypatch.setattr(nn, 'CACHED_WEIGHTS', weights)
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 7, 2, 16, 8)
+    results = []
+    for dtype, function in ((torch.float32, torch.nn.functional.scaled_dot_product_attention),
+                            (torch.bfloat16, nn.attention)):
+        qkv = inputs.to(dtype).requires_grad_()
+        out = function(*qkv.unbind(0))
+        assert out.dtype == dtype
+        results.append((out.float(), torch.autograd.grad(out.float().square().sum(), qkv)[0].float()))
+    for exact, found in zip(*results):
+        assert (found - exact).norm() < 0.01 * exact.norm()
