@@ -29,7 +29,7 @@ draw p0.75 generate_diffrs.py --rej_percentile=0.75 "$@"
 draw p0.9 generate_diffrs.py --rej_percentile=0.9 "$@"
 draw p0.95 generate_diffrs.py --rej_percentile=0.95 "$@"
 draw vanilla21 generate.py --dg_weight_1st_order=0 --steps=21 "$@"  # as many evaluations as p0.9
-draw p0.5 generate_diffrs.py --rej_percentile=0.5 "$@"
 draw dg2 generate.py --dg_weight_1st_order=2 "$@"
+draw p0.5 generate_diffrs.py --rej_percentile=0.5 "$@"
 draw p0.9-max50 generate_diffrs.py --rej_percentile=0.9 --max_iter=50 "$@"
 draw vanilla36 generate.py --dg_weight_1st_order=0 --steps=36 "$@"
