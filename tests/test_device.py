@@ -65,8 +65,9 @@ import resource, sys, torch
 from torch_utils.device import select_device
 if sys.argv[1] == 'kept':
     select_device('cpu')
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
+for i in range(40):
+    if i == 20:  # an aligned tensor does not fit exactly into what another one left, so it takes a few
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.zeros(2**24)  # 64 MiB
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 '''
@@ -74,7 +75,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')
 def test_freed_memory_is_used_again():
-    """The pages of a large tensor are asked of the system once, not each time."""
+    """The pages of large tensors are asked of the system a few times, not each time."""
     faults = {name: int(subprocess.run([sys.executable, '-c', FAULTS, name], capture_output=True, text=True, cwd=ROOT,
                                        check=True).stdout) for name in ('kept', 'returned')}
-    assert faults['kept'] < 0.2 * faults['returned'], faults
+    assert faults['kept'] < 0.1 * faults['returned'], faults
