@@ -20,6 +20,7 @@ from sampling.edm import edm_sampler
 from torch_utils import distributed as dist
 
 from .common import machine
+from .modes import Part
 
 ROOT = Path(__file__).resolve().parent.parent
 # A network of 0.1 M parameters: the data of the samples, not the network, is what would fill the memory.
@@ -98,22 +99,26 @@ def execute(command: list[str], threads: int = 1) -> float:
     return usage.ru_maxrss / (1024**2 if sys.platform == 'darwin' else 1024)
 
 
+class Slowed(Part):
+    """A network that takes `slowdown` times as long."""
+
+    def __init__(self, net, slowdown: float):
+        super().__init__(net, 'cpu', timed=False)
+        self.slowdown = slowdown
+
+    def __call__(self, x, *args):
+        before = self.seconds
+        result = super().__call__(x, *args)
+        time.sleep((self.slowdown - 1) * (self.seconds - before))
+        return result
+
+
 def draw(folder: Path, method: str, images: int, batch: int, steps: int, slowdown: float) -> None:
     """One rank: draw with the demo network and write down when each block began and ended."""
     dist.init()
     net = networks.load_network(demo.DEMO_SCORE)
-    slow = dist.get_rank() == dist.get_world_size() - 1
+    score = Slowed(net, slowdown if dist.get_rank() == dist.get_world_size() - 1 else 1)
     blocks: list[Block] = []
-
-    def score(x, sigma, labels=None):
-        began = time.monotonic()
-        denoised = net(x, sigma, labels)
-        if slow:
-            time.sleep((slowdown - 1) * (time.monotonic() - began))
-        return denoised
-
-    for name in ('img_channels', 'img_resolution', 'label_dim', 'sigma_min', 'sigma_max', 'round_sigma'):
-        setattr(score, name, getattr(net, name))
 
     def sample(seeds, tick):
         began = time.monotonic()  # of the machine: ranks can be compared

@@ -29,11 +29,12 @@ def test_memory_does_not_grow_with_the_number_of_shards(tmp_path, save):
         save(tmp_path / f'samples_{first:08d}.npz', samples=images)
     source = open_source(tmp_path)
     measure(source, Means(), 0, 64, batch=64, max_features=8)  # imports and caches
-    peaks = []
-    for shards in (8, 40):
+    peaks = {8: [], 40: []}
+    for shards in list(peaks) * 4:
         tracemalloc.start()
         measured = measure(source, Means(), 0, 64 * shards, batch=64, max_features=8)
-        peaks.append(tracemalloc.get_traced_memory()[1])
+        peaks[shards].append(tracemalloc.get_traced_memory()[1] / SHARD)
         tracemalloc.stop()
         assert measured.moments.count == 64 * shards
-    assert max(peaks) < 16 * SHARD, [peak / SHARD for peak in peaks]  # how many, up to there, is a matter of timing
+    assert max(peaks[8] + peaks[40]) < 16, peaks
+    assert min(peaks[40]) < min(peaks[8]) + 4, peaks  # how far the reader is ahead differs; growth would show each time

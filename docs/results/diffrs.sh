@@ -1,27 +1,25 @@
 #!/bin/sh
 # FD-CIFAR10 against evaluations per image: every point of docs/results/diffrs.png, from the root of the repository.
 #   N=10000 sh docs/results/diffrs.sh --batch=1000 --compile=on      # N images in each of three blocks; 10000 want a GPU
-# Samples go to samples/diffrs-N, distances to docs/results/diffrs. The same command again does what is missing.
+# Samples and distances go to samples/diffrs-N. The same command again does what is missing.
 set -e
 N=${N:-500}
 FIRST=${FIRST:-300000}  # the first seed
 PYTHON=${PYTHON:-python}
 SAMPLES=samples/diffrs-$N
-RESULTS=${RESULTS:-docs/results/diffrs}
 seeds=--seeds=$FIRST-$((FIRST + 3 * N - 1))
 
 # draw NAME SCRIPT OPTIONS...: one point
 draw() {
     name=$1; script=$2; shift 2
-    [ ! -s "$RESULTS/$name.json" ] || return 0
+    [ ! -s "$SAMPLES/$name.json" ] || return 0
     if [ "$script" = generate_diffrs.py ]; then  # all percentiles share one warm-up
         thresholds=$(ls "$SAMPLES"/*/thresholds.json 2>/dev/null | head -n 1)
         $PYTHON generate_diffrs.py --outdir="$SAMPLES/$name" $seeds ${thresholds:+--thresholds="$thresholds"} "$@"
-        cp "$SAMPLES/$name/diffrs_report.json" "$RESULTS/$name-report.json"
     else
         $PYTHON generate.py --outdir="$SAMPLES/$name" $seeds "$@"
     fi
-    $PYTHON fid_npzs.py --images="$SAMPLES/$name" --num_samples="$N" --blocks=3 --batch=500 --json="$RESULTS/$name.json"
+    $PYTHON fid_npzs.py --images="$SAMPLES/$name" --num_samples="$N" --blocks=3 --batch=500 --json="$SAMPLES/$name.json"
 }
 
 draw vanilla18 generate.py --dg_weight_1st_order=0 "$@"
