@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from goldens import load, recipe_
 
 import networks
-from networks.layers import UNetBlock
+from networks.layers import Conv2d, UNetBlock
 from torch_utils import checkpoint
 
 NAMES = ('ddpmpp_uncond', 'ddpmpp_cond', 'ncsnpp_uncond', 'ncsnpp_skip', 'adm_cond', 'adm_multihead', 'vp_ddpmpp',
@@ -160,6 +161,17 @@ def test_attention_is_the_explicit_softmax(heads):
     direction = torch.randn_like(plain)
     ours, theirs = (torch.autograd.grad((y * direction).sum(), qkv)[0] for y in (out, plain))
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_pointwise_convolution_comes_before_repetition():
+    layer = Conv2d(6, 4, kernel=1, up=True)
+    x = torch.randn(2, 6, 5, 5)
+    shapes = []
+    layer._convolve = lambda x, padding: shapes.append(x.shape) or Conv2d._convolve(layer, x, padding)
+    expected = F.conv2d(F.interpolate(x, scale_factor=2, mode='nearest'), layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), expected)
+    assert shapes == [x.shape]  # a quarter of the pixels
 
 
 @pytest.mark.parametrize('name', ['ncsnpp_skip', 'adm_cond', 'vp_ddpmpp', 'iddpm_adm'])

@@ -1,13 +1,15 @@
 #!/bin/sh
 # FD-CIFAR10 against evaluations per image: every point of docs/results/diffrs.png, from the root of the repository.
-#   N=10000 sh docs/results/diffrs.sh --batch=1000 --compile=on      # N images in each of three blocks; 10000 want a GPU
+#   N=10000 sh docs/results/diffrs.sh --batch=1000 --compile=on                    # three blocks of N images, on a GPU
+#   N=10000 BLOCKS=1 sh docs/results/diffrs.sh --batch=100 --compile=on            # one block: an hour a point on two cores
 # Samples and distances go to samples/diffrs-N. The same command again does what is missing.
 set -e
 N=${N:-500}
+BLOCKS=${BLOCKS:-3}
 FIRST=${FIRST:-300000}  # the first seed
 PYTHON=${PYTHON:-python}
 SAMPLES=samples/diffrs-$N
-seeds=--seeds=$FIRST-$((FIRST + 3 * N - 1))
+seeds=--seeds=$FIRST-$((FIRST + BLOCKS * N - 1))
 
 # draw NAME SCRIPT OPTIONS...: one point
 draw() {
@@ -19,15 +21,15 @@ draw() {
     else
         $PYTHON generate.py --outdir="$SAMPLES/$name" $seeds "$@"
     fi
-    $PYTHON fid_npzs.py --images="$SAMPLES/$name" --num_samples="$N" --blocks=3 --batch=500 --json="$SAMPLES/$name.json"
+    $PYTHON fid_npzs.py --images="$SAMPLES/$name" --num_samples="$N" --blocks="$BLOCKS" --batch=500 --json="$SAMPLES/$name.json"
 }
 
-draw vanilla18 generate.py --dg_weight_1st_order=0 "$@"
-draw p0.75 generate_diffrs.py --rej_percentile=0.75 "$@"
 draw p0.9 generate_diffrs.py --rej_percentile=0.9 "$@"
+draw p0.75 generate_diffrs.py --rej_percentile=0.75 "$@"
 draw p0.95 generate_diffrs.py --rej_percentile=0.95 "$@"
 draw vanilla21 generate.py --dg_weight_1st_order=0 --steps=21 "$@"  # as many evaluations as p0.9
-draw dg2 generate.py --dg_weight_1st_order=2 "$@"
 draw p0.5 generate_diffrs.py --rej_percentile=0.5 "$@"
 draw p0.9-max50 generate_diffrs.py --rej_percentile=0.9 --max_iter=50 "$@"
+draw vanilla18 generate.py --dg_weight_1st_order=0 "$@"
+draw dg2 generate.py --dg_weight_1st_order=2 "$@"
 draw vanilla36 generate.py --dg_weight_1st_order=0 --steps=36 "$@"
