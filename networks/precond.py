@@ -166,6 +166,8 @@ def set_precision(net: Precond, dtype: torch.dtype, training: bool = False) -> P
     for module in net.model.modules():
         if isinstance(module, Conv2d) and module.weight is not None and not training and not _at_image(net, module):
             module.compute_dtype = dtype
+            if dtype != torch.float32:  # which keeps to the published order
+                module.merge_repetition()
             module.to(dtype)
     return net.to(memory_format=torch.channels_last)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from goldens import load, recipe_
 
 import networks
-from networks.layers import Conv2d, UNetBlock
+from networks.layers import Conv2d, GroupNorm, UNetBlock
 from torch_utils import checkpoint
 
 NAMES = ('ddpmpp_uncond', 'ddpmpp_cond', 'ncsnpp_uncond', 'ncsnpp_skip', 'adm_cond', 'adm_multihead', 'vp_ddpmpp',
@@ -172,6 +172,33 @@ def test_a_pointwise_convolution_comes_before_repetition():
     expected = F.conv2d(F.interpolate(x, scale_factor=2, mode='nearest'), layer.weight, layer.bias)
     torch.testing.assert_close(layer(x), expected)
     assert shapes == [x.shape]  # a quarter of the pixels
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('bias', [True, False])
+def test_repetition_and_convolution_are_one(bias):
+    layer = Conv2d(6, 4, kernel=3, up=True, bias=bias)
+    if bias:
+        torch.nn.init.normal_(layer.bias)
+    x = torch.randn(2, 6, 5, 7)
+    expected = layer(x)
+    layer.merge_repetition()
+    layer._convolve = None  # not called any more
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+    assert set(layer.state_dict()) == {'weight', 'resample_filter'} | ({'bias'} if bias else set())
+
+
+@torch.no_grad()
+def test_group_norm_when_compiled():
+    layer = GroupNorm(24, num_groups=4).eval()
+    torch.nn.init.normal_(layer.weight)
+    torch.nn.init.normal_(layer.bias)
+    graphs = []
+    compiled = torch.compile(layer, backend=lambda graph, inputs: graphs.append(graph.code) or graph.forward)
+    for mean, tolerance in ((0, 1e-5), (3, 1e-3)):  # float32 cancels where the mean is large
+        x = mean + 0.1 * torch.randn(2, 24, 5, 7)
+        torch.testing.assert_close(compiled(x), layer(x), rtol=tolerance, atol=tolerance)
+    assert 'group_norm' not in graphs[0]
 
 
 @pytest.mark.parametrize('name', ['ncsnpp_skip', 'adm_cond', 'vp_ddpmpp', 'iddpm_adm'])
