@@ -58,8 +58,7 @@ class Setup:
     percentile: float
     images: int | None  # that DiffRS accepts in one round; None: two batches
     reference: dict[str, list[str]] | None  # paths of the published code by benchmark
-    net_flops: float  # operations per image of one evaluation
-    log_ratio_flops: float
+    plain: Mode  # float32, with the operations of the published code
 
     def published(self, what: str):
         """A context that gives the published code for one of the benchmarks, or None."""
@@ -81,13 +80,14 @@ class Setup:
         print_table(title, timings, peaks, PUBLISHED)
 
 
-def time_calls(setup: Setup, what: str, work: str, modes: dict, batch: int, flops: float, reference) -> None:
-    """Time one network at one batch size. `modes`: name -> function of (images, sigma)."""
+def time_calls(setup: Setup, what: str, work: str, functions: dict, batch: int, flops, reference) -> None:
+    """Time one network at one batch size. `functions`: mode -> function of (images, sigma); `flops`: of a mode."""
     calls = max(1, CALLED_IMAGES // batch)
-    jobs = {name: (lambda name=name, evaluate=evaluate: call_network(
-        evaluate, setup.modes[name], batch, calls, setup.device), flops) for name, evaluate in modes.items()}
+    jobs = {name: (lambda mode=setup.modes[name], evaluate=evaluate: call_network(
+        evaluate, mode.net, mode.precision, batch, calls, setup.device), flops(setup.modes[name]))
+        for name, evaluate in functions.items()}
     if reference:
-        jobs[PUBLISHED] = (lambda: reference.run(work, batch=batch, calls=calls)['images'], flops)
+        jobs[PUBLISHED] = (lambda: reference.run(work, batch=batch, calls=calls)['images'], flops(setup.plain))
     timings = interleave(jobs, setup.device, setup.rounds)
     setup.show(f'{what}, batch {batch}', timings)
 
@@ -95,7 +95,7 @@ def time_calls(setup: Setup, what: str, work: str, modes: dict, batch: int, flop
 def bench_score(setup: Setup, batch: int, reference: Reference | None) -> None:
     """Forward passes of the score network."""
     time_calls(setup, 'Score network, forward', 'score', {name: mode.net for name, mode in setup.modes.items()}, batch,
-               setup.net_flops, reference)
+               lambda mode: mode.net_flops, reference)
 
 
 def bench_discriminator(setup: Setup, batch: int, reference: Reference | None) -> None:
@@ -103,13 +103,14 @@ def bench_discriminator(setup: Setup, batch: int, reference: Reference | None) -
     # Scripts don't compile the discriminator. A gradient of frozen networks costs a second forward pass.
     modes = {name: mode.log_ratio for name, mode in setup.modes.items() if not name.endswith('compiled')}
     time_calls(setup, 'Discriminator, forward', 'log_ratio', {name: part.value for name, part in modes.items()}, batch,
-               setup.log_ratio_flops, reference)
+               lambda mode: mode.log_ratio_flops, reference)
     time_calls(setup, 'Discriminator, gradient', 'gradient',
-               {name: part.value_and_grad for name, part in modes.items()}, batch, 2 * setup.log_ratio_flops, reference)
+               {name: part.value_and_grad for name, part in modes.items()}, batch,
+               lambda mode: 2 * mode.log_ratio_flops, reference)
 
 
-def parts_of(setup: Setup, mode: Mode, batch: int, work, gradient: bool) -> tuple[dict[str, float], float]:
-    """(shares of the time by part, operations per image) of one run of work(net, log_ratio) -> images."""
+def parts_of(setup: Setup, mode: Mode, batch: int, work, gradient: bool) -> tuple[dict[str, float], float, float]:
+    """Of a run of work(net, log_ratio) -> images: shares of the time by part, operations per image, published ones."""
     select_precision(mode.precision, setup.device)
     net, log_ratio = setup.watched(mode, batch, timed=True)
     synchronize(setup.device)
@@ -118,8 +119,9 @@ def parts_of(setup: Setup, mode: Mode, batch: int, work, gradient: bool) -> tupl
     synchronize(setup.device)
     seconds = time.perf_counter() - started
     shares = {'score network': net.seconds / seconds, 'discriminator': log_ratio.seconds / seconds}
-    flops = net.rows * setup.net_flops + log_ratio.rows * setup.log_ratio_flops * (2 if gradient else 1)
-    return shares | {'host': 1 - sum(shares.values())}, flops / images
+    flops = [(net.rows * kind.net_flops + log_ratio.rows * kind.log_ratio_flops * (2 if gradient else 1)) / images
+             for kind in (mode, setup.plain)]
+    return shares | {'host': 1 - sum(shares.values())}, *flops
 
 
 def time_sampler(setup: Setup, title: str, batch: int, work, published, gradient: bool = False) -> None:
@@ -135,9 +137,9 @@ def time_sampler(setup: Setup, title: str, batch: int, work, published, gradient
     taken_apart = {name: parts_of(setup, mode, batch, work, gradient) for name, mode in setup.modes.items()}
     jobs = {name: (lambda mode=mode: job(mode), taken_apart[name][1]) for name, mode in setup.modes.items()}
     if published:
-        jobs[PUBLISHED] = (published, next(iter(taken_apart.values()))[1])
+        jobs[PUBLISHED] = (published, next(iter(taken_apart.values()))[2])
     timings = interleave(jobs, setup.device, setup.rounds, warm=False)
-    for name, (shares, _) in taken_apart.items():
+    for name, (shares, *_) in taken_apart.items():
         timings[name].parts = shares
     setup.show(title, timings)
 
@@ -210,7 +212,7 @@ def bench_diffrs(setup: Setup, batch: int, reference: Reference | None) -> None:
 
     for mode in setup.modes.values():  # the warm-up's calls, and the main loop's with a sigma for each image
         warm_up(mode.net, mode.log_ratio, steps=WARM_STEPS)
-        call_network(mode.net, mode, batch, 1, setup.device)
+        call_network(mode.net, mode.net, mode.precision, batch, 1, setup.device)
     if reference:
         reference.run('warmup', batch=batch, steps=WARM_STEPS)
     time_sampler(setup, f'DiffRS, warm-up of one batch of {batch}, {setup.steps} steps', batch,
@@ -229,20 +231,21 @@ def bench_growth(setup: Setup, batches: list[int]) -> None:
     name, mode = [item for item in setup.modes.items() if not item[0].endswith('compiled')][-1]
     device, batch = setup.device, min(8, max(batches))
 
+    def call(net, size, calls):
+        return call_network(net, net, mode.precision, size, calls, device)
+
     def show(title, jobs):
         timings = interleave(jobs, device, setup.rounds)
         print_table(f'{title}, {name}', timings, dict.fromkeys(timings, matrix_peak(device, mode.dtype)))
 
     show('Score network, forward, by batch size', {
-        f'batch {size}': (lambda size=size: call_network(mode.net, mode, size, max(1, CALLED_IMAGES // size), device),
-                          setup.net_flops) for size in batches})
+        f'batch {size}': (lambda size=size: call(mode.net, size, max(1, CALLED_IMAGES // size)), mode.net_flops)
+        for size in batches})
     jobs = {}
     for size in (32, 64):  # the same layers on larger images, with random weights
         net = networks.construct(mode.net.constructor, mode.net.init_kwargs | dict(img_resolution=size))
         net = networks.set_precision(net, mode.dtype).to(device).eval().requires_grad_(False)
-        larger = Mode(mode.precision, mode.dtype, net, mode.log_ratio)
-        flops = count_flops(lambda larger=larger: call_network(larger.net, larger, 1, 1, device))
-        jobs[f'{size}x{size}'] = (lambda larger=larger: call_network(larger.net, larger, batch, 1, device), flops)
+        jobs[f'{size}x{size}'] = (lambda net=net: call(net, batch, 1), count_flops(lambda net=net: call(net, 1, 1)))
     show(f'Score network, forward, batch {batch}, by resolution', jobs)
 
     def draw(steps):
@@ -250,7 +253,7 @@ def bench_growth(setup: Setup, batches: list[int]) -> None:
         return batch
 
     show(f'EDM sampler, batch {batch}, by steps', {
-        f'{steps} steps': (lambda steps=steps: draw(steps), (2 * steps - 1) * setup.net_flops)
+        f'{steps} steps': (lambda steps=steps: draw(steps), (2 * steps - 1) * mode.net_flops)
         for steps in GROWTH_STEPS})
 
 
@@ -297,12 +300,10 @@ def main(what, network, batch, precision, compile, images, rej_percentile, steps
     with tempfile.TemporaryDirectory() as folder:
         files = network_files(network, Path(folder))
         modes = load_modes(files, precision, compile, device)
-        first = modes[precision[0]]  # not compiled, so that operations can be counted
-        flops = [count_flops(lambda part=part: call_network(part, first, 1, 1, device))
-                 for part in (first.net, first.log_ratio)]
-        setup = Setup(modes, files, device, rounds, steps, rej_percentile, images, checkouts, *flops)
-        click.echo(f'{machine(device)}\n{network} networks: {flops[0] / 1e9:.1f} GFLOP per image in the score network, '
-                   f'{flops[1] / 1e9:.1f} in classifier and discriminator')
+        plain, = load_modes(files, ['fp32'], False, device).values()
+        setup = Setup(modes, files, device, rounds, steps, rej_percentile, images, checkouts, plain)
+        click.echo(f'{machine(device)}\n{network} networks: {plain.net_flops / 1e9:.1f} GFLOP per image in the score '
+                   f'network, {plain.log_ratio_flops / 1e9:.1f} in classifier and discriminator')
         for name in what:
             sizes = batch or BATCHES[name]
             if name == 'growth':

@@ -1,5 +1,6 @@
 """The networks that benchmarks run, and the ways to run them."""
 
+import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import networks
 from dnnlib import demo
 from guided_diffusion import create_classifier
 from torch_utils.checkpoint import save_network
-from torch_utils.device import select_precision
+from torch_utils.device import count_flops, select_precision
 from train_score import PRESETS
 
 from .common import synchronize
@@ -32,6 +33,8 @@ class Mode:
     dtype: torch.dtype
     net: networks.Precond
     log_ratio: classifier_lib.LogRatio
+    net_flops: float  # operations per image of one evaluation
+    log_ratio_flops: float
 
 
 class Part:
@@ -82,10 +85,12 @@ def load_modes(files: dict[str, Path], precisions: list[str], compiled: bool, de
         net = networks.load_network(files['score'], device=device, dtype=dtype)
         log_ratio = classifier_lib.load_log_ratio(files['classifier'], files['discriminator'], net, condition=False,
                                                   device=device, dtype=dtype)
-        if compiles:
+        flops = [count_flops(functools.partial(call_network, part, net, precision, 1, 1, device))
+                 for part in (net, log_ratio)]
+        if compiles:  # operations cannot be counted any more
             torch._dynamo.config.recompile_limit = 64  # at the default of 8 batch sizes and kinds of sigma it gives up
             net.compile(dynamic=False)
-        modes[f'{precision} compiled' if compiles else precision] = Mode(precision, dtype, net, log_ratio)
+        modes[f'{precision} compiled' if compiles else precision] = Mode(precision, dtype, net, log_ratio, *flops)
     return modes
 
 
@@ -96,10 +101,10 @@ def noise(net, batch: int, device) -> torch.Tensor:
 
 
 @torch.no_grad()
-def call_network(evaluate, mode: Mode, batch: int, calls: int, device) -> int:
-    """Call evaluate(images, sigma) so many times; the images it was given."""
-    select_precision(mode.precision, device)
-    x = noise(mode.net, batch, device).to(torch.float64)  # as samplers call it
+def call_network(evaluate, net, precision: str, batch: int, calls: int, device) -> int:
+    """Call evaluate(images, sigma) so many times with images of the size of `net`'s; the images it was given."""
+    select_precision(precision, device)
+    x = noise(net, batch, device).to(torch.float64)  # as samplers call it
     sigma = torch.ones([batch], dtype=torch.float64, device=device)
     for _ in range(calls):
         evaluate(x, sigma)
