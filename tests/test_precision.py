@@ -10,6 +10,7 @@ from metrics.detectors import load_detector
 from metrics.frechet import frechet_distance
 from metrics.moments import Moments
 from metrics.reference import load_reference
+from sampling.diffrs import WARMUP_SEED, calibrate, diffrs_sampler
 from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance
 from sampling.runner import draw_inputs
@@ -75,22 +76,37 @@ def test_guided_samples(pair):
     assert ((half - exact).abs().mean((1, 2, 3)) < 0.5).all()
 
 
+def draw(sampler, loaded, seeds, batch, steps, calibration, device):
+    """Batches of images [n, 3, 32, 32]."""
+    net, log_ratio = loaded
+    if sampler == 'rejection':
+        for result in diffrs_sampler(net, log_ratio, seeds, thresholds=calibration, rej_percentile=0.9,
+                                     batch_size=batch, device=device, num_steps=steps):
+            yield result.images
+        return
+    guidance = DiscriminatorGuidance(log_ratio, 2.0) if sampler == 'guidance' else None
+    for first in range(0, len(seeds), batch):
+        _, latents, _ = draw_inputs(net, seeds[first:first + batch], device)
+        yield edm_sampler(net, latents, num_steps=steps, guidance=guidance)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('weight', [0.0, 2.0])
-def test_distances(weight):
+@torch.no_grad()
+@pytest.mark.parametrize('sampler', ['edm', 'guidance', 'rejection'])
+def test_distances(sampler):
     """FD-CIFAR10 in bfloat16 within a deviation (over blocks of seeds) of float32's; of 10,000 samples on a GPU."""
     device, count, batch, steps = ('cuda', 10_000, 500, 18) if torch.cuda.is_available() else ('cpu', 150, 50, 9)
     detector, reference = load_detector('cifar10', device), load_reference(demo.DEMO_STATS)
+    pair = [load(dtype, device) for dtype in (torch.float32, torch.bfloat16)]
+    warmup = range(WARMUP_SEED, WARMUP_SEED + 2 * batch)
+    calibration = calibrate(*pair[1], warmup, None, batch_size=batch, device=device, num_steps=steps)
     distances = torch.zeros(2, 3)  # of float32 and bfloat16, by block
-    for row, dtype in enumerate((torch.float32, torch.bfloat16)):
-        net, log_ratio = load(dtype, device)
-        guidance = DiscriminatorGuidance(log_ratio, weight) if weight else None
+    for row, loaded in enumerate(pair):
         for block in range(3):
             moments = Moments(detector.feature_dim, device)
-            for first in range(block * count, (block + 1) * count, batch):
-                _, latents, _ = draw_inputs(net, range(first, first + batch), device)
-                images = edm_sampler(net, latents, num_steps=steps, guidance=guidance)
+            seeds = range(block * count, (block + 1) * count)
+            for images in draw(sampler, loaded, seeds, batch, steps, calibration, device):
                 moments.add(detector(torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).to(device)))
             distances[row, block] = frechet_distance(*moments.finish(), reference.mu, reference.sigma)
     exact, half = distances
-    assert (half - exact).mean().abs() < exact.std()
+    assert (half - exact).mean().abs() < exact.std(), distances
