@@ -2,13 +2,13 @@
 # FD-CIFAR10 against evaluations per image: every point of docs/results/diffrs.png, from the root of the repository.
 #   N=10000 sh docs/results/diffrs.sh --batch=1000 --compile=on                    # three blocks of N images, on a GPU
 #   N=10000 BLOCKS=1 sh docs/results/diffrs.sh --batch=100 --compile=on            # one block: an hour a point on two cores
-# Samples and distances go to samples/diffrs-N. The same command again does what is missing.
+# Samples and distances go to samples/diffrs-BLOCKSxN. The same command again does what is missing.
 set -e
 N=${N:-500}
 BLOCKS=${BLOCKS:-3}
 FIRST=${FIRST:-300000}  # the first seed
 PYTHON=${PYTHON:-python}
-SAMPLES=samples/diffrs-$N
+SAMPLES=samples/diffrs-${BLOCKS}x$N
 seeds=--seeds=$FIRST-$((FIRST + BLOCKS * N - 1))
 
 # draw NAME SCRIPT OPTIONS...: one point
