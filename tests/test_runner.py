@@ -350,7 +350,7 @@ def test_processes_share_the_work_and_the_files_are_the_same(tmp_path, processes
     assert drawn[1] < max(drawn.values())
     assert result.stdout.count('of 50') == processes
     ended, longest = ([float(line.split()[k]) for line in result.stdout.splitlines()] for k in (7, 9))
-    assert max(ended) - min(ended) <= max(longest) + 0.1  # and what lies between two blocks
+    assert max(ended) - min(ended) < max(longest) + 0.4  # and what lies between two blocks, of 0.5 s each
 
 
 STREAM_WORKER = '''
@@ -362,7 +362,7 @@ from torch_utils import distributed as dist
 
 def stream(seeds):
     try:
-        yield from stream_of(seeds, wait=0.25 if dist.get_rank() == 1 else 0.01)
+        yield from stream_of(seeds, wait=0.5 if dist.get_rank() == 1 else 0.01)
     finally:
         global ended
         ended = time.monotonic()
@@ -395,7 +395,7 @@ def test_streams_help_the_slow_one(tmp_path, processes):
     assert contents(tmp_path / 'many') == contents(tmp_path / 'one')
     assert result.stdout.count('of 80 ended') == processes  # samples drawn twice are counted once
     ended, knows = ([float(line.split()[k]) for line in result.stdout.splitlines()] for k in (5, 7))
-    assert max(knows) - min(ended) < 4 * 0.25
+    assert max(knows) - min(ended) < 4 * 0.5  # of 8 to 12 samples
 
 
 def test_what_is_there_in_part_is_drawn_anew(tmp_path):
