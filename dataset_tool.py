@@ -14,7 +14,7 @@ from metrics.measure import measure
 from metrics.reference import make_reference
 from metrics.sources import ImageSource
 from torch_utils import distributed as dist
-from torch_utils.device import PRECISIONS, select_device, select_precision
+from torch_utils.device import PRECISIONS, enough_memory, select_device, select_precision
 from torch_utils.images import png_bytes
 from torch_utils.progress import progress
 from training.data import ImageData
@@ -103,6 +103,7 @@ def make_zip(source, max_images, dest):
 @click.option('--precision', help='Arithmetic of the detector', type=click.Choice(PRECISIONS), default='fp32',
               show_default=True)
 @click.option('--device', help='auto, cpu, cuda or cuda:N', metavar='STR', type=str, default='auto', show_default=True)
+@enough_memory('--batch')
 def stats(source, max_images, dest, detector, detector_ckpt, allow_code, features, batch, precision, device):
     """Write reference statistics: mu, sigma, detector, fingerprint, count, source, and features for KID.
 

@@ -18,7 +18,7 @@ from metrics.measure import measure
 from metrics.reference import load_reference, make_reference
 from metrics.sources import open_source
 from torch_utils import distributed as dist
-from torch_utils.device import PRECISIONS, select_device, select_precision
+from torch_utils.device import PRECISIONS, enough_memory, select_device, select_precision
 
 
 @click.command()
@@ -43,6 +43,7 @@ from torch_utils.device import PRECISIONS, select_device, select_precision
               show_default=True)
 @click.option('--json', 'json_path',  help='Also write the results there', metavar='FILE', type=str)
 @click.option('--save_stats',         help='Also write the statistics of the images there', metavar='NPZ', type=str)
+@enough_memory('--batch')
 def main(folders, ref_path, num_samples, blocks, **opts):
     """Measure the distance between folders of samples and a data set.
 

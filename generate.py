@@ -1,7 +1,6 @@
 """Draws images from a score network with the EDM sampler, with or without discriminator guidance (EDM-G++)."""
 
 import click
-import torch
 
 import classifier_lib
 import networks
@@ -16,6 +15,7 @@ from sampling.edm import edm_sampler
 from sampling.folder import file_digest
 from sampling.guidance import DiscriminatorGuidance
 from torch_utils import distributed as dist
+from torch_utils.device import enough_memory
 
 ABLATION = [
     click.option('--solver', help='Ablate ODE solver', metavar='euler|heun', type=click.Choice(SOLVERS)),
@@ -33,6 +33,7 @@ ABLATION_NAMES = ('solver', 'discretization', 'schedule', 'scaling')
     'Discriminator guidance': 'dg_weight_1st_order', 'Machine': 'device'})
 @options.with_options(options.SAMPLES, options.EDM, ABLATION, options.guidance(first_weight=2.0),
                       options.DISCRIMINATORS, options.MACHINE)
+@enough_memory('--batch')
 def main(**opts):
     """Draw samples from a score network, guided by a discriminator unless both weights are 0.
 
@@ -87,8 +88,6 @@ def main(**opts):
     except runner.NonFiniteSample as error:
         raise click.ClickException(f'--network: {error}; a lower --dg_weight_1st_order or --precision=fp32 may help, '
                                    f'else the checkpoint is broken') from None
-    except torch.OutOfMemoryError:
-        raise click.ClickException(f'--batch: {opts["batch"]} images do not fit into memory; use fewer') from None
     dist.print0(f'{report.images} images in {outdir}, {report.drawn} of them new, in {report.seconds:.1f} s')
     if batches:
         dist.print0(f'{net.calls / batches:g} evaluations of the score network per image, '

@@ -18,6 +18,7 @@ from sampling.folder import file_digest
 from sampling.guidance import DiscriminatorGuidance
 from sampling.padding import Padded
 from torch_utils import distributed as dist
+from torch_utils.device import enough_memory
 from torch_utils.progress import progress
 
 THRESHOLDS = 'thresholds.json'
@@ -56,6 +57,7 @@ REJECTION = [
     'Discriminator guidance': 'dg_weight_1st_order', 'Machine': 'device'})
 @options.with_options(options.SAMPLES, options.EDM, REJECTION, options.guidance(first_weight=0.0),
                       options.DISCRIMINATORS, options.MACHINE)
+@enough_memory('--batch')
 def main(**opts):
     """Draw samples whose every step is accepted or rejected by a discriminator.
 

@@ -16,7 +16,7 @@ from dnnlib.files import atomic_write, resolve_output, resolve_path
 from guided_diffusion import create_classifier
 from torch_utils import checkpoint
 from torch_utils import distributed as dist
-from torch_utils.device import select_device, select_precision
+from torch_utils.device import enough_memory, select_device, select_precision
 from torch_utils.stats import JsonLines
 from training.data import BatchLoader, ImageData
 from training.discriminator import DiscriminatorLoss, held_out_logits, held_out_scores, scores_table, split_pairs
@@ -75,6 +75,7 @@ FILES = ('discriminator_*.pt', 'best.pt', 'best.safetensors', 'training.png')
 @click.option('--max_minutes',  help='Stop after so long; the same command goes on', metavar='FLOAT',
               type=click.FloatRange(min=0))
 @click.option('--overwrite',    help='Replace an earlier run in --savedir', is_flag=True)
+@enough_memory('--batch_gpu')
 def main(**opts):
     """Train a discriminator to tell real from generated images, resumable by the same command.
 

@@ -1,15 +1,22 @@
-"""Folders that belong to another run: refused with one message, whatever the number of processes; nothing changes."""
+"""What ends in one message: folders that belong to another run (nothing changes), batches beyond the memory."""
 
 import contextlib
 import fcntl
 import os
 
 import pytest
+import torch
 from click.testing import CliRunner
 from script_runs import ROOT, contents, diffrs_arguments, finish, generate_arguments
 
+import dataset_tool
+import fid_npzs
 import generate
 import generate_diffrs
+import train
+import train_classifier
+import train_score
+from sampling import options
 
 SCRIPTS = dict(generate=(generate.main, generate_arguments), generate_diffrs=(generate_diffrs.main, diffrs_arguments))
 RUN = ('--seeds=0-7', '--batch=4')
@@ -101,3 +108,39 @@ def test_processes_refuse_with_one_voice(files, tmp_path, script, processes):
     code, output = finish(ROOT / f'{script}.py', SCRIPTS[script][1](files, f'--outdir={tmp_path}', *RUN), processes)
     assert_refused(code, output, 'no options.json')
     assert os.listdir(tmp_path) == ['samples_00000000.npz']
+
+
+def full_cpu(name):
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def full_gpu(name):
+    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB.')
+
+
+@pytest.mark.parametrize('full', [full_cpu, full_gpu])
+@pytest.mark.parametrize('place, command, option, arguments', [
+    (options, generate.main, '--batch', ['--outdir=out']),
+    (options, generate_diffrs.main, '--batch', ['--outdir=out']),
+    (fid_npzs, fid_npzs.main, '--batch', ['--images=out']),
+    (dataset_tool, dataset_tool.main, '--batch', ['stats', '--source=in.npz', '--dest=out']),
+    (train, train.main, '--batch_gpu', ['--savedir=out', '--gendir=in', '--datadir=in.npz']),
+    (train_classifier, train_classifier.main, '--batch_gpu', ['--outdir=out', '--data=in.npz']),
+    (train_score, train_score.main, '--batch_gpu', ['--outdir=out', '--data=in.npz']),
+])
+def test_too_little_memory(tmp_path, monkeypatch, place, command, option, arguments, full):
+    """A batch that does not fit, on a GPU or a CPU."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(place, 'select_device', full)
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1] == f'Error: {option}: so many images do not fit into memory; use fewer'
+
+
+def test_other_errors_are_not_taken_for_it(monkeypatch):
+    def fails(name):
+        raise RuntimeError('mat1 and mat2 shapes cannot be multiplied')
+
+    monkeypatch.setattr(options, 'select_device', fails)
+    result = CliRunner().invoke(generate.main, ['--outdir=out'])
+    assert isinstance(result.exception, RuntimeError)

@@ -1,12 +1,14 @@
 """The one place that decides on device and precision."""
 
+import contextlib
 import ctypes
 import functools
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import click
 import torch
 
 # Operations of a run from which compiling pays: it takes half a minute to a minute, and gains about a fifth on a CPU.
@@ -58,6 +60,17 @@ def keep_freed_memory() -> None:
         return
     if mallopt(M_MMAP_THRESHOLD, 2**30):  # without this one, the next one alone would make things worse
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextlib.contextmanager
+def enough_memory(option: str) -> Iterator[None]:
+    """Turn a device's lack of memory, in a block or a decorated script, into one line that names `option`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # of a CPU
+            raise
+        raise click.ClickException(f'{option}: so many images do not fit into memory; use fewer') from None
 
 
 @functools.cache
