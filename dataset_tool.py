@@ -39,13 +39,14 @@ def main():
     python dataset_tool.py npz --source=cifar10
 
     \b
-    # an EDM-style zip from a folder whose subfolders are classes
-    python dataset_tool.py zip --source=photos/ --dest=data/photos-64x64.zip
+    # EDM-style zips: of CIFAR-10, and of a folder whose subfolders are classes (images of one size; nothing is resized)
+    python dataset_tool.py zip --source=cifar10 --dest=data/cifar10-train.zip
+    python dataset_tool.py zip --source=photos/ --dest=data/photos.zip
 
     \b
     # the statistics behind fid_npzs.py, for FD-CIFAR10 and for FID
-    python dataset_tool.py stats --source=cifar10-train.zip --dest=stats/cifar10-demo.npz
-    python dataset_tool.py stats --source=cifar10-train.zip --dest=stats/cifar10-inception.npz --detector=inception
+    python dataset_tool.py stats --source=data/cifar10-train.zip --dest=stats/cifar10-demo.npz
+    python dataset_tool.py stats --source=data/cifar10-train.zip --dest=stats/cifar10-inception.npz --detector=inception
     """
 
 

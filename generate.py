@@ -37,8 +37,9 @@ ABLATION_NAMES = ('solver', 'discretization', 'schedule', 'scaling')
 def main(**opts):
     """Draw samples from a score network, guided by a discriminator unless both weights are 0.
 
-    Writes samples_<first seed>.npz (uint8 NHWC) or <seed>.png, and options.json. Sample k depends on seed k and
-    the options alone, not on batches or processes. The same command again draws what is missing.
+    Writes samples_<first seed>.npz (uint8 NHWC) or <seed>.png, and options.json. Sample k follows from seed k,
+    whatever the number of processes; the size of the batch changes rounding alone. The same command again draws what
+    is missing.
 
     Examples:
 
@@ -55,7 +56,7 @@ def main(**opts):
 
     \b
     # on two GPUs
-    torchrun --standalone --nproc_per_node=2 generate.py --outdir=samples/demo --seeds=0-49999
+    torchrun --standalone --nproc_per_node=2 generate.py --outdir=samples/demo-50k --seeds=0-49999
     """
     seeds, device, dtype = options.start(opts)
     net = load_network(opts, device, dtype)

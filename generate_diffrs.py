@@ -62,8 +62,8 @@ def main(**opts):
     """Draw samples whose every step is accepted or rejected by a discriminator.
 
     Writes samples_<first seed>.npz (uint8 NHWC, with what each sample cost), options.json, thresholds.json (the
-    warm-up, reusable) and diffrs_report.json. Sample k depends on seed k and the options alone. The same command
-    again draws what is missing.
+    warm-up, reusable) and diffrs_report.json. Sample k follows from seed k, whatever the number of processes;
+    the size of the batch changes rounding alone. The same command again draws what is missing.
 
     Examples:
 
@@ -94,7 +94,7 @@ def main(**opts):
         runner.reserve, seeds, outdir, batch=opts['batch'], options=record, undecided=['thresholds'],
         save_type=opts['save_type'], overwrite=opts['overwrite'])
     calibration = load_thresholds(opts, outdir, net, log_ratio, labels, grid, common, reserve)
-    warn_of_rejections(opts, calibration)
+    warn_of_tests(opts, calibration)
     record |= dict(thresholds=rules.digest(calibration))
 
     def sample_stream(claimed):
@@ -191,10 +191,14 @@ def calibrate(opts, path: Path, net, log_ratio, labels, common) -> str | None:
     return text
 
 
-def warn_of_rejections(opts, calibration) -> None:
-    """Say so where the warm-up predicts that nearly all steps into a level will be rejected."""
+def warn_of_tests(opts, calibration) -> None:
+    """Say so where levels go untested, or where the warm-up predicts that nearly all steps into one are rejected."""
     rule = rules.RULES[opts['rule']]
-    last = min(opts['max_backsteps'], len(calibration.sigmas) - 1) if opts['backsteps'] else 0
+    steps = len(calibration.sigmas) - 1
+    last = min(opts['max_backsteps'], steps) if opts['backsteps'] else 0
+    if 0 < last < steps:
+        dist.print0(f'States after the last {steps - last} of {steps} steps are not tested; '
+                    f'--max_backsteps={steps} tests them too')
     limits = rules.thresholds(calibration, opts['rej_percentile'], rule, clamp=not opts['no_zero'], last_level=last)
     rates = rules.step_acceptance(calibration, limits, rule)[opts['min_backsteps']:last]
     if len(rates) and rates.min() < LOW_ACCEPTANCE:

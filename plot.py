@@ -34,7 +34,7 @@ def main():
 
     \b
     # FD-CIFAR10 against the weight of the guidance; each JSON comes from fid_npzs.py --json
-    python plot.py curve results/*.json --x=weight_1st --out=docs/weights.png
+    python plot.py curve results/*.json --x=dg_weight_1st_order --out=docs/weights.png
 
     \b
     # loss and accuracy of a training run
@@ -76,7 +76,7 @@ def grid(folders, out, num, columns, titles, zoom):
 @main.command()
 @click.argument('files', nargs=-1, required=True)
 @out_option
-@click.option('--x', 'x_name', help="An option of the samples' options.json, such as weight_1st or num_steps",
+@click.option('--x', 'x_name', help="An option of the samples' options.json, such as num_steps",
               metavar='NAME', type=str)
 @click.option('--values', help='Or the values themselves, one for each result in order', metavar='LIST', type=str)
 @click.option('--y', 'y_name', help='What to show', type=click.Choice(['distance', 'kid']), default='distance',

@@ -95,9 +95,10 @@ def main(**opts):
         --datadir=/data/true_data_label.npz --cond=1
 
     \b
-    # on the features of the network that ships with the repository
-    python train.py --savedir=runs/disc --gendir=samples/demo --datadir=cifar10-train.zip --epoch=10 --width=64 \\
-        --pretrained_classifier_ckpt=checkpoints/demo/classifier.safetensors
+    # on the features of the network that ships with the repository; first its samples, without guidance
+    python generate.py --outdir=samples/vanilla --dg_weight_1st_order=0
+    python train.py --savedir=runs/disc --gendir=samples/vanilla --datadir=data/cifar10-train.zip --epoch=10 \\
+        --width=64 --pretrained_classifier_ckpt=checkpoints/demo/classifier.safetensors
     """
     started = time.monotonic()
     dist.init()

@@ -99,11 +99,12 @@ def main(**opts):
 
     \b
     # the extractor of the shipped demo, minutes on a GPU; for an hour on 2 CPU cores add --kimg=150 --batch_size=64
-    python train_classifier.py --outdir=runs/classifier --data=cifar10-train.zip --test_data=cifar10-test.zip
+    python train_classifier.py --outdir=runs/classifier --data=data/cifar10-train.zip \\
+        --test_data=data/cifar10-test.zip
 
     \b
     # the network behind FD-CIFAR10
-    python train_classifier.py --outdir=runs/features --preset=cifar10-features --data=cifar10-train.zip
+    python train_classifier.py --outdir=runs/features --preset=cifar10-features --data=data/cifar10-train.zip
 
     \b
     # DG's architecture on 8 GPUs

@@ -24,7 +24,7 @@ STARTED = time.monotonic()
 
 # What the presets give is stated in the README, with the commands that measured it.
 PRESETS = {
-    # DDPM++ with 64 channels, 5.0 million weights: coarse but recognisable images from 2 CPU cores in 2.5 to 3 hours.
+    # DDPM++ with 64 channels, 5.0 million weights: coarse but recognisable images from 2 CPU cores in 3 to 4 hours.
     'cifar10-demo': dict(
         network=dict(model_channels=64, channel_mult=[1, 2, 2], num_blocks=1, attn_resolutions=[16]),
         precond='edm', kimg=400, batch=64, lr=1e-3, rampup_kimg=20, decay=0.5, betas=[0.9, 0.99],
@@ -151,7 +151,7 @@ def main(outdir, data, preset, cond, max_images, device, precision, dry_run, **o
     Examples:
 
     \b
-    # The small network of the demo, on a CPU, 2.5 to 3 hours on 2 cores
+    # The small network of the demo, on a CPU, 3 to 4 hours on 2 cores with bfloat16
     python train_score.py --outdir=runs/demo --data=data/cifar10-train.zip
 
     \b

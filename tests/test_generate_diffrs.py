@@ -100,6 +100,13 @@ def test_labels_belong_to_their_samples(files, tmp_path):
     assert (samples(tmp_path / 'one')['label'].argmax(1) == 7).all()
 
 
+def test_levels_that_go_untested_are_named(files, run, tmp_path):
+    code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-2', '--batch=3', '--max_backsteps=3')
+    assert code == 0 and 'after the last 1 of 4 steps are not tested; --max_backsteps=4 tests them' in output, output
+    assert (samples(tmp_path / 'out')['tests'][:, 4] == 0).all()
+    assert 'not tested' not in run[1]
+
+
 def test_guidance_composes(files, run, tmp_path):
     code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-2', '--batch=3', '--dg_weight_1st_order=2')
     assert code == 0, output
