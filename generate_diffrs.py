@@ -89,7 +89,8 @@ def main(**opts):
 
     outdir = resolve_output(opts['outdir'])
     record |= schedule | {name: opts[name] for name in RULE_NAMES} | dict(
-        class_idx=opts['class_idx'], device=device.type, precision=str(dtype).removeprefix('torch.'))
+        class_idx=opts['class_idx'], device=device.type, precision=str(dtype).removeprefix('torch.'),
+        tf32=opts['precision'] == 'tf32')
     reserve = functools.partial(
         runner.reserve, seeds, outdir, batch=opts['batch'], options=record, undecided=['thresholds'],
         save_type=opts['save_type'], overwrite=opts['overwrite'])

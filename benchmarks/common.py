@@ -57,9 +57,13 @@ def interleave(jobs: dict[str, tuple[Callable[[], float], float]], device, round
     return timings
 
 
-@functools.cache
 def matrix_peak(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
-    """Measured rate of a large matrix product, FLOP/s: what shares of the peak refer to."""
+    """Measured rate of a large matrix product, FLOP/s, in the selected precision: what shares of the peak refer to."""
+    return _matrix_peak(device, dtype, size, torch.backends.cuda.matmul.allow_tf32)
+
+
+@functools.cache
+def _matrix_peak(device, dtype, size, tf32):
     size = size or (8192 if device.type == 'cuda' else 2048)
     a, b = torch.randn(2, size, size, device=device).to(dtype).unbind()
 

@@ -142,7 +142,7 @@ class SlotMachine:
         self.guidance, self.grid, self.thresholds, self.rule = guidance, grid, thresholds, rule
         self.backsteps, self.min_backsteps, self.last_level = backsteps, min_backsteps, last_level
         self.max_iter, self.batch_size, self.device = max_iter, batch_size, torch.device(device)
-        self.class_labels = class_labels
+        self.class_labels = None if class_labels is None else torch.as_tensor(class_labels).to(device, torch.float32)
         self.waiting = enumerate(seeds)  # (position, seed)
         self.unfinished: dict[int, int] = {}  # position -> slot, in the order of positions
         self.finished: dict[int, dict] = {}  # position -> sample, until its turn has come
@@ -218,8 +218,8 @@ class SlotMachine:
         self.x[index] = latents.to(torch.float64) * self.grid.t_steps[0]
         if self.labels is not None:
             if self.class_labels is not None:
-                given = torch.as_tensor(self.class_labels)
-                labels = given[self.position[rows] if len(given) > 1 else [0] * len(rows)].to(self.labels)
+                place, = self.upload(self.position[rows] if len(self.class_labels) > 1 else np.zeros(len(rows)))
+                labels = self.class_labels[place]
             self.labels[index] = labels
         for row, stream in zip(rows.tolist(), rnd.generators):
             self.noise_streams[row] = stream

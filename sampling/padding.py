@@ -17,9 +17,9 @@ class Padded:
         return getattr(self._net, name)
 
     def __call__(self, x, sigma, class_labels=None):
+        sigma = sigma.expand(len(x))  # a compiled network would be compiled again for a sigma of another shape
         missing = self._batch - len(x)
         if missing <= 0:
             return self._net(x, sigma, class_labels)
         rows = torch.arange(self._batch, device=x.device).clamp(max=len(x) - 1)
-        sigma = sigma[rows] if sigma.ndim else sigma
-        return self._net(x[rows], sigma, None if class_labels is None else class_labels[rows])[:len(x)]
+        return self._net(x[rows], sigma[rows], None if class_labels is None else class_labels[rows])[:len(x)]

@@ -6,6 +6,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ import generate
 import generate_diffrs
 import train
 import train_score
+from torch_utils import distributed as dist
 
 LINUX = pytest.mark.skipif(not os.path.isdir('/proc/self/task'), reason='finds processes through /proc')
 PIPES = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -142,3 +144,36 @@ def test_sbatch_files_are_shell_and_name_options_that_exist(path):
         known = {option for parameter in COMMANDS[script].params for option in parameter.opts}
         used = {word.partition('=')[0] for word in shlex.split(rest.replace('\\\n', ' ')) if word.startswith('--')}
         assert used and used <= known, used - known
+
+
+@pytest.mark.parametrize('gpus, backend', [(2, 'cpu:gloo,cuda:nccl'), (1, 'gloo'), (0, 'gloo')])
+def test_nccl_has_a_gpu_for_each_rank(monkeypatch, gpus, backend):
+    """Two ranks that share a GPU have gloo alone, which NCCL does not allow."""
+    chosen = []
+    for name, value in dict(RANK='1', WORLD_SIZE='2', LOCAL_WORLD_SIZE='2').items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(dist.torch.cuda, 'device_count', lambda: gpus)
+    monkeypatch.setattr(dist.torch.distributed, 'init_process_group', lambda name, timeout: chosen.append(name))
+    monkeypatch.setattr(dist.atexit, 'register', lambda function: None)
+    monkeypatch.setattr(dist, '_launcher', None)
+    dist.init()
+    assert chosen == [backend]
+
+
+FAILS = '''
+from torch_utils import distributed as dist
+dist.torch.distributed.is_initialized = lambda: True
+dist.torch.distributed.destroy_process_group = lambda: print('waits for the other ranks')
+dist._nccl_at_work = {nccl}
+dist.atexit.register(dist._leave)
+print('begins')
+raise ValueError('of one rank')
+'''
+
+
+@pytest.mark.parametrize('nccl', [False, True])
+def test_a_rank_that_fails_does_not_wait_for_nccl(nccl):
+    """NCCL's end is collective: a rank that fails alone leaves without it, and torchrun ends the others."""
+    done = subprocess.run([sys.executable, '-c', FAILS.format(nccl=nccl)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and 'ValueError: of one rank' in done.stderr
+    assert done.stdout.splitlines() == ['begins'] + ['waits for the other ranks'] * (not nccl)

@@ -37,7 +37,10 @@ def test_compiling_is_for_long_runs(monkeypatch):
 def test_no_compiler_no_compiling(monkeypatch):
     monkeypatch.setattr(lib.shutil, 'which', lambda name: None)
     assert not lib.select_compile('auto', CPU, product, 10**15)
-    assert lib.select_compile('auto', CUDA, product, 10**15)  # Triton brings its own
+    assert not lib.select_compile('auto', CUDA, product, 10**15)
+    monkeypatch.setattr(lib.shutil, 'which', lambda name: '/bin/clang' if name == 'clang' else None)
+    monkeypatch.delenv('CC', raising=False)
+    assert lib.select_compile('auto', CUDA, product, 10**15)
 
 
 def test_precision(monkeypatch):

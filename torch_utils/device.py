@@ -13,7 +13,7 @@ import torch
 
 # Operations of a run from which compiling pays: it takes half a minute to a minute, and gains about a fifth on a CPU.
 COMPILE_FLOPS = {'cpu': 1.5e14, 'cuda': 1e15}
-COMPILERS = {'Darwin': 'clang++', 'Windows': 'cl'}  # what torch.compile calls for a CPU; elsewhere g++
+CPU_COMPILERS = {'Darwin': 'clang++', 'Windows': 'cl'}  # what torch.compile calls; elsewhere g++
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 PRECISIONS = ('auto', 'fp32', 'tf32', 'bf16', 'fp16')
 
@@ -126,7 +126,11 @@ def select_compile(mode: str, device: torch.device, evaluate: Callable[[], objec
     """
     if mode != 'auto':
         return mode == 'on'
-    if device.type == 'cpu' and not shutil.which(os.environ.get('CXX', COMPILERS.get(platform.system(), 'g++'))):
+    if device.type == 'cpu':
+        compilers = [os.environ.get('CXX', CPU_COMPILERS.get(platform.system(), 'g++'))]
+    else:  # Triton compiles what launches its kernels
+        compilers = [os.environ['CC']] if 'CC' in os.environ else ['gcc', 'clang']
+    if not any(map(shutil.which, compilers)):
         return False
     return evaluations * count_flops(evaluate) >= COMPILE_FLOPS[device.type]
 

@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import importlib
 import os
+import sys
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.distributed
 TIMEOUT = datetime.timedelta(seconds=float(os.environ.get('DIST_TIMEOUT_SEC', 1800)))
 _counters: dict[str, int] = {}  # stands in for the store in a process that was not launched
 _launcher: int | None = None  # the process that started this rank
+_nccl_at_work = False  # from the first collective on a GPU
 
 
 def init() -> None:
@@ -24,8 +26,10 @@ def init() -> None:
     # torch._dynamo (making an optimizer imports it) keeps references to a group that is there at its import; the
     # group's threads then outlive shutdown() and, now and then, abort the process when the interpreter ends.
     importlib.import_module('torch._dynamo')
-    # Both back ends: gloo carries CPU tensors and objects, NCCL carries gradients between GPUs.
-    backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
+    # Both back ends: gloo carries CPU tensors and objects, NCCL carries gradients between GPUs. It wants a GPU for each
+    # rank; where several share one, gloo carries all.
+    ranks_here = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    backend = 'cpu:gloo,cuda:nccl' if ranks_here <= torch.cuda.device_count() else 'gloo'
     torch.distributed.init_process_group(backend, timeout=TIMEOUT)
     atexit.register(_leave)  # after an error too: gloo's threads abort a process that ends with the group open
 
@@ -38,9 +42,15 @@ def shutdown() -> None:
 
 
 def _leave() -> None:
-    if torch.distributed.is_initialized():
-        with contextlib.suppress(RuntimeError):
-            torch.distributed.destroy_process_group()
+    """Leave the process group after an error: whoever ends well has gone through shutdown()."""
+    if not torch.distributed.is_initialized():
+        return
+    if _nccl_at_work:  # it would wait for the other ranks, which wait for this one; torchrun ends them when it is gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    with contextlib.suppress(RuntimeError):
+        torch.distributed.destroy_process_group()
 
 
 def is_orphaned() -> bool:
@@ -84,7 +94,9 @@ def print0(*args, **kwargs) -> None:
 
 def all_reduce_(tensor: torch.Tensor) -> torch.Tensor:
     """Sum `tensor` over all ranks, in place."""
+    global _nccl_at_work
     if torch.distributed.is_initialized():
+        _nccl_at_work |= tensor.is_cuda
         torch.distributed.all_reduce(tensor)
     return tensor
 

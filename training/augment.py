@@ -1,5 +1,6 @@
 """Augmentations of training images: plain mirroring, and EDM's pipe, which tells the network what it did."""
 
+import functools
 import math
 
 import torch
@@ -59,7 +60,8 @@ class AugmentPipe:
         labels = torch.stack([scale, angle.cos() - 1, angle.sin(), aniso * axis.cos(), aniso * axis.sin()], dim=1)
         labels = torch.cat([labels, shift], dim=1)  # [n, 7]
 
-        linear, offset = self._inverse(scale, angle, aniso, axis, shift * images.new_tensor([width, height]))
+        pixels = shift * constant((width, height), images.dtype, images.device)
+        linear, offset = self._inverse(scale, angle, aniso, axis, pixels)
         changed = (labels != 0).any(1).reshape(-1, 1, 1, 1)
         images = torch.where(changed, warp(images, linear, offset), images)
         return images, torch.cat([flip.to(labels.dtype), labels], dim=1)
@@ -76,6 +78,12 @@ class AugmentPipe:
         return linear, offset
 
 
+@functools.cache
+def constant(values: tuple, dtype, device) -> torch.Tensor:
+    """A tensor of numbers, made once: to make it on a GPU waits for all work before it."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
 def rotation(angle: torch.Tensor) -> torch.Tensor:
     """Rotation matrices [n, 2, 2] of angles [n] in radians."""
     c, s = angle.cos(), angle.sin()
@@ -89,7 +97,7 @@ def warp(images: torch.Tensor, linear: torch.Tensor, offset: torch.Tensor) -> to
     result, and filtered down. Outside, the image goes on mirrored. The identity gives the images back.
     """
     n, channels, height, width = images.shape
-    size = torch.tensor([width, height], dtype=torch.float32, device=images.device)
+    size = constant((width, height), torch.float32, images.device)
     # Position of the dense grid's points in the result, and from there in the source, in pixels from the corner.
     x = (torch.arange(2 * width + 10, device=images.device) - _CENTRE) / 2
     y = (torch.arange(2 * height + 10, device=images.device) - _CENTRE) / 2
@@ -99,7 +107,7 @@ def warp(images: torch.Tensor, linear: torch.Tensor, offset: torch.Tensor) -> to
 
     source = F.pad(images, [_PAD] * 4, mode='reflect')
     source = _filter(source, F.conv_transpose2d)  # [n, C, 2 H + 34, 2 W + 34]
-    last = torch.tensor([source.shape[3] - 1, source.shape[2] - 1], dtype=torch.float32, device=images.device)
+    last = constant((source.shape[3] - 1, source.shape[2] - 1), torch.float32, images.device)
     grid = (2 * (points + _PAD) + _CENTRE) * (2 / last) - 1
     dense = F.grid_sample(source, grid, mode='bilinear', padding_mode='border', align_corners=True)
     return _filter(dense, F.conv2d)
@@ -115,7 +123,7 @@ def _reflect(points, last):
 def _filter(images, convolution):
     """Up- or downsample both axes of every channel by two with the wavelet."""
     n, channels, height, width = images.shape
-    taps = torch.tensor(SYM6, dtype=images.dtype, device=images.device)
+    taps = constant(SYM6, images.dtype, images.device)
     images = images.reshape(n * channels, 1, height, width)
     images = convolution(images, taps.reshape(1, 1, 1, -1), stride=(1, 2))
     images = convolution(images, taps.reshape(1, 1, -1, 1), stride=(2, 1))
