@@ -17,7 +17,7 @@ class Padded:
         return getattr(self._net, name)
 
     def __call__(self, x, sigma, class_labels=None):
-        sigma = sigma.expand(len(x))  # a compiled network would be compiled again for a sigma of another shape
+        sigma = sigma.expand(len(x)).contiguous()  # for another shape or stride a compiled network is compiled again
         missing = self._batch - len(x)
         if missing <= 0:
             return self._net(x, sigma, class_labels)

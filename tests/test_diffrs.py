@@ -16,6 +16,7 @@ from sampling.diffrs import calibrate, diffrs_sampler, make_grid
 from sampling.diffrs_rules import RULES, Thresholds, acceptance_probability, expected_acceptance, thresholds
 from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance
+from sampling.padding import Padded
 from sampling.runner import draw_inputs
 
 CORNERS = [[4.0, 0.0], [-2.0, 3.4641], [-2.0, -3.4641]]
@@ -377,3 +378,20 @@ def test_dropping_slow_samples_would_bias_the_published_rule_alone():
         quick, slow = run['images'][order[:800]], run['images'][order[800:]]
         pvalues[rule] = same_distribution_pvalue(quick, slow, permutations=200)
     assert pvalues['published'] < 0.01 < 0.02 < pvalues['exact'], pvalues
+
+
+def test_padded_networks_see_one_shape():
+    """One noise level or one for each row, a full batch or a part of one: a compiled network is compiled once."""
+    seen = set()
+
+    def net(x, sigma, class_labels):
+        seen.add((x.shape, x.stride(), sigma.shape, sigma.stride(), class_labels.shape))
+        return x * sigma[:, None] + class_labels
+
+    x, sigmas, labels = torch.randn(4, 2), torch.rand(4), torch.randn(4, 2)
+    padded = Padded(net, 4)
+    for rows in (4, 3, 1):
+        part = slice(rows)
+        assert torch.equal(padded(x[part], sigmas[0], labels[part]), x[part] * sigmas[0] + labels[part])
+        assert torch.equal(padded(x[part], sigmas[part], labels[part]), x[part] * sigmas[part, None] + labels[part])
+    assert len(seen) == 1
