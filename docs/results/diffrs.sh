@@ -1,5 +1,6 @@
 #!/bin/sh
-# FD-CIFAR10 against evaluations per image: the points of the README, "Diffusion rejection sampling", from the root of the repository.
+# FD-CIFAR10 against evaluations per image: the points of the README, "Diffusion rejection sampling". From the root of
+# the repository:
 #   N=10000 sh docs/results/diffrs.sh --batch=1000 --compile=on                    # three blocks of N images, on a GPU
 #   N=10000 BLOCKS=1 sh docs/results/diffrs.sh --batch=100 --compile=on            # one block: an hour a point on two cores
 # Samples and distances go to samples/diffrs-BLOCKSxN. The same command again does what is missing.
