@@ -20,9 +20,13 @@ WARMUP_SEED = 3_000_000_000  # first seed of the warm-up, out of the way of the 
 WARMUP_ROUND = 100  # trajectories in one round of the warm-up, whatever the batch size
 DECISIONS = 0xD1FF  # sets the stream of uniform draws of a seed apart from its stream of noise
 LOOKAHEAD = 64  # batches that may be begun before the oldest sample under way has ended
-HOPELESS = 100_000  # rejections in a row after which a sample is given up
+HOPELESS = 100_000  # rejections of one sample after which it is given up
 
 FREE, TEST, PREDICT, CORRECT = range(4)  # what a slot waits for
+
+
+class HopelessSample(ArithmeticError):
+    """A sample is rejected without end; the message names its seed."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def diffrs_sampler(net, log_ratio, seeds: Iterable[int], class_labels=None, *, b
     is 0); `backsteps` levels are taken back after a rejection (0: only the prior is tested; the exact rule goes
     back to the prior always). A sample that would need more than `max_iter` evaluations begins anew. Without
     `thresholds`, `calibrate` makes them in `iter_warmup` rounds. `schedule` as in `make_grid`.
-    Raises ValueError for options that contradict each other and for a sample that is rejected without end.
+    Raises ValueError for options that contradict each other, and HopelessSample.
     """
     rule = RULES[rule] if isinstance(rule, str) else rule
     grid = make_grid(net, **schedule)
@@ -216,6 +220,7 @@ class SlotMachine:
         rnd, latents, labels = draw_inputs(self.net, self.seed[rows].tolist(), self.device)
         index, = self.upload(rows)
         self.x[index] = latents.to(torch.float64) * self.grid.t_steps[0]
+        self.log_ratio_prev[index] = 0.0  # not the last sample's, where the first levels go untested
         if self.labels is not None:
             if self.class_labels is not None:
                 place, = self.upload(self.position[rows] if len(self.class_labels) > 1 else np.zeros(len(rows)))
@@ -351,8 +356,8 @@ class SlotMachine:
         """Take rejected states back: by added noise, or to a new draw of the prior."""
         hopeless = rows[self.rejections[rows].sum(1) > HOPELESS]
         if len(hopeless):
-            raise ValueError(f'the sample of seed {self.seed[hopeless[0]]} was rejected {HOPELESS} times; lower the '
-                             f'rejection percentile, or check that thresholds and discriminator belong together')
+            raise HopelessSample(f'the sample of seed {self.seed[hopeless[0]]} was rejected {HOPELESS} times; lower '
+                                 f'the percentile, or check that thresholds and discriminator belong together')
         from_prior = (self.level[rows] == 0) | (not self.rule.rewinds)
         self.restart(rows[from_prior])
         back = rows[~from_prior]

@@ -17,9 +17,17 @@ class Padded:
         return getattr(self._net, name)
 
     def __call__(self, x, sigma, class_labels=None):
+        return self._net(*self._filled(x, sigma, class_labels))[:len(x)]
+
+    def value_and_grad(self, x, sigma, class_labels=None):
+        """As `classifier_lib.LogRatio.value_and_grad`."""
+        value, gradient = self._net.value_and_grad(*self._filled(x, sigma, class_labels))
+        return value[:len(x)], gradient[:len(x)]
+
+    def _filled(self, x, sigma, class_labels):
+        """The arguments with at least `batch` rows, sigma [N] in its own memory."""
         sigma = sigma.expand(len(x)).contiguous()  # for another shape or stride a compiled network is compiled again
-        missing = self._batch - len(x)
-        if missing <= 0:
-            return self._net(x, sigma, class_labels)
+        if len(x) >= self._batch:
+            return x, sigma, class_labels
         rows = torch.arange(self._batch, device=x.device).clamp(max=len(x) - 1)
-        return self._net(x[rows], sigma[rows], None if class_labels is None else class_labels[rows])[:len(x)]
+        return x[rows], sigma[rows], None if class_labels is None else class_labels[rows]

@@ -92,7 +92,8 @@ def test_guidance_composes_with_rejection():
 
 
 @pytest.mark.parametrize('options', [dict(rule='published'), dict(rule='exact'), dict(rule='published', S_churn=40),
-                                     dict(rule='published', max_iter=60, backsteps=3)])
+                                     dict(rule='published', max_iter=60, backsteps=3), dict(min_backsteps=4),
+                                     dict(min_backsteps=1, backsteps=2)])
 def test_sample_depends_on_its_seed_alone(options):
     """Any batch size, any order, any company: the same image, at the same cost."""
     options = dict(rej_percentile=0.95) | options
@@ -105,6 +106,59 @@ def test_sample_depends_on_its_seed_alone(options):
         torch.testing.assert_close(some['images'], all_of_them['images'][rows], rtol=1e-9, atol=1e-9)
         for name in ('nfe', 'discriminator_calls', 'tests', 'rejections', 'cap_hits'):
             assert np.array_equal(some[name], all_of_them[name][rows]), name
+
+
+def published_loop(seed, calibration, backsteps=1, min_backsteps=0, max_backsteps=STEPS, max_iter=math.inf, **schedule):
+    """(image, evaluations in all) of one sample by the published loop, step after step, without slots."""
+    grid, limits = make_grid(NET, STEPS, **schedule), thresholds(calibration, 0.95, RULES['published'])
+    rnd, latents, _ = draw_inputs(NET, [seed], 'cpu')
+    decisions = np.random.default_rng([diffrs.DECISIONS, seed])
+    t = torch.from_numpy(grid.t_steps)
+
+    def normal():
+        return torch.randn(latents.shape, generator=rnd.generators[0], dtype=torch.float64)
+
+    def judge(k, limit):  # (whether the state is rejected, its log-ratio)
+        value = float(LOG_RATIO(x, t[k]))
+        return value < limit + math.log(decisions.random() + 1e-7), value
+
+    x, k, before, nfe, all_nfe = t[0] * latents.double(), 0, 0.0, 0, 0
+    while k < STEPS:
+        while k == 0 == min_backsteps:
+            rejected, before = judge(0, limits.after_rewind[0])
+            if not rejected:
+                break
+            x = t[0] * normal()
+        if grid.noise[k] > 0:
+            x = x + grid.noise[k] * normal()
+        h = t[k + 1] - grid.t_hat[k]
+        d = (x - NET(x, torch.tensor(grid.t_hat[k]))) / grid.t_hat[k]
+        euler = x + h * d
+        x = x + h * (d + (euler - NET(euler, t[k + 1])) / t[k + 1]) / 2 if k < STEPS - 1 else euler
+        k, nfe, all_nfe = k + 1, nfe + 1 + (k < STEPS - 1), all_nfe + 1 + (k < STEPS - 1)
+        limit = limits.after_step[k] + before
+        while min_backsteps < k <= max_backsteps:
+            rejected, value = judge(k, limit)
+            if not rejected:
+                before = value
+                break
+            back = max(k - backsteps, 0)
+            x = x + (t[back] ** 2 - t[k] ** 2).sqrt() * normal()
+            k, limit = back, limits.after_rewind[back]
+        if nfe + 2 * STEPS - 1 - 2 * k > max_iter:
+            x, k, before, nfe = t[0] * normal(), 0, 0.0, 0
+    return x[0], all_nfe
+
+
+@pytest.mark.parametrize('options', [
+    {}, dict(min_backsteps=4), dict(min_backsteps=1, backsteps=2), dict(backsteps=3, max_iter=60),
+    dict(S_churn=40, max_backsteps=12), dict(S_churn=10, min_backsteps=3, max_iter=50)])
+def test_slots_do_what_the_published_loop_does(options):
+    calibration = warmup(options.get('S_churn', 0))
+    run = sample(range(40), thresholds=calibration, rej_percentile=0.95, batch_size=8, **options)
+    expected = [published_loop(seed, calibration, **options) for seed in range(40)]
+    assert run['nfe'].tolist() == [nfe for _, nfe in expected] and run['rejections'].sum() > 20
+    torch.testing.assert_close(run['images'], torch.stack([image for image, _ in expected]), rtol=1e-9, atol=1e-9)
 
 
 class LabelledNet(MixtureNet):
@@ -203,7 +257,7 @@ def test_many_backsteps_end_at_the_prior():
 
 def test_sample_that_is_never_accepted(monkeypatch):
     monkeypatch.setattr(diffrs, 'HOPELESS', 30)
-    with pytest.raises(ValueError, match='seed 7 was rejected 30 times'):
+    with pytest.raises(diffrs.HopelessSample, match='seed 7 was rejected 30 times'):
         sample([7], thresholds=always(math.inf))
 
 
@@ -395,3 +449,19 @@ def test_padded_networks_see_one_shape():
         assert torch.equal(padded(x[part], sigmas[0], labels[part]), x[part] * sigmas[0] + labels[part])
         assert torch.equal(padded(x[part], sigmas[part], labels[part]), x[part] * sigmas[part, None] + labels[part])
     assert len(seen) == 1
+
+
+def test_padded_gradients_see_one_shape():
+    """Guidance asks for as many rows as are in that half of a step; its gradients round as ever too."""
+    sizes = []
+
+    def value_and_grad(x, sigma, class_labels=None):
+        sizes.append((len(x), len(sigma), len(class_labels)))
+        return x.sum(1) + sigma, x * class_labels
+
+    x, sigmas, labels = torch.randn(4, 2), torch.rand(4), torch.randn(4, 2)
+    padded = Padded(types.SimpleNamespace(value_and_grad=value_and_grad), 4)
+    for rows in (4, 3, 1):
+        value, gradient = DiscriminatorGuidance(padded).value_and_grad(x[:rows], sigmas[:rows], labels[:rows])
+        assert torch.equal(value, (x.sum(1) + sigmas)[:rows]) and torch.equal(gradient, (x * labels)[:rows])
+    assert sizes == [(4, 4, 4)] * 3
