@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
 
 import classifier_lib
@@ -14,7 +15,7 @@ from dnnlib.files import atomic_write, resolve_output, resolve_path
 from networks.edm_pickle import read_pickle
 from sampling import diffrs, diffrs_report, options, runner
 from sampling import diffrs_rules as rules
-from sampling.folder import file_digest
+from sampling.folder import file_digest, read_report, write_report
 from sampling.guidance import DiscriminatorGuidance
 from sampling.padding import Padded
 from torch_utils import distributed as dist
@@ -25,6 +26,14 @@ THRESHOLDS = 'thresholds.json'
 LOW_ACCEPTANCE = 0.02  # of a step; below it a run gets a warning
 RULE_NAMES = ('rej_percentile', 'backsteps', 'min_backsteps', 'max_backsteps', 'iter_warmup', 'max_iter', 'no_zero',
               'rule')
+ORIGIN = ('network_sha256', 'classifier_sha256', 'discriminator_sha256', 'cond', 'class_idx', 'log_ratio',
+          'dg_weight_1st_order', 'dg_weight_2nd_order', 'S_churn')
+
+
+def none_if_named(ctx, param, value):
+    """'None', the published default of these options, means that they are not given."""
+    return None if value == 'None' else value
+
 
 REJECTION = [
     click.option('--rej_percentile', help='Percentile gamma of the warm-up that sets the thresholds', metavar='FLOAT',
@@ -45,8 +54,10 @@ REJECTION = [
                  type=click.IntRange(0, 1), default=0, show_default=True),
     click.option('--thresholds', help='Reuse the warm-up of another run  [default: the one in --outdir, if any]',
                  metavar='JSON', type=str),
-    click.option('--adaptive_pickle', help='Reuse a published warm-up: log-ratios', metavar='PATH', type=str),
-    click.option('--adaptive_pickle2', help='Reuse a published warm-up: increments', metavar='PATH', type=str),
+    click.option('--adaptive_pickle', help='Reuse a published warm-up: log-ratios', metavar='PATH', type=str,
+                 callback=none_if_named),
+    click.option('--adaptive_pickle2', help='Reuse a published warm-up: increments', metavar='PATH', type=str,
+                 callback=none_if_named),
     click.option('--mode', help='Accepted from published commands; the report is always written',
                  type=click.Choice(['default', 'debug']), default='default', show_default=True),
 ]
@@ -61,9 +72,9 @@ REJECTION = [
 def main(**opts):
     """Draw samples whose every step is accepted or rejected by a discriminator.
 
-    Writes samples_<first seed>.npz (uint8 NHWC, with what each sample cost), options.json, thresholds.json (the
-    warm-up, reusable) and diffrs_report.json. Sample k follows from seed k, whatever the number of processes;
-    the size of the batch changes rounding alone. The same command again draws what is missing.
+    Writes samples_<first seed>.npz (uint8 NHWC) or <seed>.png, each with what its samples cost, thresholds.json
+    (the warm-up, reusable) and options.json (with a report in the end). Sample k follows from seed k, whatever the
+    number of processes; the size of the batch changes rounding alone. The same command again draws what is missing.
 
     Examples:
 
@@ -94,7 +105,9 @@ def main(**opts):
     reserve = functools.partial(
         runner.reserve, seeds, outdir, batch=opts['batch'], options=record, undecided=['thresholds'],
         save_type=opts['save_type'], overwrite=opts['overwrite'])
-    calibration = load_thresholds(opts, outdir, net, log_ratio, labels, grid, common, reserve)
+    origin = origin_of(record)
+    warm_up = functools.partial(calibrate, opts['iter_warmup'], net, log_ratio, labels, grid, **common)
+    calibration = load_thresholds(opts, outdir, grid, origin, reserve, warm_up)
     warn_of_tests(opts, calibration)
     record |= dict(thresholds=rules.digest(calibration))
 
@@ -116,7 +129,9 @@ def main(**opts):
     except runner.NonFiniteSample as error:
         raise click.ClickException(f'--network: {error}; --precision=fp32 may help, '
                                    f'else the checkpoint is broken') from None
-    finish(outdir, grid, report, record['precision'], opts['save_type'])
+    except diffrs.HopelessSample as error:
+        raise click.ClickException(f'--rej_percentile: {error}') from None
+    finish(outdir, calibration, report, record['precision'])
     dist.shutdown()
 
 
@@ -146,17 +161,27 @@ def load_networks(opts, device, dtype, images: int):
 
 def load_guidance(opts, log_ratio):
     """Discriminator guidance, where it has a weight."""
-    if opts['boosting']:
-        raise click.ClickException('--boosting: belongs to a batch whose rows are at the same step; use generate.py')
     if not opts['dg_weight_1st_order'] and not opts['dg_weight_2nd_order']:
         return None
+    if opts['boosting']:
+        raise click.ClickException('--boosting: belongs to a batch whose rows are at the same step; use generate.py')
     with blame('--time_min'):
         return DiscriminatorGuidance(log_ratio, opts['dg_weight_1st_order'], opts['dg_weight_2nd_order'],
                                      time_min=opts['time_min'], time_max=opts['time_max'])
 
 
-def load_thresholds(opts, outdir: Path, net, log_ratio, labels, grid, common, reserve) -> rules.Calibration:
-    """The warm-up: from a file that is named, from the folder, or made now by rank 0 in a folder kept for this run."""
+def origin_of(record: dict) -> dict:
+    """The entries of options.json on which a warm-up depends, beside its levels."""
+    names = [*ORIGIN]
+    if record['S_churn']:
+        names += ['S_min', 'S_max', 'S_noise']
+    if record['dg_weight_1st_order'] or record['dg_weight_2nd_order']:
+        names += ['time_min', 'time_max']
+    return {name: record[name] for name in names}
+
+
+def load_thresholds(opts, outdir: Path, grid, origin: dict, reserve, warm_up) -> rules.Calibration:
+    """The warm-up: from a file that is named, from the folder, or made now in a folder kept for this run."""
     if bool(opts['adaptive_pickle']) != bool(opts['adaptive_pickle2']):
         raise click.ClickException('--adaptive_pickle: goes with --adaptive_pickle2; give both')
     if opts['adaptive_pickle']:
@@ -170,26 +195,33 @@ def load_thresholds(opts, outdir: Path, net, log_ratio, labels, grid, common, re
         else:  # one rank looks: the file may appear meanwhile
             found = dist.get_rank() == 0 and path.is_file() and not opts['overwrite']
             text = dist.broadcast_object(path.read_text() if found else None)
-        if text is None:
-            with blame('--outdir'):
-                click.get_current_context().with_resource(reserve())  # until the script ends
-            text = dist.broadcast_object(calibrate(opts, path, net, log_ratio, labels, common))
-        calibration = rules.thresholds_from_json(text)
-        calibration.check(grid.t_steps)
-        return calibration
+        if text is not None:
+            calibration = rules.thresholds_from_json(text, origin)
+            calibration.check(grid.t_steps)
+            return calibration
+    with blame('--outdir'):
+        click.get_current_context().with_resource(reserve())  # until the script ends
+    with blame('--network, --discriminator_ckpt'):
+        calibration = warm_up()
+    if dist.get_rank() == 0:
+        with blame('--outdir'), atomic_write(path) as file:  # now: a run that is killed need not calibrate again
+            file.write(rules.thresholds_to_json(calibration, origin).encode())
+    return calibration
 
 
-def calibrate(opts, path: Path, net, log_ratio, labels, common) -> str | None:
-    """Make the warm-up and save it, on rank 0; its text there."""
-    if dist.get_rank() != 0:
-        return None
-    warmup = range(diffrs.WARMUP_SEED, diffrs.WARMUP_SEED + diffrs.WARMUP_ROUND * opts['iter_warmup'])
-    with progress(total=len(warmup), desc='warm-up') as bar:
-        text = rules.thresholds_to_json(
-            diffrs.calibrate(net, log_ratio, warmup, labels, progress=bar.update, **common))
-    with blame('--outdir'), atomic_write(path) as file:  # now, so that a run that is killed need not calibrate again
-        file.write(text.encode())
-    return text
+def calibrate(rounds: int, net, log_ratio, labels, grid, *, batch_size: int, **common) -> rules.Calibration:
+    """The warm-up, each rank drawing its share of the batches; the same for any number of ranks."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    seeds = np.arange(diffrs.WARMUP_SEED, diffrs.WARMUP_SEED + diffrs.WARMUP_ROUND * rounds)
+    mine = np.arange(len(seeds)) // batch_size % ranks == rank
+    log_ratios = torch.zeros([grid.num_steps + 1, len(seeds)], dtype=torch.float64)
+    with progress(total=len(seeds), desc='warm-up') as bar:
+        if mine.any():
+            drawn = diffrs.calibrate(net, log_ratio, seeds[mine].tolist(), labels, batch_size=batch_size, **common,
+                                     progress=lambda count: bar.update(min(ranks * count, bar.total - bar.n)))
+            log_ratios[:, torch.from_numpy(mine)] = torch.from_numpy(drawn.log_ratio)
+        dist.all_reduce_(log_ratios)
+    return rules.Calibration(grid.t_steps, log_ratios.numpy())
 
 
 def warn_of_tests(opts, calibration) -> None:
@@ -202,6 +234,8 @@ def warn_of_tests(opts, calibration) -> None:
                     f'--max_backsteps={steps} tests them too')
     limits = rules.thresholds(calibration, opts['rej_percentile'], rule, clamp=not opts['no_zero'], last_level=last)
     rates = rules.step_acceptance(calibration, limits, rule)[opts['min_backsteps']:last]
+    if opts['min_backsteps'] and not len(rates):
+        dist.print0('Warning: --min_backsteps leaves nothing to test, so these will be samples of EDM')
     if len(rates) and rates.min() < LOW_ACCEPTANCE:
         level = opts['min_backsteps'] + int(rates.argmin()) + 1
         dist.print0(f'Warning: the warm-up predicts that {rates.min():.2%} of the steps to sigma '
@@ -209,16 +243,20 @@ def warn_of_tests(opts, calibration) -> None:
                     f'discriminator belong together? --no_zero=1 or a lower --rej_percentile accept more.')
 
 
-def finish(outdir, grid, report, precision, save_type) -> None:
-    """Write the report beside the samples, and show it."""
+def finish(outdir, calibration, result, precision) -> None:
+    """Write the report into options.json, and show it."""
     if dist.get_rank() != 0:
         return
-    print(f'{report.images} images in {outdir}, {report.drawn} of them new, in {report.seconds:.1f} s')
-    if save_type == 'npz':
-        with blame('--outdir'):
-            summary = diffrs_report.make_report(diffrs_report.collect(outdir), grid.t_steps, report.seconds, precision)
-            diffrs_report.save_report(outdir, summary)
-        print(diffrs_report.format_report(summary))
+    print(f'{result.images} images in {outdir}, {result.drawn} of them new, in {result.seconds:.1f} s')
+    with blame('--outdir'):
+        earlier = read_report(outdir)
+        report = diffrs_report.make_report(
+            diffrs_report.collect(outdir), calibration.sigmas, precision, calibration.log_ratio.shape[1],
+            wall_sec=earlier.get('wall_sec', 0.0) + (result.seconds if result.drawn else 0.0),
+            timed_images=earlier.get('timed_images', 0) + result.drawn)
+        if report != earlier:
+            write_report(outdir, report)
+    print(diffrs_report.format_report(report))
 
 
 if __name__ == '__main__':

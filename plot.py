@@ -76,7 +76,7 @@ def grid(folders, out, num, columns, titles, zoom):
 @main.command()
 @click.argument('files', nargs=-1, required=True)
 @out_option
-@click.option('--x', 'x_name', help="An option of the samples' options.json, such as num_steps",
+@click.option('--x', 'x_name', help="An entry of the samples' options.json, such as num_steps or report.nfe.mean",
               metavar='NAME', type=str)
 @click.option('--values', help='Or the values themselves, one for each result in order', metavar='LIST', type=str)
 @click.option('--y', 'y_name', help='What to show', type=click.Choice(['distance', 'kid']), default='distance',
@@ -139,12 +139,14 @@ def training(runs, out, log_scale):
 @click.argument('runs', nargs=-1, required=True)
 @out_option
 def profile(runs, out):
-    """Acceptance and rejections by step, evaluations per image: from the diffrs_report.json of each folder."""
+    """Acceptance and rejections by step, what an image costs: from the options.json of each folder."""
     reports = {}
     for run in runs:
         with blame('RUNS'):
-            reports[Path(run).name] = read_report(resolve_path(run) / 'diffrs_report.json', ('levels', 'nfe'),
-                                                  'generate_diffrs.py')
+            path = resolve_path(run) / 'options.json'
+            found = reports[Path(run).name] = read_report(path, ('seeds',), 'generate_diffrs.py').get('report', {})
+            if 'levels' not in found:
+                raise ValueError(f'{path} has no report of generate_diffrs.py; the same command again writes it')
     save(profile_curves(reports), out)
 
 
@@ -162,13 +164,19 @@ def profile_curves(reports: dict[str, dict]):
         middle = np.array([row['median'] for row in rows])
         error = np.array([[row['median'] - row['q05'], row['q95'] - row['median']] for row in rows]).T
         cost.bar(np.arange(len(names)) + offset, middle, 0.4, yerr=error, label=kind.replace('_', ' '))
-    cost.set_xticks(range(len(names)), names)
+    cost.set_xticks(range(len(names)), [_cost_label(name, reports[name]) for name in names])
     for axes, title, xlabel in ((rate, 'acceptance rate', 'step'), (count, 'rejections per image', 'step'),
                                 (cost, 'per image: median, 5 to 95 %', '')):
         axes.set(title=title, xlabel=xlabel)
         axes.legend()
         axes.grid(alpha=0.3)
     return figure
+
+
+def _cost_label(name: str, report: dict) -> str:
+    """Name, seconds and restarts of a run."""
+    timed = f'\n{report["wall_sec"] / report["timed_images"]:.3g} s each' if report['timed_images'] else ''
+    return f'{name}{timed}\n{report["samples_at_cap"]} hit the cap'
 
 
 def side_by_side(pictures, titles, zoom: int):
@@ -254,11 +262,12 @@ def read_report(file, keys=('metric', 'results'), writer='fid_npzs.py --json') -
 
 
 def option(result: dict, name: str):
-    """The value of an option of the samples, also from a nested group. Raises ValueError where there is none."""
-    options = result.get('options') or {}
-    for group in (options, *(value for value in options.values() if isinstance(value, dict))):
-        if name in group:
-            return group[name]
+    """The value of an option of the samples, that of a group as `report.nfe.mean`. Raises ValueError for none."""
+    options = value = result.get('options') or {}
+    for part in name.split('.'):
+        value = value.get(part) if isinstance(value, dict) else None
+    if value is not None:
+        return value
     known = ', '.join(options) or 'no options.json was beside the samples'
     raise ValueError(f'{result["name"]} has no option {name} ({known})')
 

@@ -1,43 +1,42 @@
-"""What a run of diffusion rejection sampling cost, read from its shards."""
-
-import json
-from pathlib import Path
+"""What a run of diffusion rejection sampling cost, read from its samples."""
 
 import numpy as np
 
-from dnnlib.files import atomic_write
+from .folder import read_counts
 
 COSTS = ('nfe', 'discriminator_calls')
-REPORT = 'diffrs_report.json'
 
 
 def collect(outdir) -> dict[str, np.ndarray]:
     """What the samples in a folder cost: nfe, discriminator_calls, cap_hits int32 [N]; tests, rejections int64 [k].
 
-    tests and rejections, by level, are summed shard by shard, so that 50 million samples need 600 MB.
+    tests and rejections, by level, are summed file by file, so that 50 million samples need 600 MB.
     Raises ValueError where the folder holds no samples of this sampler.
     """
     each, sums = {name: [] for name in (*COSTS, 'cap_hits')}, dict.fromkeys(('tests', 'rejections'), 0)
-    for path in sorted(Path(outdir).glob('samples_*.npz')):
-        with np.load(path, allow_pickle=False) as file:
-            if not {*each, *sums} <= set(file.files):
-                raise ValueError(f'{path} holds no counts of diffusion rejection sampling')
-            for name, parts in each.items():
-                parts.append(file[name].astype(np.int32))
-            for name in sums:
-                sums[name] = sums[name] + file[name].sum(0)
+    for counts in read_counts(outdir):
+        if not {*each, *sums} <= set(counts):
+            raise ValueError(f'{outdir} holds samples without the counts of diffusion rejection sampling')
+        for name, parts in each.items():
+            parts.append(counts[name].astype(np.int32))
+        for name in sums:
+            sums[name] = sums[name] + counts[name].sum(0)
     if not each['nfe']:
-        raise ValueError(f'{outdir} holds no shards samples_*.npz')
+        raise ValueError(f'{outdir} holds no samples')
     return {name: np.concatenate(parts) for name, parts in each.items()} | sums
 
 
-def make_report(counts: dict[str, np.ndarray], sigmas, wall_sec: float, precision: str) -> dict:
-    """Means and quantiles per image, acceptance and rejections per level (JSON-able); `precision` of the networks.
+def make_report(counts: dict[str, np.ndarray], sigmas, precision: str, warmup: int, wall_sec: float = 0.0,
+                timed_images: int = 0) -> dict:
+    """Means and quantiles per image, acceptance and rejections per level (JSON-able).
 
+    precision: of the networks; warmup: trajectories of the warm-up, whose evaluations are counted beside, not in,
+    those per image; wall_sec, timed_images: how long the calls that came to their end drew, and how many images.
     A rejection at level 0 draws from the prior again; at the others it goes back (published rule) or to the prior.
     """
     tests, rejections = counts['tests'], counts['rejections']
-    report = dict(images=len(counts['nfe']), wall_sec=wall_sec, precision=precision,
+    report = dict(images=len(counts['nfe']), wall_sec=wall_sec, timed_images=timed_images, precision=precision,
+                  warmup=dict(trajectories=warmup, nfe=warmup * (2 * len(sigmas) - 3)),
                   cap_hits=int(counts['cap_hits'].sum()), samples_at_cap=int((counts['cap_hits'] > 0).sum()))
     for name in COSTS:
         quantiles = np.quantile(counts[name], [0.05, 0.5, 0.95, 1.0])
@@ -50,16 +49,13 @@ def make_report(counts: dict[str, np.ndarray], sigmas, wall_sec: float, precisio
     return report
 
 
-def save_report(outdir, report: dict) -> None:
-    """Write diffrs_report.json beside the samples."""
-    with atomic_write(Path(outdir) / REPORT) as file:
-        file.write((json.dumps(report, indent=1) + '\n').encode())
-
-
 def format_report(report: dict) -> str:
     """The report as text for the screen."""
+    warmup = report['warmup']
     lines = [f'{report["images"]} images; {report["samples_at_cap"]} of them hit the cap, '
              f'{report["cap_hits"]} restarts because of it',
+             f'{report["timed_images"]} of them were timed: {report["wall_sec"]:.1f} s',
+             f'the warm-up of {warmup["trajectories"]} trajectories, {warmup["nfe"]} evaluations, is not counted below',
              'per image             mean   median      5%     95%     max']
     for name in COSTS:
         row = report[name]

@@ -105,10 +105,10 @@ def calibration_from_lists(sigmas, marginal, increments) -> Calibration:
     return Calibration(np.asarray(sigmas, dtype=np.float64), l)
 
 
-def thresholds_to_json(calibration: Calibration) -> str:
-    """The warm-up as text; any percentile and either rule can be had from it later."""
+def thresholds_to_json(calibration: Calibration, origin: dict | None = None) -> str:
+    """The warm-up as text; any percentile and either rule can be had from it later. origin: what it was made with."""
     return json.dumps(dict(format='diffrs thresholds', version=1, sigmas=calibration.sigmas.tolist(),
-                           log_ratio=calibration.log_ratio.tolist())) + '\n'
+                           log_ratio=calibration.log_ratio.tolist()) | (dict(origin=origin) if origin else {})) + '\n'
 
 
 def digest(calibration: Calibration) -> str:
@@ -116,16 +116,22 @@ def digest(calibration: Calibration) -> str:
     return hashlib.sha256(thresholds_to_json(calibration).encode()).hexdigest()[:16]
 
 
-def thresholds_from_json(text: str) -> Calibration:
-    """What `thresholds_to_json` wrote. Raises ValueError."""
+def thresholds_from_json(text: str, origin: dict | None = None) -> Calibration:
+    """What `thresholds_to_json` wrote. Raises ValueError, also where the file tells of another `origin`."""
     try:
         fields = json.loads(text)
         if fields['format'] != 'diffrs thresholds' or fields['version'] != 1:
             raise KeyError
-        return Calibration(np.array(fields['sigmas'], dtype=np.float64),
-                           np.array(fields['log_ratio'], dtype=np.float64))
+        calibration = Calibration(np.array(fields['sigmas'], dtype=np.float64),
+                                  np.array(fields['log_ratio'], dtype=np.float64))
+        found = dict(fields.get('origin', {}))
     except (KeyError, TypeError, json.JSONDecodeError):
         raise ValueError('not a file of DiffRS thresholds that this version can read') from None
+    for name, value in (origin or {}).items():
+        if found.get(name, value) != value:
+            raise ValueError(f'the thresholds were made with {name} {found[name]}, this run has {value}; '
+                             f'calibrate again')
+    return calibration
 
 
 def propose(x, x_hat, d_cur, sigma, h, denoised, second):

@@ -8,7 +8,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,10 @@ from torch_utils.images import image_grid, png_bytes
 GRIDS = 4  # shards that get a picture
 GRID_IMAGES = 256  # at most, in one picture
 SAMPLE_FILE = re.compile(r'samples.*\.npz|sample_.*\.png|\d{6,}\.png')
-TEMPORARY_FILE = re.compile(r'\.(samples.*\.npz|sample_.*\.png|\d{6,}\.png|(options|thresholds|diffrs_report)\.json)'
+TEMPORARY_FILE = re.compile(r'\.(samples.*\.npz|sample_.*\.png|\d{6,}\.png|(options|thresholds)\.json)'
                             r'\..*\.tmp')
+REPORT = 'report'  # entry of options.json: what the run has cost; it decides nothing
+COUNTS = 'counts'  # text of a PNG: what the sample has cost, as JSON
 _locked: set[Path] = set()  # folders that this process has locked
 
 
@@ -100,8 +102,7 @@ class SampleFolder:
             if TEMPORARY_FILE.fullmatch(name):
                 (self.path / name).unlink(missing_ok=True)
         if not (self.path / 'options.json').exists():
-            with atomic_write(self.path / 'options.json') as file:
-                file.write((json.dumps(self.record, indent=1) + '\n').encode())
+            _write_json(self.path / 'options.json', self.record)
 
     def check(self, undecided: Collection[str] = ()) -> None:
         """Raise ValueError where the folder holds anything but this run; the options `undecided` may still differ."""
@@ -134,7 +135,7 @@ class SampleFolder:
         except ValueError:
             raise ValueError(f'{path} is not readable; use another folder or --overwrite') from None
         missing = object()
-        names = [name for name in self.record | found if name not in undecided
+        names = [name for name in self.record | found if name not in {REPORT, *undecided}
                  and self.record.get(name, missing) != found.get(name, missing)]
         if names:
             differences = '; '.join(f'{name} was {found.get(name)!r}, now {self.record.get(name)!r}'
@@ -164,11 +165,12 @@ class SampleFolder:
         return self.path / (shard.name if self.save_type == 'npz' else shard.png_names[-1])
 
     def write(self, shard: Shard, samples: np.ndarray, labels: np.ndarray | None, extra: dict) -> None:
-        """Write a shard: samples uint8 [n, H, W, C], labels [n, K] or None, further arrays [n, ...] (npz only)."""
+        """Write a shard: samples uint8 [n, H, W, C], labels [n, K] or None (npz only), further arrays [n, ...]."""
         if self.save_type == 'png':
-            for name, image in zip(shard.png_names, samples):
+            for row, (name, image) in enumerate(zip(shard.png_names, samples)):
+                counts = json.dumps({key: array[row].tolist() for key, array in extra.items()})
                 with atomic_write(self.path / name) as file:
-                    file.write(png_bytes(image))
+                    file.write(png_bytes(image, {COUNTS: counts} if extra else None))
             return
         if shard.index < GRIDS:  # before the shard, so that a whole shard means a whole picture
             with atomic_write(self.path / shard.grid_name) as file:
@@ -208,3 +210,31 @@ class SampleFolder:
         finally:
             _locked.discard(place)
             os.close(handle)
+
+
+def read_report(outdir) -> dict:
+    """What the run in `outdir` has cost so far, as `write_report` left it; {} before. Raises ValueError or OSError."""
+    return json.loads((Path(outdir) / 'options.json').read_text()).get(REPORT, {})
+
+
+def write_report(outdir, report: dict) -> None:
+    """Put what a run has cost into its options.json."""
+    path = Path(outdir) / 'options.json'
+    _write_json(path, json.loads(path.read_text()) | {REPORT: report})
+
+
+def read_counts(outdir) -> Iterator[dict[str, np.ndarray]]:
+    """What the samples in a folder have cost, file by file: arrays [n, ...] by name, without images and labels."""
+    outdir = Path(outdir)
+    for path in sorted(outdir.glob('samples_*.npz')):
+        with np.load(path, allow_pickle=False) as file:
+            yield {name: file[name] for name in file.files if name not in ('samples', 'label')}
+    for path in sorted(path for path in outdir.glob('*.png') if path.stem.isdigit()):
+        with PIL.Image.open(path) as image:
+            counts = json.loads(image.info.get(COUNTS, '{}'))
+        yield {name: np.array([value]) for name, value in counts.items()}
+
+
+def _write_json(path: Path, value) -> None:
+    with atomic_write(path) as file:
+        file.write((json.dumps(value, indent=1) + '\n').encode())

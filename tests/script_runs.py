@@ -1,5 +1,6 @@
 """Starts the scripts as a user does, alone or under torchrun, and kills them; for tests of what survives."""
 
+import json
 import os
 import signal
 import subprocess
@@ -118,3 +119,12 @@ def is_running(pid: int) -> bool:
 def contents(folder) -> dict[str, bytes]:
     """All files of a folder."""
     return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def comparable(folder) -> dict:
+    """All files of a folder of samples, options.json without times."""
+    found = contents(folder)
+    if 'options.json' in found:
+        found['options.json'] = options = json.loads(found['options.json'])
+        options.get('report', {}).update(wall_sec=None, timed_images=None)
+    return found

@@ -312,6 +312,17 @@ def test_exact_rule_is_not_biased_by_its_early_tests():
     assert (np.abs(shares - expected) < 4 * np.sqrt(expected * (1 - expected) / n)).all(), shares
 
 
+def test_a_tight_cap_selects_quick_paths_under_the_published_rule_alone():
+    """docs/equations.md: what needs many evaluations begins anew, so the law moves towards what is quick."""
+    pvalues = {}
+    for rule in RULE_NAMES:
+        free, capped = (sample(seeds, rule=rule, rej_percentile=0.9, max_iter=cap)
+                        for seeds, cap in ((range(1000), math.inf), (range(1000, 2000), 2 * STEPS + 1)))
+        assert np.mean(capped['cap_hits'] > 0) > 0.3
+        pvalues[rule] = same_distribution_pvalue(free['images'], capped['images'], permutations=200)
+    assert pvalues['published'] < 0.01 < 0.02 < pvalues['exact'], pvalues
+
+
 @pytest.mark.parametrize('rule', RULE_NAMES)
 def test_rounding_flips_decisions_and_not_the_distribution(rule):
     """Networks rounded to bfloat16 (coarser than `--precision=bf16`, whose sums are float32) and other seeds.

@@ -1,4 +1,4 @@
-"""The published algorithm, decision by decision, from recorded draws (goldens/diffrs; uncond, and a thinner cond)."""
+"""The published algorithm, decision by decision, from recorded draws (goldens/diffrs)."""
 
 import functools
 
@@ -13,7 +13,7 @@ from classifier_lib import LogRatio
 from sampling import diffrs
 from sampling.diffrs_rules import RULES, Thresholds, calibration_from_lists, thresholds
 
-CALLS = [('uncond', 0), ('uncond', 1), ('uncond', 2), ('uncond', 3), ('cond', 1), ('cond', 3)]
+CALLS = [(kind, call) for kind in ('uncond', 'cond') for call in range(4)]
 
 
 @functools.cache

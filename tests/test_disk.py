@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from script_runs import ROOT, contents, diffrs_arguments, finish, generate_arguments
+from script_runs import ROOT, comparable, contents, diffrs_arguments, finish, generate_arguments
 
 import dataset_tool
 import fid_npzs
@@ -117,10 +117,6 @@ def assert_whole(folder):
             assert all(len(file[name]) for name in file.files)
 
 
-def samples_and_options(folder):
-    return {name: data for name, data in contents(folder).items() if name != 'diffrs_report.json'}
-
-
 @pytest.mark.parametrize('writer', WRITERS)
 def test_every_writer_reports_a_file_that_cannot_grow(tmp_path, writer):
     """Also torch.save, which has an error of its own; the old file stays, its name and the remedy are told."""
@@ -174,7 +170,7 @@ def test_a_run_on_a_full_disk(files, tmp_path, disk, script, extra):
     assert invoke(main, *command).exit_code == 0
     assert 0 < written < len(list(outdir.glob('samples_*.npz')))
     assert invoke(main, *arguments(files, f'--outdir={tmp_path}/undisturbed', *args, *extra[script])).exit_code == 0
-    assert samples_and_options(outdir) == samples_and_options(tmp_path / 'undisturbed')
+    assert comparable(outdir) == comparable(tmp_path / 'undisturbed')
 
 
 @pytest.mark.parametrize('script', ['generate', pytest.param('generate_diffrs', marks=pytest.mark.slow)])
@@ -208,14 +204,14 @@ def test_a_read_only_folder(files, disk, script, extra):
     assert_refused(invoke(main, *command), '--outdir', 'Read-only file system')
     disk.set('rw')
     assert invoke(main, *command).exit_code == 0
-    whole = samples_and_options(outdir)
+    whole = comparable(outdir)
     (outdir / 'samples_00000004.npz').unlink()
     (outdir / '.samples_00000004.npz.0a1b2c3d.tmp').write_bytes(b'half')
     disk.set('ro')
     assert_refused(invoke(main, *command), '--outdir', 'Read-only file system')
     disk.set('rw')
     assert invoke(main, *command).exit_code == 0
-    assert samples_and_options(outdir) == whole
+    assert comparable(outdir) == whole
 
 
 def test_training_on_a_full_disk(tmp_path, disk):
@@ -274,4 +270,4 @@ def test_processes_on_a_full_disk(files, tmp_path, disk, script):
     assert code == 0, output
     assert_whole(disk.path / 'out')
     assert invoke(main, *arguments(files, f'--outdir={tmp_path}/undisturbed', *args)).exit_code == 0
-    assert samples_and_options(disk.path / 'out') == samples_and_options(tmp_path / 'undisturbed')
+    assert comparable(disk.path / 'out') == comparable(tmp_path / 'undisturbed')

@@ -7,13 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dg_goldens
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
 
 import generate_diffrs
 import plot
+from sampling import diffrs, options
+from sampling.folder import read_counts
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,6 +43,10 @@ def samples(folder):
     return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
 
+def report_of(folder):
+    return json.loads((folder / 'options.json').read_text())['report']
+
+
 @pytest.fixture(scope='module')
 def run(files, tmp_path_factory):
     """A finished run of seven seeds in batches of three."""
@@ -53,8 +61,9 @@ def test_files_and_report(run, tmp_path):
     arrays = samples(folder)
     assert arrays['samples'].shape == (7, 16, 16, 3) and arrays['rejections'].shape == (7, 5)
     assert (arrays['nfe'] >= 7).all() and arrays['rejections'].sum() > 0
-    report = json.loads((folder / 'diffrs_report.json').read_text())
-    assert report['images'] == 7 and report['nfe']['mean'] == arrays['nfe'].mean()
+    report = report_of(folder)
+    assert report['images'] == report['timed_images'] == 7 and report['wall_sec'] > 0
+    assert report['warmup'] == dict(trajectories=100, nfe=700) and report['nfe']['mean'] == arrays['nfe'].mean()
     assert [level['rejections'] for level in report['levels']] == arrays['rejections'].sum(0).tolist()
     assert f'{report["nfe"]["mean"]:.1f}' in output
     assert ('may flip single decisions' in output) == (report['precision'] == 'bfloat16')
@@ -79,13 +88,83 @@ def test_same_command_finishes_what_is_missing(files, run):
     folder, _ = run
     before = samples(folder)
     (folder / 'samples_00000003.npz').unlink()
+    report = report_of(folder)
     code, output = invoke(files, f'--outdir={folder}', '--seeds=0-6', '--batch=3')
     assert code == 0 and '3 of them new' in output, output
-    after = samples(folder)
+    after, longer = samples(folder), report_of(folder)
+    assert longer['wall_sec'] > report['wall_sec'] and longer['timed_images'] == report['timed_images'] + 3
+    assert invoke(files, f'--outdir={folder}', '--seeds=0-6', '--batch=3')[0] == 0
+    assert report_of(folder) == longer  # nothing was drawn
     assert np.array_equal(after['nfe'], before['nfe'])
     assert np.abs(after['samples'].astype(int) - before['samples']).max() <= 1
     code, output = invoke(files, f'--outdir={folder}', '--seeds=0-6', '--batch=3', '--max_iter=50')
     assert code == 1 and 'max_iter' in output and len(output.strip().splitlines()[-1]) < 400
+
+
+def test_pictures_carry_what_they_cost(files, run, tmp_path):
+    """--save_type=png: the same samples, the same report, also where some of them were there already."""
+    command = [f'--outdir={tmp_path}/out', '--seeds=0-6', '--batch=3', '--save_type=png',
+               f'--thresholds={run[0] / "thresholds.json"}']
+    code, output = invoke(files, *command)
+    assert code == 0 and f'{report_of(run[0])["nfe"]["mean"]:.1f}' in output, output
+    found = [np.array(PIL.Image.open(tmp_path / f'out/{seed:06d}.png')).astype(int) for seed in range(7)]
+    assert np.abs(found - samples(run[0])['samples']).max() <= 1
+    counts, expected = list(read_counts(tmp_path / 'out')), samples(run[0])
+    assert all(np.array_equal(np.concatenate([c[name] for c in counts]), expected[name]) for name in counts[0])
+    report = report_of(tmp_path / 'out')
+    (tmp_path / 'out/000004.png').unlink()
+    assert invoke(files, *command)[0] == 0
+    assert report_of(tmp_path / 'out')['levels'] == report['levels'] == report_of(run[0])['levels']
+    assert report_of(tmp_path / 'out')['timed_images'] == 10
+
+
+def test_published_command(files, tmp_path, monkeypatch):
+    """As its authors' users type it, with small networks in the documented places; and the rest of its options."""
+    monkeypatch.chdir(tmp_path)
+    network = tmp_path / 'checkpoints/pretrained_score/edm-cifar10-32x32-uncond-vp.pkl'
+    for path in (network, tmp_path / options.CLASSIFIER[1:], tmp_path / options.DISCRIMINATOR[1:]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    network.write_bytes((ROOT / 'tests/goldens/edm/ddpmpp_cond.pkl').read_bytes())
+    torch.save(dg_goldens.classifier().state_dict(), tmp_path / options.CLASSIFIER[1:])
+    torch.save(dg_goldens.discriminator('uncond').state_dict(), tmp_path / options.DISCRIMINATOR[1:])
+    short = '--num_samples=3 --batch=2 --steps=4 --iter_warmup=1 --device=cpu'
+    for args in ('--outdir=samples/cifar10/diffrs --rej_percentile=0.75 --max_iter=105',
+                 '--outdir=/samples/other --rej_percentile=0.9 --adaptive_pickle=None --adaptive_pickle2=None '
+                 '--boosting=1 --mode=debug --no_zero=1 --backsteps=2 --min_backsteps=1 --max_backsteps=3 --do_seed=1 '
+                 '--seed=5 --S_churn=10 --rule=published'):
+        command = f'--network checkpoints/pretrained_score/{network.name} {args} {short}'
+        result = CliRunner().invoke(generate_diffrs.main, command.split())
+        assert result.exit_code == 0, result.output
+    assert len(samples(tmp_path / 'samples/cifar10/diffrs')['samples']) == 3
+    found = json.loads((tmp_path / 'samples/other/options.json').read_text())
+    assert (found['seeds'], found['backsteps'], found['no_zero']) == ('5-7', 2, 1)
+    assert np.flatnonzero(samples(tmp_path / 'samples/other')['tests'].sum(0)).tolist() == [2, 3]
+
+
+def test_thresholds_of_another_run_are_refused(files, run, tmp_path):
+    """A warm-up belongs to its networks, its guidance and its churn; what sets it apart is named."""
+    state = torch.load(files / 'disc_uncond.pt', weights_only=True)
+    torch.save({name: 2 * tensor for name, tensor in state.items()}, tmp_path / 'disc.pt')
+    old = json.loads((run[0] / 'thresholds.json').read_text())
+    for args, words in ((['--S_churn=10'], 'made with S_churn 0.0, this run has 10.0'),
+                        (['--dg_weight_1st_order=1'], 'dg_weight_1st_order'),
+                        ([f'--discriminator_ckpt={tmp_path}/disc.pt'], 'discriminator_sha256')):
+        code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-1', *args,
+                              f'--thresholds={run[0] / "thresholds.json"}')
+        assert code == 1 and words in output, output
+        assert output.strip().splitlines()[-1].startswith('Error: --thresholds: '), output
+    del old['origin']  # as earlier versions wrote them
+    (tmp_path / 'old.json').write_text(json.dumps(old))
+    code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-1', f'--thresholds={tmp_path}/old.json')
+    assert code == 0, output
+
+
+def test_a_sample_without_end(files, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(diffrs, 'HOPELESS', 0)
+    code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-6', '--batch=3',
+                          f'--thresholds={run[0] / "thresholds.json"}')
+    assert code == 1, output
+    assert output.strip().splitlines()[-1].startswith('Error: --rej_percentile: the sample of seed '), output
 
 
 def test_labels_belong_to_their_samples(files, tmp_path):
@@ -105,6 +184,11 @@ def test_levels_that_go_untested_are_named(files, run, tmp_path):
     assert code == 0 and 'after the last 1 of 4 steps are not tested; --max_backsteps=4 tests them' in output, output
     assert (samples(tmp_path / 'out')['tests'][:, 4] == 0).all()
     assert 'not tested' not in run[1]
+    for args in (['--min_backsteps=4'], ['--min_backsteps=1', '--backsteps=0']):
+        folder = tmp_path / args[0]
+        code, output = invoke(files, f'--outdir={folder}', '--seeds=0-2', '--batch=3', *args)
+        assert code == 0 and '--min_backsteps leaves nothing to test' in output, output
+        assert not samples(folder)['tests'].any()
 
 
 def test_guidance_composes(files, run, tmp_path):
@@ -132,7 +216,7 @@ def test_published_warmup_is_read_without_running_it(files, run, tmp_path):
 
 @pytest.mark.parametrize(('args', 'words'), [
     (['--max_iter=3'], '--max_iter'),
-    (['--boosting=1'], '--boosting'),
+    (['--boosting=1', '--dg_weight_1st_order=1'], '--boosting'),
     (['--class=1'], '--class'),
     (['--cond=1'], '--cond'),
     (['--thresholds=missing.json'], '--thresholds'),

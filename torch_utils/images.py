@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import torch
 
 from dnnlib.files import atomic_write
@@ -33,10 +34,12 @@ def image_grid(images: np.ndarray, columns: int | None = None, padding: int = 2)
     return grid
 
 
-def png_bytes(image: np.ndarray) -> bytes:
-    """uint8 [H, W, C] with 1, 3 or 4 channels -> the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, 'PNG')
+def png_bytes(image: np.ndarray, text: dict[str, str] | None = None) -> bytes:
+    """uint8 [H, W, C] with 1, 3 or 4 channels -> the bytes of a PNG file, with `text` in it."""
+    buffer, info = io.BytesIO(), PIL.PngImagePlugin.PngInfo()
+    for name, value in (text or {}).items():
+        info.add_text(name, value)
+    PIL.Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, 'PNG', pnginfo=info)
     return buffer.getvalue()
 
 
