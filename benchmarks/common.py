@@ -110,7 +110,8 @@ def print_table(title: str, timings: dict[str, Timing], peaks: dict[str, float] 
     slow = timings[reference].seconds if reference in timings else None
     for name, t in timings.items():
         rate = t.flops / t.seconds
-        cells = [name, f'{1 / t.seconds:.3g}', f'{1000 * t.seconds:.4g}', f'{t.spread:.0%}',
+        cells = [name, f'{1 / t.seconds:.3g}', f'{1000 * t.seconds:.4g}',
+                 f'{t.spread:.0%}' if len(t.per_image) > 1 else '',
                  f'{rate / 1e12:.3g}' if t.flops else '', f'{rate / peaks[name]:.0%}' if name in peaks else '',
                  f'{slow / t.seconds:.2f}' if slow else '',
                  ', '.join(f'{part} {share:.1%}' for part, share in t.parts.items())]

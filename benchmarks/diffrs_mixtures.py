@@ -1,6 +1,6 @@
 """Evidence for docs/equations.md: rejection rules on mixtures whose score and log-ratio are exact.
 
-    python -m benchmarks.diffrs_mixtures [--mixture=weights|widths] [--n=5000] [--churn=0,40]
+    python -m benchmarks.diffrs_mixtures [--mixture=weights|widths] [--n=5000] [--churn=0,40] [--percentile=0.9,0.99]
 
 A wrong model of a right mixture of three components in the plane, 20 Heun steps. Printed: energy distance to the right
 mixture relative to plain EDM's (unbiased estimate), that of the half that needed the fewest evaluations, evaluations
@@ -50,7 +50,18 @@ def variants(calibration, percentile):
         '- no test after a rewind': (RULES['published'], Thresholds(published.after_step, no_retest)),
         '- new path on rejection': (PATHWISE, published),
         'exact': (RULES['exact'], thresholds(calibration, percentile, RULES['exact'])),
+        '- gamma for each level': (RULES['exact'], exact_thresholds(calibration, percentile, early=percentile)),
+        '- no early tests': (RULES['exact'], exact_thresholds(calibration, percentile, early=None)),
     }
+
+
+def exact_thresholds(calibration, percentile, early):
+    """The exact rule's budget where the quantile of all tests before the last one is `early` (None: no such tests)."""
+    l = calibration.log_ratio
+    last = max(np.quantile(l[-1], percentile), 0)
+    budget = np.full(len(l), -np.inf) if early is None else last - np.quantile(l[-1] - l, early, axis=1).clip(min=0)
+    budget[-1] = last
+    return Thresholds(budget, budget)
 
 
 def paths_per_sample(calibration, limits):
@@ -64,7 +75,9 @@ def paths_per_sample(calibration, limits):
               show_default=True)
 @click.option('--n', help='Samples of each kind', type=click.IntRange(min=100), default=5000, show_default=True)
 @click.option('--churn', help='Values of S_churn', type=IntList(), default='0,40', show_default=True)
-def main(mixture, n, churn):
+@click.option('--percentile', 'percentiles', help='Percentiles gamma', default='0.75,0.9,0.99', show_default=True)
+@click.option('--only', help='Variants, by their names, separated by commas', metavar='LIST')
+def main(mixture, n, churn, percentiles, only):
     """Print the table."""
     torch.set_num_threads(1)
     model, data = MIXTURES[mixture]
@@ -80,8 +93,10 @@ def main(mixture, n, churn):
         calibration = calibrate(net, log_ratio, range(WARMUP_SEED, WARMUP_SEED + 4000), batch_size=1000, **schedule)
         print(f'S_churn {S_churn}: energy distance of plain EDM {unguided:.4f}, of exact samples {floor:.5f}')
         print('percentile variant                    distance  quick half     NFE  max NFE  shares               sec')
-        for percentile in (0.75, 0.9, 0.99):
+        for percentile in map(float, percentiles.split(',')):
             for name, (rule, limits) in variants(calibration, percentile).items():
+                if only and name.removeprefix('- ') not in only.split(','):
+                    continue
                 if rule is PATHWISE and (paths := paths_per_sample(calibration, limits)) > MOST_PATHS:
                     print(f'{percentile:10.2f} {name:26s} about {paths:.0f} paths per sample, by the warm-up')
                     continue
