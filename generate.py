@@ -7,6 +7,7 @@ import networks
 from diffusion.schedules import GRIDS, SCALINGS, SCHEDULES, clamp_range, default_range
 from dnnlib import demo
 from dnnlib.cli import SectionedCommand, blame
+from dnnlib.download import fetch
 from dnnlib.files import resolve_output, resolve_path
 from sampling import options, runner
 from sampling.ablation import SOLVERS, ablation_sampler
@@ -61,13 +62,11 @@ def main(**opts):
     seeds, device, dtype = options.start(opts)
     net = load_network(opts, device, dtype)
     guidance, log_ratio, record = load_guidance(opts, net, device, dtype)
-    compiled = options.compiles(opts, net, device, len(seeds))
-    if compiled:
-        net.compile(dynamic=False)
+    compiled = options.compile_network(opts, net, device, len(seeds))
     net, batches = Counted(net), 0
     sampler, kwargs = choose_sampler(opts, net, guidance)
     record = kwargs | record | dict(
-        network=opts['network'], network_sha256=file_digest(resolve_path(opts['network'] or demo.DEMO_SCORE)),
+        network=opts['network'], network_sha256=file_digest(fetch(opts['network'] or demo.DEMO_SCORE)),
         class_idx=opts['class_idx'], device=device.type, precision=str(dtype).removeprefix('torch.'),
         tf32=opts['precision'] == 'tf32', compile=compiled)
 

@@ -11,6 +11,7 @@ import classifier_lib
 import networks
 from dnnlib import demo
 from dnnlib.cli import SectionedCommand, blame
+from dnnlib.download import fetch
 from dnnlib.files import atomic_write, resolve_output, resolve_path
 from networks.edm_pickle import read_pickle
 from sampling import diffrs, diffrs_report, options, runner
@@ -115,7 +116,8 @@ def main(**opts):
         results = diffrs.diffrs_sampler(
             net, log_ratio, claimed, labels, thresholds=calibration, rule=opts['rule'],
             rej_percentile=opts['rej_percentile'], backsteps=opts['backsteps'], min_backsteps=opts['min_backsteps'],
-            max_backsteps=opts['max_backsteps'], max_iter=opts['max_iter'], no_zero=bool(opts['no_zero']), **common)
+            max_backsteps=opts['max_backsteps'], max_iter=opts['max_iter'], no_zero=bool(opts['no_zero']),
+            progress=dist.show_life, **common)
         for result in results:
             yield runner.Samples(result.images, result.labels, dict(
                 nfe=result.nfe, discriminator_calls=result.discriminator_calls, cap_hits=result.cap_hits,
@@ -150,11 +152,9 @@ def load_networks(opts, device, dtype, images: int):
     names = ('network', 'pretrained_classifier_ckpt', 'discriminator_ckpt', 'cond', 'log_ratio',
              'dg_weight_1st_order', 'dg_weight_2nd_order', 'time_min', 'time_max')
     record = {name: opts[name] for name in names} | dict(
-        network_sha256=file_digest(resolve_path(source)), classifier_sha256=file_digest(resolve_path(classifier)),
+        network_sha256=file_digest(fetch(source)), classifier_sha256=file_digest(resolve_path(classifier)),
         discriminator_sha256=file_digest(resolve_path(discriminator)))
-    compiled = options.compiles(opts, net, device, images)
-    if compiled:
-        net.compile(dynamic=False)
+    compiled = options.compile_network(opts, net, device, images)
     width = min(opts['batch'], images)
     return Padded(net, width), Padded(log_ratio, width), record | dict(compile=compiled)
 
@@ -220,6 +220,7 @@ def calibrate(rounds: int, net, log_ratio, labels, grid, *, batch_size: int, **c
             drawn = diffrs.calibrate(net, log_ratio, seeds[mine].tolist(), labels, batch_size=batch_size, **common,
                                      progress=lambda count: bar.update(min(ranks * count, bar.total - bar.n)))
             log_ratios[:, torch.from_numpy(mine)] = torch.from_numpy(drawn.log_ratio)
+        dist.wait_for_all('warm-up')
         dist.all_reduce_(log_ratios)
     return rules.Calibration(grid.t_steps, log_ratios.numpy())
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +100,7 @@ def diffrs_sampler(net, log_ratio, seeds: Iterable[int], class_labels=None, *, b
                    rej_percentile: float = 0.75, rule: str | Rule = 'published', backsteps: int = 1,
                    min_backsteps: int = 0, max_backsteps: int = 18, iter_warmup: int = 10, max_iter: float = math.inf,
                    no_zero: bool = False, thresholds: Thresholds | Calibration | None = None, guidance=None,
-                   **schedule) -> Iterator[DiffRSResult]:
+                   progress: Callable[[], object] | None = None, **schedule) -> Iterator[DiffRSResult]:
     """Draw one sample per seed by diffusion rejection sampling; yields results in the order of `seeds`.
 
     net(x, sigma, labels) denoises, log_ratio(x, sigma, labels) -> [N]. Sample k depends on its seed (and label)
@@ -109,7 +109,8 @@ def diffrs_sampler(net, log_ratio, seeds: Iterable[int], class_labels=None, *, b
     has labels. States at levels min_backsteps < k <= max_backsteps are tested (and the prior where min_backsteps
     is 0); `backsteps` levels are taken back after a rejection (0: only the prior is tested; the exact rule goes
     back to the prior always). A sample that would need more than `max_iter` evaluations begins anew. Without
-    `thresholds`, `calibrate` makes them in `iter_warmup` rounds. `schedule` as in `make_grid`.
+    `thresholds`, `calibrate` makes them in `iter_warmup` rounds. progress() is called after each evaluation of a
+    network. `schedule` as in `make_grid`.
     Raises ValueError for options that contradict each other, and HopelessSample.
     """
     rule = RULES[rule] if isinstance(rule, str) else rule
@@ -128,7 +129,7 @@ def diffrs_sampler(net, log_ratio, seeds: Iterable[int], class_labels=None, *, b
         thresholds = rules.thresholds(thresholds, rej_percentile, rule, clamp=not no_zero, last_level=last_level)
     machine = SlotMachine(net, log_ratio, seeds, class_labels, batch_size, device, grid, thresholds, rule,
                           backsteps, min_backsteps, last_level, max_iter, guidance)
-    return machine.results()
+    return machine.results(progress or (lambda: None))
 
 
 class SlotMachine:
@@ -166,12 +167,13 @@ class SlotMachine:
         self.tests, self.rejections = np.zeros([2, slots, levels], dtype=np.int64)
 
     @torch.no_grad()
-    def results(self) -> Iterator[DiffRSResult]:
+    def results(self, progress: Callable[[], object]) -> Iterator[DiffRSResult]:
         """Run; yields what is next in the order of the seeds as soon as it is there."""
         due = 0
         self.refill()
         while self.unfinished:
             self.turn()
+            progress()
             while due in self.finished:
                 ready = itertools.takewhile(self.finished.__contains__, range(due, due + self.batch_size))
                 samples = [self.finished.pop(position) for position in list(ready)]

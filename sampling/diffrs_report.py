@@ -51,10 +51,10 @@ def make_report(counts: dict[str, np.ndarray], sigmas, precision: str, warmup: i
 
 def format_report(report: dict) -> str:
     """The report as text for the screen."""
-    warmup = report['warmup']
+    warmup, timed = report['warmup'], report['timed_images']
     lines = [f'{report["images"]} images; {report["samples_at_cap"]} of them hit the cap, '
              f'{report["cap_hits"]} restarts because of it',
-             f'{report["timed_images"]} of them were timed: {report["wall_sec"]:.1f} s',
+             f'the calls that came to their end drew {timed} images in {report["wall_sec"]:.1f} s',
              f'the warm-up of {warmup["trajectories"]} trajectories, {warmup["nfe"]} evaluations, is not counted below',
              'per image             mean   median      5%     95%     max']
     for name in COSTS:

@@ -24,7 +24,10 @@ SAMPLE_FILE = re.compile(r'samples.*\.npz|sample_.*\.png|\d{6,}\.png')
 TEMPORARY_FILE = re.compile(r'\.(samples.*\.npz|sample_.*\.png|\d{6,}\.png|(options|thresholds)\.json)'
                             r'\..*\.tmp')
 REPORT = 'report'  # entry of options.json: what the run has cost; it decides nothing
+# What reading a damaged file may raise: PIL SyntaxError, zipfile the others (RuntimeError: "is encrypted").
+DAMAGED = (OSError, ValueError, EOFError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error)
 COUNTS = 'counts'  # text of a PNG: what the sample has cost, as JSON
+LOCK = '.lock'  # in a folder that cannot be locked itself
 _locked: set[Path] = set()  # folders that this process has locked
 
 
@@ -98,8 +101,8 @@ class SampleFolder:
             for name in ['options.json', *self._sample_files()]:
                 (self.path / name).unlink(missing_ok=True)
         self.check()
-        for name in os.listdir(self.path):  # left by a run that was killed
-            if TEMPORARY_FILE.fullmatch(name):
+        for name in os.listdir(self.path) if self.path.resolve() in _locked else ():
+            if TEMPORARY_FILE.fullmatch(name):  # left by a run that was killed
                 (self.path / name).unlink(missing_ok=True)
         if not (self.path / 'options.json').exists():
             _write_json(self.path / 'options.json', self.record)
@@ -131,8 +134,8 @@ class SampleFolder:
                                  f'use another folder or --overwrite')
             return
         try:
-            found = json.loads(path.read_text())
-        except ValueError:
+            found = dict(json.loads(path.read_text()))
+        except (TypeError, ValueError):
             raise ValueError(f'{path} is not readable; use another folder or --overwrite') from None
         missing = object()
         names = [name for name in self.record | found if name not in {REPORT, *undecided}
@@ -153,7 +156,7 @@ class SampleFolder:
                 return True
             with open(self.path / shard.name, 'rb') as handle, np.load(handle, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}  # reading checks the sums
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        except DAMAGED:
             return False
         samples = arrays.get('samples')
         return (samples is not None and samples.ndim == 4 and samples.dtype == np.uint8
@@ -184,8 +187,8 @@ class SampleFolder:
         """Keep a second run out of the folder while the block runs. Raises ValueError where one is at work.
 
         A process that holds the lock may take it again. It ends with the process that holds it, however that dies.
-        Where the file system knows no locks (some network file systems), nothing is locked; files are whole in any
-        case.
+        Where the file system knows no locks, nothing is locked, and temporary files of runs that were killed stay;
+        files are whole in any case.
         """
         try:
             import fcntl
@@ -197,19 +200,24 @@ class SampleFolder:
         if place in _locked:
             yield
             return
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EAGAIN, errno.EACCES):
-                    raise ValueError(f'another run is writing to {self.path}; wait for it or use another folder'
-                                     ) from None
-            _locked.add(place)
+                stack.callback(os.close, handle := os.open(self.path, os.O_RDONLY))
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    if error.errno != errno.EBADF:
+                        raise
+                    # NFS locks files that are open for writing alone.
+                    stack.callback(os.close, handle := os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT))
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _locked.add(place)
+                stack.callback(_locked.discard, place)
+            except BlockingIOError:
+                raise ValueError(f'another run is writing to {self.path}; wait for it or use another folder') from None
+            except OSError:
+                pass  # a file system without locks, or without room for one
             yield
-        finally:
-            _locked.discard(place)
-            os.close(handle)
 
 
 def read_report(outdir) -> dict:

@@ -46,8 +46,8 @@ EDM = [
                  default=0, show_default=True),
     click.option('--S_max', 'S_max', help='Stoch. max noise level', metavar='FLOAT', type=click.FloatRange(min=0),
                  default='inf', show_default=True),
-    click.option('--S_noise', 'S_noise', help='Stoch. noise inflation', metavar='FLOAT', type=float, default=1,
-                 show_default=True),
+    click.option('--S_noise', 'S_noise', help='Stoch. noise inflation', metavar='FLOAT', type=click.FloatRange(min=0),
+                 default=1, show_default=True),
 ]
 EDM_NAMES = ('num_steps', 'sigma_min', 'sigma_max', 'rho', 'S_churn', 'S_min', 'S_max', 'S_noise')
 
@@ -107,6 +107,8 @@ def start(opts: dict):
         device = select_device(opts['device'])
     with blame('--precision'):
         dtype = select_precision(opts['precision'], device)
+        if (found := dist.broadcast_object(str(dtype))) != str(dtype):
+            raise ValueError(f'{opts["precision"]} is {dtype} here and {found} in the first process; name one')
     return seeds, device, dtype
 
 
@@ -116,10 +118,32 @@ def discriminator_files(opts: dict):
     return opts['pretrained_classifier_ckpt'] or places[0], opts['discriminator_ckpt'] or places[1]
 
 
-def compiles(opts: dict, net, device, images: int) -> bool:
-    """Whether the score network is compiled for a run of so many images."""
+def compile_network(opts: dict, net, device, images: int) -> bool:
+    """Compile the score network where that pays for a run of so many images; whether it does, alike on all ranks.
+
+    Compilers are called, and may fail, in the first evaluation: with 'auto' the run then goes on without.
+    """
     def evaluate():
         x = torch.zeros([1, net.img_channels, net.img_resolution, net.img_resolution], device=device)
         net(x, torch.ones([1], device=device))
 
-    return select_compile(opts['compile_mode'], device, evaluate, images * (2 * opts['num_steps'] - 1))
+    mode = opts['compile_mode']
+    if not dist.broadcast_object(select_compile(mode, device, evaluate, images * (2 * opts['num_steps'] - 1))):
+        return False
+    net.compile(dynamic=False)
+    compiled = net._compiled_call_impl
+
+    def first_evaluation(*args, **kwargs):
+        net._compiled_call_impl = compiled
+        try:
+            return compiled(*args, **kwargs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = f'torch.compile does not work here ({type(error).__name__})'
+            if mode == 'on':
+                raise click.ClickException(f'--compile: {reason}; use --compile=off') from error
+            click.echo(f'{reason}; going on without it')
+        net._compiled_call_impl = None
+        return net(*args, **kwargs)
+
+    net._compiled_call_impl = first_evaluation
+    return True

@@ -21,6 +21,7 @@ from torch_utils.rng import StackedRandomGenerator
 from .folder import SampleFolder, Shard
 
 Tick = Callable[[float], None]  # told which fraction of a batch is drawn
+SEEDS = 2**32  # from here on they repeat: generators take them modulo 2**32
 QUEUE_DEPTH = 2  # batches that wait for the writer; more would only hold memory
 _runs = itertools.count()  # all ranks call `run` equally often, so this names a run's queue of work
 
@@ -88,12 +89,15 @@ def check_class(net, class_idx: int | None) -> None:
 
 
 def choose_seeds(seeds: Sequence[int] | None, num_samples: int | None, seed: int | None) -> Sequence[int]:
-    """`seeds`, or `num_samples` (50000) seeds from `seed` (0) on. Raises ValueError where both are given."""
+    """`seeds`, or `num_samples` (50000) from `seed` (0) on. Raises ValueError for both, and from 2**32 on."""
+    if seeds is not None and (num_samples is not None or seed is not None):
+        raise ValueError('given together with --num_samples or --seed; use one of the two ways')
     if seeds is None:
         first = seed or 0
-        return range(first, first + (50000 if num_samples is None else num_samples))
-    if num_samples is not None or seed is not None:
-        raise ValueError('given together with --num_samples or --seed; use one of the two ways')
+        seeds = range(first, first + (50000 if num_samples is None else num_samples))
+    largest = seeds[-1] if isinstance(seeds, range) else max(seeds, default=0)
+    if largest >= SEEDS:
+        raise ValueError(f'{largest} is too large; the largest seed is {SEEDS - 1}')
     return seeds
 
 
@@ -101,7 +105,8 @@ def run(sample_batch: Callable[[list[int], Tick], Samples], seeds: Sequence[int]
         options: dict, save_type: str = 'npz', overwrite: bool = False, pad: bool = False) -> Report:
     """Draw one sample per seed into files below `outdir`, on all ranks; call it on every rank.
 
-    sample_batch(seeds, tick) draws one batch; it may call tick(fraction) as the batch proceeds.
+    sample_batch(seeds, tick) draws one batch; it may call tick(fraction) as the batch proceeds, which shows others that
+    this rank is at work.
     Batches are fixed by position in `seeds`, so the files do not depend on the number of ranks, and ranks claim
     them from a shared queue. Complete files of an earlier call with equal `options` are kept; a folder with
     other options or foreign samples is refused, unless `overwrite` removes them. `pad` repeats the last seed
@@ -109,7 +114,7 @@ def run(sample_batch: Callable[[list[int], Tick], Samples], seeds: Sequence[int]
     Raises ValueError and OSError (folder), and NonFiniteSample, where nothing of the batch is written. Where the
     folder is refused, rank 0 raises, and the other ranks exit without a word.
     """
-    return _run(lambda folder, key: _work(folder, sample_batch, key, batch if pad else 0),
+    return _run(lambda folder, key: _work(folder, sample_batch, key, min(batch, len(seeds)) if pad else 0),
                 SampleFolder(outdir, seeds, batch, options, save_type), overwrite)
 
 
@@ -144,8 +149,10 @@ def _run(work: Callable[[SampleFolder, str], int], folder: SampleFolder, overwri
     started = time.time()
     with contextlib.ExitStack() as stack:
         _on_rank0(lambda: (stack.enter_context(folder.lock()), folder.prepare(overwrite)))
-        drawn = work(folder, f'samples/{next(_runs)}')
-        drawn = int(dist.all_reduce_(torch.tensor(drawn)))  # and wait for the others
+        key = f'samples/{next(_runs)}'
+        drawn = work(folder, key)
+        dist.wait_for_all(f'{key}/done')
+        drawn = int(dist.all_reduce_(torch.tensor(drawn)))
     return Report(sum(len(shard.seeds) for shard in folder.shards), drawn, time.time() - started)
 
 
@@ -334,6 +341,7 @@ class _Bar:
 
     def tick(self, shard: Shard, fraction: float) -> None:
         """So much of `shard` is drawn."""
+        dist.show_life()
         self._move(self._ends[shard.index] - int((1 - fraction) * len(shard.seeds)) - 1, drawn=True)
 
     def advance(self, shard: Shard, drawn: bool) -> None:

@@ -2,18 +2,24 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
+import classifier_lib
 import generate
 import networks
 from dnnlib import demo
+from sampling import options
 from sampling.edm import edm_sampler
+from sampling.guidance import DiscriminatorGuidance
 from sampling.runner import draw_inputs
 from torch_utils.images import to_uint8
 
@@ -36,6 +42,24 @@ def invoke(files, *args, network='uncond', guided=False, disc='disc_uncond'):
 
 def samples(folder):
     return {path.name: dict(np.load(path, allow_pickle=False)) for path in sorted(folder.glob('samples_*.npz'))}
+
+
+@pytest.mark.parametrize('class_idx', [None, 7])
+def test_conditional_guided_samples_are_those_of_the_sampler(files, tmp_path, class_idx):
+    args = ['--cond=1', '--log_ratio=clipped', '--dg_weight_1st_order=1.5', '--dg_weight_2nd_order=0.5', '--S_churn=5']
+    args += [] if class_idx is None else [f'--class={class_idx}']
+    code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=3-6', '--batch=4', *args, network='cond',
+                          guided=True, disc='disc_cond')
+    assert code == 0, output
+    net = networks.load_network(files / 'cond.safetensors')
+    log_ratio = classifier_lib.load_log_ratio(files / 'classifier.pt', files / 'disc_cond.pt', net, True, 'cpu',
+                                              clip=True)
+    rnd, latents, labels = draw_inputs(net, range(3, 7), 'cpu', class_idx)
+    with torch.no_grad():
+        expected = edm_sampler(net, latents, labels, randn_like=rnd.randn_like, num_steps=3, S_churn=5,
+                               guidance=DiscriminatorGuidance(log_ratio, 1.5, 0.5))
+    arrays = samples(tmp_path / 'out')['samples_00000003.npz']
+    assert np.array_equal(arrays['samples'], to_uint8(expected)) and np.array_equal(arrays['label'], labels)
 
 
 def test_vanilla_samples_are_those_of_the_sampler(files, tmp_path):
@@ -193,3 +217,41 @@ def test_torchrun_gives_the_same_files(files, tmp_path):
     assert names == sorted(os.listdir(tmp_path / 'two')) and len(names) == 9
     for name in names:
         assert (tmp_path / 'one' / name).read_bytes() == (tmp_path / 'two' / name).read_bytes(), name
+
+
+class Doubled(torch.nn.Module):
+    img_channels, img_resolution = 3, 8
+
+    def forward(self, x, sigma):
+        return 2 * x
+
+
+@pytest.mark.parametrize('mode', ['auto', 'on'])
+def test_a_compiler_that_fails(monkeypatch, capsys, mode):
+    """It is called in the first evaluation: 'auto' goes on without it, 'on' ends in one line."""
+    def broken(*args):
+        raise torch._dynamo.exc.TorchDynamoException('Python.h: No such file')
+
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda net, dynamic: setattr(net, '_compiled_call_impl', broken))
+    monkeypatch.setattr(options, 'select_compile', lambda *args: True)
+    net, x = Doubled(), torch.ones([1, 3, 8, 8])
+    assert options.compile_network(dict(compile_mode=mode, num_steps=18), net, 'cpu', 100)
+    if mode == 'on':
+        with pytest.raises(click.ClickException, match='--compile: .* use --compile=off'):
+            net(x, 1.0)
+    else:
+        assert torch.equal(net(x, 1.0), 2 * x) and torch.equal(net(x, 1.0), 2 * x)
+        assert capsys.readouterr().out.count('going on without it') == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which('g++') is None, reason='needs a C++ compiler')
+def test_compiled_runs_give_the_same_files(files, tmp_path):
+    """The last batch is short; the files of a second run are the same bytes, and near those of an uncompiled one."""
+    for name, compiled in (('a', 'on'), ('b', 'on'), ('eager', 'off')):
+        code, output = invoke(files, f'--outdir={tmp_path}/{name}', '--seeds=0-4', '--batch=2', f'--compile={compiled}')
+        assert code == 0, output
+    first, again, eager = (samples(tmp_path / name) for name in ('a', 'b', 'eager'))
+    for name in first:
+        assert np.array_equal(first[name]['samples'], again[name]['samples'])
+        assert np.abs(first[name]['samples'].astype(int) - eager[name]['samples']).max() <= 2

@@ -75,12 +75,12 @@ def test_files_of_a_run(tmp_path):
 def test_latents_and_labels_are_those_of_edm():
     """Per seed: normal latents first, then the label; a fixed class does not change later draws."""
     rnd, latents, labels = runner.draw_inputs(Net, [3, 2**32 + 7], 'cpu')
+    after = rnd.randn_like(latents)
     for row, seed in enumerate([3, 7]):
         generator = torch.Generator().manual_seed(seed)
         assert torch.equal(latents[row], torch.randn([3, 8, 8], generator=generator))
         assert labels[row].argmax() == torch.randint(4, [], generator=generator)
-        after = torch.randn([3, 8, 8], generator=generator)
-        assert torch.equal(rnd.randn_like(latents)[row], after) if row == 0 else True
+        assert torch.equal(after[row], torch.randn([3, 8, 8], generator=generator))
     fixed, same_latents, fixed_labels = runner.draw_inputs(Net, [3, 7], 'cpu', class_idx=2)
     assert torch.equal(same_latents, latents) and (fixed_labels.argmax(1) == 2).all()
     other, _, _ = runner.draw_inputs(Net, [3, 7], 'cpu')
@@ -166,6 +166,13 @@ def test_flipped_bytes_are_noticed(tmp_path):
     path.write_bytes(whole[:300] + bytes(64) + whole[364:])
     run(tmp_path)
     assert path.read_bytes() == whole
+
+
+def test_fewer_seeds_than_a_batch_are_padded_to_their_number(tmp_path):
+    sampler = Sampler()
+    run(tmp_path, sampler, seeds=range(6), batch=4, pad=True)
+    run(tmp_path / 'short', sampler, seeds=range(3), batch=1000, pad=True)
+    assert [len(seeds) for seeds in sampler.batches] == [4, 4, 3]
 
 
 def test_other_options_are_refused_by_name(tmp_path):
@@ -294,6 +301,9 @@ def test_choose_seeds():
     assert runner.choose_seeds([4, 2], None, None) == [4, 2]
     assert list(runner.choose_seeds(None, 3, 10)) == [10, 11, 12]
     assert runner.choose_seeds(None, None, None) == range(50000)
+    for seeds in ((None, 2, 2**32 - 1), ([0, 2**32], None, None)):  # the same images twice
+        with pytest.raises(ValueError, match='4294967296 is too large'):
+            runner.choose_seeds(*seeds)
     for given in ((3, None), (None, 0)):
         with pytest.raises(ValueError):
             runner.choose_seeds([1], *given)
@@ -422,22 +432,29 @@ def test_a_rank_that_fails_ends_the_others(tmp_path):
     assert result.returncode != 0 and 'seed 17' in result.stderr
 
 
-@pytest.mark.slow
-def test_killed_at_random_moments(tmp_path):
-    """SIGKILL at 20 random moments; then the same command gives the files of an undisturbed run."""
-    script = tmp_path / 'worker.py'
-    script.write_text(WORKER.format(tests=str(ROOT / 'tests'), path=str(tmp_path / 'killed'), bad_seed=None))
-    environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
-    moments = np.random.RandomState(0).uniform(1, 4, size=20)
-    for moment in moments:
-        process = subprocess.Popen([sys.executable, str(script)], env=environment, cwd=ROOT,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(moment)
-        process.kill()
-        process.wait()
-    run(tmp_path / 'killed', seeds=range(50))
-    run(tmp_path / 'whole', seeds=range(50))
-    assert contents(tmp_path / 'killed') == contents(tmp_path / 'whole')
+LIFE = '''
+import sys, time
+from torch_utils import distributed as dist
+dist.init()
+for _ in range(20 if dist.get_rank() else 0):  # twice as long as the time-out
+    time.sleep(0.3)
+    if sys.argv[1] == 'works':
+        dist._last_sign = 0
+        dist.show_life()
+dist.wait_for_all('end')
+dist.shutdown()
+'''
+
+
+@pytest.mark.parametrize('rank', ['works', 'hangs'])
+def test_a_rank_is_waited_for_while_it_shows_life(tmp_path, rank):
+    (tmp_path / 'life.py').write_text(LIFE)
+    environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='',
+                                    DIST_TIMEOUT_SEC='3')
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+                           str(tmp_path / 'life.py'), rank], env=environment, capture_output=True, text=True)
+    assert (done.returncode == 0) == (rank == 'works'), done.stderr[-2000:]
+    assert ('Timed out: for 3 s' in done.stderr) == (rank == 'hangs'), done.stderr[-2000:]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')

@@ -6,12 +6,15 @@ import datetime
 import importlib
 import os
 import sys
+import time
 from typing import Any
 
 import torch
 import torch.distributed
 
 TIMEOUT = datetime.timedelta(seconds=float(os.environ.get('DIST_TIMEOUT_SEC', 1800)))
+ALIVE = 'alive'  # counts signs of life, of all ranks
+_last_sign = 0.0
 _counters: dict[str, int] = {}  # stands in for the store in a process that was not launched
 _launcher: int | None = None  # the process that started this rank
 _nccl_at_work = False  # from the first collective on a GPU
@@ -80,7 +83,10 @@ def barrier() -> None:
 def rank0_first():
     """Let rank 0 go through the block before the others (a download, say)."""
     if get_rank() != 0:
-        barrier()
+        try:
+            barrier()
+        except RuntimeError:  # rank 0 has said why and is gone
+            raise SystemExit(1) from None
     yield
     if get_rank() == 0:
         barrier()
@@ -118,6 +124,32 @@ def claim(key: str) -> int:
 def claimed(key: str) -> int:
     """How many numbers of the counter `key` have been claimed."""
     return _add(key, 0)
+
+
+def show_life() -> None:
+    """Tell ranks in `wait_for_all` that this one is at work; call it now and then, it says so once a second."""
+    global _last_sign
+    if torch.distributed.is_initialized() and time.monotonic() - _last_sign > 1:
+        _last_sign = time.monotonic()
+        claim(ALIVE)
+
+
+def wait_for_all(key: str) -> None:
+    """Wait until every rank has called this with `key`, as long as those at work show life.
+
+    A collective would give them DIST_TIMEOUT_SEC for all that they have left to do; here they have as long for each
+    step of it. Raises RuntimeError after so long without a sign of life.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    claim(key)
+    signs, since = -1, 0.0
+    while claimed(key) < get_world_size():
+        if claimed(ALIVE) != signs:
+            signs, since = claimed(ALIVE), time.monotonic()
+        elif time.monotonic() - since > TIMEOUT.total_seconds():
+            raise RuntimeError(f'Timed out: for {TIMEOUT.total_seconds():g} s no other rank has shown a sign of life')
+        time.sleep(0.1)
 
 
 def _add(key: str, amount: int) -> int:
