@@ -115,7 +115,7 @@ def stats(source, max_images, dest, detector, detector_ckpt, allow_code, feature
         device = select_device(device)
     with blame('--precision'):
         dtype = select_precision(precision, device)
-    with blame('--detector'):
+    with blame('--detector'), dist.rank0_first():  # it downloads
         detector = load_detector(detector, device, dtype, detector_ckpt, allow_code)
     data = load(source, max_images)
     with blame('--source'):
@@ -148,7 +148,8 @@ def load(source: str, max_images: int | None) -> ImageData:
     """The images of --source, all in memory."""
     with blame('--source'):
         if source in ('cifar10', 'cifar10-test'):
-            source = download_cifar10(train=source == 'cifar10')
+            with dist.rank0_first():
+                source = download_cifar10(train=source == 'cifar10')
         return ImageData(source, max_images=max_images)
 
 

@@ -26,7 +26,8 @@ from torch_utils.device import PRECISIONS, enough_memory, select_device, select_
               metavar='DIR|NPZ|ZIP', type=str, multiple=True, required=True)
 @click.option('--ref', 'ref_path',    help='Statistics to compare with; default: the shipped ones of CIFAR-10',
               metavar='NPZ|URL', type=str)
-@click.option('--num_samples',        help='Images to use; fewer are refused', metavar='INT',
+@click.option('--num_samples',        help='Images to use; fewer are refused. Of more the first are taken; of image '
+              'files that are not named by seeds random ones, always the same', metavar='INT',
               type=click.IntRange(min=2), default=50000, show_default=True)
 @click.option('--blocks',             help='Measure so many disjoint blocks of --num_samples, give mean and deviation',
               metavar='INT', type=click.IntRange(min=1), default=1, show_default=True)
@@ -72,16 +73,17 @@ def main(folders, ref_path, num_samples, blocks, **opts):
         device = select_device(opts['device'])
     with blame('--precision'):
         dtype = select_precision(opts['precision'], device)
-    with blame('--ref' if ref_path else '--ref (the shipped statistics)'):
+    with blame('--ref' if ref_path else '--ref (the shipped statistics)'), dist.rank0_first():  # it downloads
         ref = load_reference(fetch(ref_path or demo.DEMO_STATS))
     with blame('--images'):
         sources = [open_source(folder) for folder in folders]
         for source in sources:
             dist.print0(f'{source.path}: {len(source)} images, {num_samples * blocks} used')
-            source.require(num_samples * blocks)
+            source.choose(num_samples, blocks)
     with blame('--detector'):
         name = ref.default_detector() if opts['detector'] == 'auto' else opts['detector']
-        detector = load_detector(name, device, dtype, opts['detector_ckpt'], opts['allow_code'])
+        with dist.rank0_first():
+            detector = load_detector(name, device, dtype, opts['detector_ckpt'], opts['allow_code'])
         note = ref.check(detector)
         if note:
             dist.print0(f'Note: {note}')

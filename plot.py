@@ -101,7 +101,7 @@ def curve(files, out, x_name, values, y_name, by, lines, xlabel):
                 raise ValueError(f'{len(x)} values for {len(results)} results')
     else:
         with blame('--x'):
-            x = [float(option(result, x_name)) for result in results]
+            x = [number(result, x_name) for result in results]
     if lines is None:
         with blame('--by'):
             names = ['' if by is None else f'{by} = {option(result, by)}' for result in results]
@@ -125,10 +125,9 @@ def training(runs, out, log_scale):
     """Loss and accuracy of training RUNS (folders with a stats.jsonl, or such files) against thousands of images."""
     lines = {}
     with blame('RUNS'):
-        for run in runs:
-            path = resolve_path(run)
-            path = path / 'stats.jsonl' if path.is_dir() else path
-            lines[path.parent.name] = found = JsonLines(path).read()
+        paths = [path / 'stats.jsonl' if path.is_dir() else path for path in map(resolve_path, runs)]
+        for name, path in zip(short_names([path.parent for path in paths]), paths, strict=True):
+            lines[name] = found = JsonLines(path).read()
             if not any('nimg' in line for line in found):
                 raise ValueError(f'{path} has no training statistics')
     with blame('--out'):
@@ -141,10 +140,10 @@ def training(runs, out, log_scale):
 def profile(runs, out):
     """Acceptance and rejections by step, what an image costs: from the options.json of each folder."""
     reports = {}
-    for run in runs:
+    for name, run in zip(short_names([Path(run) for run in runs]), runs, strict=True):
         with blame('RUNS'):
             path = resolve_path(run) / 'options.json'
-            found = reports[Path(run).name] = read_report(path, ('seeds',), 'generate_diffrs.py').get('report', {})
+            found = reports[name] = read_report(path, ('seeds',), 'generate_diffrs.py').get('report', {})
             if 'levels' not in found:
                 raise ValueError(f'{path} has no report of generate_diffrs.py; the same command again writes it')
     save(profile_curves(reports), out)
@@ -270,6 +269,22 @@ def option(result: dict, name: str):
         return value
     known = ', '.join(options) or 'no options.json was beside the samples'
     raise ValueError(f'{result["name"]} has no option {name} ({known})')
+
+
+def number(result: dict, name: str) -> float:
+    """As `option`, for one that is a number. Raises ValueError for another."""
+    value = option(result, name)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        of = f'; it has {", ".join(value)}' if isinstance(value, dict) else ''
+        raise ValueError(f'{name} of {result["name"]} is not a number{of}') from None
+
+
+def short_names(folders: list[Path]) -> list[str]:
+    """The last part of each path, or the whole path where several end alike."""
+    names = [folder.name for folder in folders]
+    return [name if names.count(name) == 1 else str(folder) for name, folder in zip(names, folders, strict=True)]
 
 
 def save(figure, out: str) -> None:

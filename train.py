@@ -14,13 +14,14 @@ from diffusion.vpsde import VPSDE
 from dnnlib.cli import blame
 from dnnlib.files import atomic_write, resolve_output, resolve_path
 from guided_diffusion import create_classifier
+from sampling.folder import file_digest
 from torch_utils import checkpoint
 from torch_utils import distributed as dist
 from torch_utils.device import enough_memory, select_device, select_precision
 from torch_utils.stats import JsonLines
 from training.data import BatchLoader, ImageData
 from training.discriminator import DiscriminatorLoss, held_out_logits, held_out_scores, scores_table, split_pairs
-from training.loop import TickContext, TrainRun, adam, train
+from training.loop import NonFiniteLoss, TickContext, TrainRun, adam, share_of_batch, train
 
 EMBEDDED_CLASSES = 1000  # rows of the label table in DG's conditional discriminators
 DG_CACHE = 'gen_data_for_discriminator_training.npz'  # DG's own concatenation of the shards
@@ -68,8 +69,8 @@ FILES = ('discriminator_*.pt', 'best.pt', 'best.safetensors', 'training.png')
               type=click.IntRange(min=1), default=1, show_default=True)
 @click.option('--seed',         help='Seed of weights, order and noise', metavar='INT', type=click.IntRange(min=0),
               default=0, show_default=True)
-@click.option('--batch_gpu',    help='Images per forward pass of a process (gradient accumulation)', metavar='INT',
-              type=click.IntRange(min=1))
+@click.option('--batch_gpu',    help='Images per forward pass of a process (gradient accumulation); the result '
+              'changes by rounding alone  [default: the whole share]', metavar='INT', type=click.IntRange(min=1))
 @click.option('--precision',    help='Arithmetic of the frozen feature extractor; the discriminator stays in float32',
               type=click.Choice(['auto', 'fp32', 'tf32', 'bf16', 'fp16']), default='auto', show_default=True)
 @click.option('--max_minutes',  help='Stop after so long; the same command goes on', metavar='FLOAT',
@@ -109,7 +110,7 @@ def main(**opts):
     torch.backends.cudnn.benchmark = True
     with blame('--pretrained_classifier_ckpt'):
         extractor, time_convention = _load_extractor(opts, device, dtype)
-    pairs, held_out, names = _load_pairs(opts)
+    pairs, held_out, sources = _load_pairs(opts, extractor.in_channels)
     num_classes = int(pairs.labels.max()) + 1 if opts['cond'] else 0
     torch.manual_seed(opts['seed'])
     with blame('--width'):
@@ -118,24 +119,28 @@ def main(**opts):
     loss = DiscriminatorLoss(net, functools.partial(extractor, feature=True), sde, xflip=opts['xflip'],
                              time_map=sde.t_cos if time_convention == 'cosine' else None)
     with blame('--batch_size'):
+        share = share_of_batch(opts['batch_size'])
         epoch_nimg = _epoch_length(len(pairs), opts['batch_size'])
     savedir = resolve_output(opts['savedir'])
     metadata = dict(
         kind='discriminator', width=opts['width'], depth=opts['depth'], channels=architecture['in_channels'],
         resolution=opts['img_resolution'], classes=num_classes, time=time_convention,
         classifier=Path(opts['pretrained_classifier_ckpt']).name)
-    book = _Book(savedir, loss, held_out, epoch_nimg, opts, device,
+    book = _Book(savedir, loss, held_out, epoch_nimg, opts, opts['batch_gpu'] or share, device,
                  functools.partial(_save_network, architecture=architecture, metadata=metadata))
     run = TrainRun(
-        outdir=savedir, config=_config(opts) | names, module=net, step_loss=loss,
+        outdir=savedir, config=_config(opts) | sources, module=net, step_loss=loss,
         batches=BatchLoader(pairs.images, pairs.targets, opts['batch_size'], opts['seed'], device),
         batch_size=opts['batch_size'], total_nimg=opts['epoch'] * epoch_nimg, tick_nimg=epoch_nimg,
         snap_nimg=epoch_nimg, lr=lambda nimg: opts['lr'], optimizer=functools.partial(adam, weight_decay=1e-7),
         seed=opts['seed'], batch_gpu=opts['batch_gpu'], on_tick=book.on_tick, on_snapshot=book.on_snapshot,
         max_minutes=opts['max_minutes'], started=started, owned=FILES, overwrite=opts['overwrite'],
         desc='discriminator')
-    with blame('--savedir'):
-        result = train(run)
+    try:
+        with blame('--savedir'):
+            result = train(run)
+    except NonFiniteLoss as error:
+        raise click.ClickException(f'--lr: {error}') from None
     dist.print0(f'{savedir}: {result.reason} after {result.nimg / epoch_nimg:g} epochs; {book.summary()}' +
                 ('' if result.complete else '; the same command resumes'))
     dist.shutdown()
@@ -143,10 +148,11 @@ def main(**opts):
 
 
 def _config(opts: dict) -> dict:
-    """The options that decide the result; how and where the run goes is left out."""
+    """The options that decide the result; how and where the run goes is left out, of files the contents count."""
     how = ('device', 'savedir', 'gendir', 'datadir', 'pretrained_classifier_ckpt', 'batch_gpu', 'max_minutes',
            'overwrite', 'save_every')
-    return {name: value for name, value in opts.items() if name not in how}
+    digest = file_digest(resolve_path(opts['pretrained_classifier_ckpt']))
+    return {name: value for name, value in opts.items() if name not in how} | dict(classifier_sha256=digest)
 
 
 def _load_extractor(opts, device, dtype):
@@ -161,10 +167,10 @@ def _load_extractor(opts, device, dtype):
     return extractor, convention
 
 
-def _load_pairs(opts):
-    """(training pairs, held-out pairs, their sources for options.json)."""
+def _load_pairs(opts, channels):
+    """(training pairs, held-out pairs, their sources for options.json); images must have `channels`."""
     def read(path):
-        data = ImageData(path, max_images=opts['num_data'], resolution=opts['img_resolution'],
+        data = ImageData(path, max_images=opts['num_data'], resolution=opts['img_resolution'], channels=channels,
                          quiet=dist.get_rank() != 0)
         if opts['cond'] and data.labels is None:
             raise ValueError(f'{path} has no labels, which --cond=1 needs (an npz with `samples` and `label`, or a '
@@ -187,7 +193,8 @@ def _load_pairs(opts):
                 f'{opts["gendir"]}; {len(held_out)} of them held out')
     if len(real) != len(generated):
         dist.print0('the two counts differ: the log-ratio will be off by the logarithm of their quotient')
-    return pairs, held_out, dict(num_real=len(real), num_generated=len(generated))
+    return pairs, held_out, dict(num_real=len(real), num_generated=len(generated),
+                                 real_sha256=real.digest(), generated_sha256=generated.digest())
 
 
 def _build(opts, extractor, num_classes, device):
@@ -218,16 +225,17 @@ def _save_network(path: Path, net, architecture: dict, metadata: dict, **measure
 class _Book:
     """Measures after each epoch, keeps the best network, decides when to stop, writes files and the picture."""
 
-    def __init__(self, savedir, loss, held_out, epoch_nimg, opts, device, save):
+    def __init__(self, savedir, loss, held_out, epoch_nimg, opts, batch_gpu, device, save):
         self.savedir, self.loss, self.held_out, self.epoch_nimg = savedir, loss, held_out, epoch_nimg
-        self.opts, self.device, self.save = opts, device, save
+        self.opts, self.batch_gpu, self.device, self.save = opts, batch_gpu, device, save
         self.best: dict = {}
 
     def on_tick(self, context: TickContext) -> dict:
         epoch = context.nimg // self.epoch_nimg
         if not len(self.held_out):
             return dict(epoch=epoch)
-        logits = held_out_logits(self.loss, self.held_out, self.opts['batch_size'], self.opts['seed'], self.device)
+        logits = held_out_logits(self.loss, self.held_out, self.opts['batch_size'], self.opts['seed'], self.device,
+                                 self.batch_gpu)
         scores = held_out_scores(*logits)
         memory = self.best = context.memory
         if scores['loss'] < memory.get('best_loss', math.inf):
@@ -236,7 +244,7 @@ class _Book:
                 for name in ('best.pt', 'best.safetensors'):
                     self.save(self.savedir / name, context.module, epoch=epoch, held_out_loss=scores['loss'])
         dist.print0(f'epoch {epoch}, held out:\n{scores_table(scores)}')
-        if self.opts['patience'] and epoch - memory['best_epoch'] >= self.opts['patience']:
+        if self.opts['patience'] and epoch - memory.get('best_epoch', 0) >= self.opts['patience']:
             dist.print0(f'no better held-out loss for {self.opts["patience"]} epochs: stopping')
             context.stop()
         return dict(epoch=epoch) | {f'held_out_{name}': value for name, value in scores.items()}

@@ -21,7 +21,7 @@ from torch_utils.device import enough_memory, select_device, select_precision
 from training.classifier import CleanClassifierLoss, NoisyClassifierLoss, accuracy, accuracy_by_noise
 from training.data import BatchLoader, ImageData
 from training.ema import Ema
-from training.loop import TickContext, TrainRun, train
+from training.loop import NonFiniteLoss, TickContext, TrainRun, share_of_batch, train
 
 # Each preset fills the options that are not given on the command line.
 PRESETS = {
@@ -76,8 +76,9 @@ PRESETS = {
 @click.option('--seed',          help='Seed of weights, order and noise', metavar='INT', type=click.IntRange(min=0),
               default=0, show_default=True)
 # How to run.
-@click.option('--batch_gpu',     help='Images per forward pass of a process (gradient accumulation)', metavar='INT',
-              type=click.IntRange(min=1))
+@click.option('--batch_gpu',     help='Images per forward pass of a process (gradient accumulation); the result '
+              'changes by rounding and, for cifar10-features, because its batch norm sees so many  [default: the whole '
+              'share]', metavar='INT', type=click.IntRange(min=1))
 @click.option('--precision',     help='Arithmetic of the network; weights stay float32',
               type=click.Choice(['auto', 'fp32', 'tf32', 'bf16']), default='auto', show_default=True)
 @click.option('--compile',       help='Use torch.compile', type=click.Choice(['auto', 'on', 'off']), default='off',
@@ -124,7 +125,9 @@ def main(**opts):
     with blame('--data'):
         data = _labelled(opts['data'], config['img_resolution'])
     with blame('--test_data'):
-        test = opts['test_data'] and _labelled(opts['test_data'], data.resolution, data.channels)
+        test = opts['test_data'] and _labelled(opts['test_data'], data.resolution, data.channels, config['val_images'])
+    with blame('--batch_size'):
+        share_of_batch(config['batch_size'])
     with blame('--val_fraction' if test is None else '--test_data'):
         (images, labels), held_out = _split(data, test, config)
     with blame('--classes'):
@@ -136,18 +139,21 @@ def main(**opts):
     outdir = resolve_output(opts['outdir'])
     nimg = max(round(config['kimg'] * 1000), config['batch_size'])
     run = TrainRun(
-        outdir=outdir, config=config | dict(data=data.name, images=len(images)), module=trainee.net,
+        outdir=outdir, config=config | _sources(data, test, images), module=trainee.net,
         batches=BatchLoader(images, labels, config['batch_size'], config['seed'], device), step_loss=trainee.loss,
         batch_size=config['batch_size'], total_nimg=nimg, tick_nimg=max(nimg // 10, 1), snap_nimg=max(nimg // 5, 1),
         lr=functools.partial(learning_rate, config, nimg), optimizer=trainee.optimizer, seed=config['seed'],
         ema=Ema(trainee.net, config['ema_kimg'] * 1000) if config['ema_kimg'] else None,
         batch_gpu=opts['batch_gpu'], max_grad_norm=trainee.max_grad_norm,
-        on_tick=functools.partial(_measure, trainee, held_out),
+        on_tick=functools.partial(_measure, trainee, held_out, opts['batch_gpu']),
         on_snapshot=lambda net, nimg: trainee.save(outdir, net, dict(nimg=nimg, data=data.name)),
         max_minutes=opts['max_minutes'], started=started, compile=opts['compile'], owned=trainee.files,
         overwrite=opts['overwrite'], desc=f'training {config["preset"]}')
-    with blame('--outdir'):
-        result = train(run)
+    try:
+        with blame('--outdir'):
+            result = train(run)
+    except NonFiniteLoss as error:
+        raise click.ClickException(f'--lr: {error}') from None
     dist.print0(f'{outdir}: {result.nimg / 1000:g} kimg, {result.reason}; {" and ".join(trainee.files)}' +
                 ('' if result.complete else '; the same command resumes'))
     dist.shutdown()
@@ -194,8 +200,8 @@ class AdmTrainee:
         self.loss = NoisyClassifierLoss(self.net, self.sde, self.time_map, config['xflip'], config['shift'])
         self.optimizer = functools.partial(torch.optim.AdamW, lr=0.0, weight_decay=config['weight_decay'], fused=True)
 
-    def measure(self, net, images, labels) -> dict:
-        shares = accuracy_by_noise(net, images, labels, self.sde, self.device, self.time_map)
+    def measure(self, net, images, labels, batch_gpu) -> dict:
+        shares = accuracy_by_noise(net, images, labels, self.sde, self.device, self.time_map, batch_gpu)
         dist.print0('held-out accuracy: ' + ', '.join(f'{share:.3f} at sigma {s:g}' for s, share in shares.items()))
         return {f'accuracy_sigma_{sigma:g}': share for sigma, share in shares.items()}
 
@@ -222,11 +228,11 @@ class FeatureTrainee:
         self.optimizer = functools.partial(torch.optim.SGD, lr=0.0, momentum=0.9, nesterov=True,
                                            weight_decay=config['weight_decay'])
 
-    def measure(self, net, images, labels) -> dict:
+    def measure(self, net, images, labels, batch_gpu) -> dict:
         for buffer in net.buffers():  # batch norm's averages: what is measured, and saved, is the mean over all ranks
             if buffer.is_floating_point():
                 dist.all_reduce_(buffer).div_(dist.get_world_size())
-        share = accuracy(net, images, labels, self.device)
+        share = accuracy(net, images, labels, self.device, batch_gpu)
         dist.print0(f'held-out accuracy: {share:.4f}')
         return dict(held_out_accuracy=share)
 
@@ -249,11 +255,17 @@ def save_state_dict(path: Path, net) -> None:
         torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}, file)
 
 
-def _labelled(path, resolution, channels=None) -> ImageData:
-    data = ImageData(path, resolution=resolution, channels=channels, quiet=dist.get_rank() != 0)
+def _labelled(path, resolution, channels=None, max_images=None) -> ImageData:
+    data = ImageData(path, max_images, resolution, channels, quiet=dist.get_rank() != 0)
     if data.labels is None:
         raise ValueError(f'{path} has no labels; a zip or folder needs a dataset.json with "labels", an npz `label`')
     return data
+
+
+def _sources(data, test, images) -> dict:
+    """For options.json: other images are another run."""
+    return dict(data=data.name, images=len(images), data_sha256=data.digest(),
+                test_sha256=None if test is None else test.digest())
 
 
 def _head_size(asked: int, found: int) -> int:
@@ -264,24 +276,23 @@ def _head_size(asked: int, found: int) -> int:
 
 def _split(data, test, config):
     """((training images, labels), (held-out images, labels) or None)."""
-    val_images = config['val_images']
     if test is not None:
         if test.num_classes > data.num_classes:
             raise ValueError(f'it has {test.num_classes} classes, --data only {data.num_classes}')
-        return (data.images, data.labels), (test.images[:val_images], test.labels[:val_images])
+        return (data.images, data.labels), (test.images, test.labels)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(config['seed']))
     split = round(len(data) * config['val_fraction'])
     if len(data) - split < 1:
         raise ValueError(f'nothing is left to train on of {len(data)} images')
-    train_rows, rows = order[split:], order[:split][:val_images]
+    train_rows, rows = order[split:], order[:split][:config['val_images']]
     held_out = (data.images[rows], data.labels[rows]) if split else None
     return (data.images[train_rows], data.labels[train_rows]), held_out
 
 
-def _measure(trainee, held_out, context: TickContext) -> dict:
+def _measure(trainee, held_out, batch_gpu, context: TickContext) -> dict:
     if held_out is None:
         return {}
-    scores = trainee.measure(context.module, *held_out)
+    scores = trainee.measure(context.module, *held_out, batch_gpu)
     context.memory['scores'] = scores
     return scores
 

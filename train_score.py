@@ -17,7 +17,7 @@ from torch_utils.device import enough_memory, select_device, select_precision
 from training.augment import AugmentPipe
 from training.data import BatchLoader, ImageData
 from training.ema import Ema
-from training.loop import TrainRun, adam, share_of_batch, train
+from training.loop import NonFiniteLoss, TrainRun, adam, share_of_batch, train
 from training.score import Snapshots, learning_rate, score_step
 
 STARTED = time.monotonic()
@@ -49,9 +49,9 @@ def make_config(preset, data, cond, max_images, seed, precision, channels, block
         network['model_channels'] = channels
     if blocks is not None:
         network['num_blocks'] = blocks
-    return config | dict(preset=preset, data=data.name, images=len(data), cond=cond, seed=seed, precision=precision,
-                         max_images=max_images, resolution=data.resolution, img_channels=data.channels,
-                         classes=data.num_classes if cond else 0)
+    return config | dict(preset=preset, data=data.name, images=len(data), data_sha256=data.digest(), cond=cond,
+                         seed=seed, precision=precision, max_images=max_images, resolution=data.resolution,
+                         img_channels=data.channels, classes=data.num_classes)
 
 
 def make_network(config, device, dtype):
@@ -71,8 +71,7 @@ def make_run(config, data, outdir, device, dtype, options):
     metadata = {name: config[name] for name in ('preset', 'data', 'images', 'kimg', 'batch', 'seed')}
     return TrainRun(
         outdir=outdir, config=config, module=net, seed=config['seed'],
-        batches=BatchLoader(data.images, data.labels if config['cond'] else None,
-                            config['batch'], config['seed'], device),
+        batches=BatchLoader(data.images, data.labels, config['batch'], config['seed'], device),
         step_loss=score_step(net, loss, config['xflip'], AugmentPipe(config['augment']) if config['augment'] else None),
         batch_size=config['batch'], batch_gpu=options['batch_gpu'], total_nimg=total,
         lr=learning_rate(config['lr'], config['rampup_kimg'] * 1000, total, config['decay']),
@@ -126,7 +125,8 @@ BY_PRESET = '[default: by preset]'
               type=click.Choice(['auto', 'fp32', 'tf32', 'bf16']), default='auto', show_default=True)
 @click.option('--compile',      help='Use torch.compile',
               type=click.Choice(['auto', 'on', 'off']), default='auto', show_default=True)
-@click.option('--batch_gpu',    help='Images per forward pass; less memory, same result  [default: the whole share]',
+@click.option('--batch_gpu',    help='Images per forward pass; less memory, and the same result but for rounding '
+              "and, with --dropout, its masks, which follow from how a batch is divided  [default: the whole share]",
               metavar='INT', type=POSITIVE)
 # Progress and files.
 @click.option('--max_minutes',  help='Stop in good order after so long; the same command resumes',
@@ -173,6 +173,8 @@ def main(outdir, data, preset, cond, max_images, device, precision, dry_run, **o
         images = ImageData(data, max_images=max_images)
         if cond and images.labels is None:
             raise ValueError(f'{data} has no labels; train without --cond, or add labels (see dataset_tool.py)')
+        if not cond:
+            images.labels = None
     hyper = {name: options.pop(name) for name in ('precond', 'channels', 'blocks', 'kimg', 'batch', 'lr', 'decay',
                                                   'ema_kimg', 'dropout', 'augment', 'xflip', 'seed')}
     config = make_config(preset, images, cond, max_images, precision=precision, **hyper)
@@ -184,8 +186,11 @@ def main(outdir, data, preset, cond, max_images, device, precision, dry_run, **o
         share_of_batch(config['batch'])
     with blame('--preset'):
         run = make_run(config, images, outdir, device, dtype, options)
-    with blame('--outdir'):
-        result = train(run)
+    try:
+        with blame('--outdir'):
+            result = train(run)
+    except NonFiniteLoss as error:
+        raise click.ClickException(f'--lr: {error}') from None
     dist.print0(f'{outdir}: {result.nimg / 1000:g} kimg, {result.reason}' +
                 ('' if result.complete else '; the same command resumes'))
     dist.shutdown()

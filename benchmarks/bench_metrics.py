@@ -66,9 +66,10 @@ def bench_trace(dim: int, rounds: int, reference: str | None) -> None:
                 path = str(Path(folder, 'moments.npz'))
                 np.savez(path, **moments)
                 published = stack.enter_context(Reference(find_checkouts(reference, NEEDED['frechet']), {}, 'cpu'))
+                published.run('read_moments', path=path)
 
-                def published_distance(published=published, path=path, sides=sides, traces=traces):
-                    traces[PUBLISHED] = (sides - published.run('frechet', path=path)['distance']) / 2
+                def published_distance(published=published, sides=sides, traces=traces):
+                    traces[PUBLISHED] = (sides - published.run('frechet')['distance']) / 2
                     return 1
                 jobs[PUBLISHED] = published_distance, 0
             else:

@@ -28,7 +28,7 @@ class Detector:
     """A feature network on a device: `detector(images)` with uint8 [N, C, H, W] gives float32 [N, feature_dim].
 
     name: what statistics remember it by; distance: what its Frechet distance may be called;
-    fingerprint: tells versions of a detector's weights apart, empty where there is only one.
+    fingerprint: tells versions of a detector's weights apart, empty where they are unknown.
     """
 
     name: str
@@ -66,10 +66,12 @@ def load_detector(name: str, device='cpu', dtype: torch.dtype = torch.float32, p
         net = prepare_(net, device, dtype)
         return Detector(name, 'FD-CIFAR10', net.feature_dim, device, lambda x: net(x, features=True), mark)
     if name == 'inception':
-        net = prepare_(load_inception(path), device, dtype)
-        return Detector(name, 'FID', net.feature_dim, device, net)
+        net = load_inception(path)
+        mark = fingerprint(net)
+        net = prepare_(net, device, dtype)
+        return Detector(name, 'FID', net.feature_dim, device, net, mark)
     if name == 'nvidia':
-        return Detector(name, 'FID', 2048, device, _load_nvidia(path, device, allow_code))
+        return Detector(name, 'FID', 2048, device, *_load_nvidia(path, device, allow_code))
     raise ValueError(f'{name!r} is not a detector; use {", ".join(DETECTORS)}')
 
 
@@ -86,7 +88,7 @@ def load_inception(path=None) -> InceptionV3:
         raise ValueError(f'{path.name} does not hold the Inception-v3 of pytorch-fid '
                          '(pt_inception-2015-12-05-6726825d.pth)')
     # Published before torch counted batches in each normalisation; the counters play no part in inference.
-    state = {key: torch.zeros([], dtype=torch.int64) for key in _counters(expected)} | state
+    state = state | {key: torch.zeros([], dtype=torch.int64) for key in _counters(expected)}
     try:
         net.load_state_dict(state, assign=True)
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -99,7 +101,7 @@ def _counters(state):
 
 
 def _load_nvidia(path, device, allow_code):
-    """NVIDIA's TorchScript detector as a function of uint8 images; it resizes and scales by itself."""
+    """NVIDIA's TorchScript detector as a function of uint8 images, which resizes and scales; its fingerprint."""
     if not allow_code:
         raise ValueError("NVIDIA's detector is a file that runs as a program; if you trust it, add --allow_code "
                          '(--detector=inception needs no such trust)')
@@ -115,7 +117,7 @@ def _load_nvidia(path, device, allow_code):
             net = torch.jit.load(str(path), map_location=device).eval()
     except RuntimeError as error:
         raise ValueError(f'{path.name} is not a TorchScript file ({str(error).splitlines()[0]})') from None
-    return lambda images: net(images, return_features=True)
+    return lambda images: net(images, return_features=True), hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 
 def prepare_(net: nn.Module, device, dtype: torch.dtype) -> nn.Module:

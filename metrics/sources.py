@@ -19,9 +19,11 @@ from dnnlib.files import resolve_path
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 GRID_NAME = re.compile(r'sample_\d+\.png')  # the pictures that generate.py puts beside its shards
+SEED_NAME = re.compile(r'\d+\.\w+')  # its PNG files
 ARRAYS = ('samples', 'arr_0', 'images')
 BLOCK = 256  # images decoded or inflated at a time
-DAMAGED = (zipfile.BadZipFile, EOFError, OSError, NotImplementedError)
+# What reading a damaged file raises, beside SyntaxError from PIL; RuntimeError: a member of a zip is encrypted.
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 
 
 def open_source(path) -> 'ImageSource':
@@ -65,10 +67,13 @@ class ImageSource:
         """The last part of the path, as the published script prints it."""
         return self.path.resolve().name
 
-    def require(self, count: int) -> None:
-        """Raises ValueError where there are fewer than `count` images: a distance over fewer is another one."""
-        if len(self) < count:
-            raise ValueError(f'{self.path} holds {len(self)} images, fewer than the {count} asked for; '
+    def choose(self, count: int, blocks: int = 1) -> None:
+        """Settle which images come first, before `blocks` times `count` of them are measured.
+
+        Raises ValueError where there are fewer: a distance over fewer is another one.
+        """
+        if len(self) < count * blocks:
+            raise ValueError(f'{self.path} holds {len(self)} images, fewer than the {count * blocks} asked for; '
                              'make more or lower --num_samples')
 
     def blocks(self, start: int, stop: int):
@@ -106,13 +111,26 @@ class FileSource(ImageSource):
     def __init__(self, path: Path):
         self.zipped = path.is_file()
         if self.zipped:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    names = archive.namelist()
+            except DAMAGED as error:
+                raise ValueError(f'{path} is not a complete zip file: {error}') from None
         else:
             names = [file.relative_to(path).as_posix() for file in path.rglob('*') if file.is_file()]
         self.names = sorted((name for name in names if name.lower().endswith(IMAGE_SUFFIXES)
                              and not GRID_NAME.fullmatch(name)), key=natural_key)
         super().__init__(path, len(self.names))
+
+    def choose(self, count, blocks=1):
+        """As for any source. Where not all are measured at once, their order becomes a random one, always the same.
+
+        Files often lie in order of their classes, so the first ones would be some classes. Files that are named by
+        seeds, as generate.py's, stay in the order of seeds.
+        """
+        super().choose(count, blocks)
+        if count < len(self) and not all(SEED_NAME.fullmatch(name) for name in self.names):
+            self.names = [self.names[i] for i in np.random.RandomState(0).permutation(len(self))]
 
     def blocks(self, start, stop):
         with contextlib.ExitStack() as stack:
@@ -123,6 +141,9 @@ class FileSource(ImageSource):
                 try:
                     blob = archive.read(name) if archive else (self.path / name).read_bytes()
                     with PIL.Image.open(io.BytesIO(blob)) as image:
+                        if image.mode.startswith(('I', 'F')):  # a conversion would cut off what is above 255
+                            raise ValueError(f'{name} in {self.path} has 16 or 32 bits per pixel (mode {image.mode}); '
+                                             'make it one of 8 bits')
                         return np.asarray(image.convert('RGB'))
                 except (*DAMAGED, SyntaxError) as error:  # PIL raises SyntaxError for a broken PNG
                     raise ValueError(f'{name} in {self.path} is not a readable image: {error}') from None
@@ -141,12 +162,13 @@ def _shard_header(shard):
         with zipfile.ZipFile(shard) as archive:
             members = {name.removesuffix('.npy') for name in archive.namelist()}
             array = next((name for name in ARRAYS if name in members), None)
-            if array is None:
-                raise ValueError(f'{shard} has no array {", ".join(ARRAYS)}; it holds {", ".join(sorted(members))}')
-            with archive.open(f'{array}.npy') as file:
-                shape, fortran, dtype = _npy_header(file)
-    except DAMAGED as error:
+            if array is not None:
+                with archive.open(f'{array}.npy') as file:
+                    shape, fortran, dtype = _npy_header(file)
+    except (*DAMAGED, ValueError) as error:
         raise ValueError(f'{shard} is not a complete npz file: {error}') from None
+    if array is None:
+        raise ValueError(f'{shard} has no array {", ".join(ARRAYS)}; it holds {", ".join(sorted(members))}')
     if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or fortran:
         raise ValueError(f'{shard}: {array} is {dtype} {list(shape)}, expected uint8 [N, H, W, 3]')
     return array, shape
@@ -171,7 +193,7 @@ def _read_rows(shard, array, shape, low, high):
                 count = min(BLOCK, high - first)
                 rows = np.frombuffer(file.read(count * row_bytes), dtype=np.uint8).reshape(count, *shape[1:])
                 yield np.repeat(rows, 3, axis=3) if shape[3] == 1 else rows
-    except (*DAMAGED, zlib.error, ValueError) as error:  # a short read fails to reshape
+    except (*DAMAGED, ValueError) as error:  # a short read fails to reshape
         raise ValueError(f'{shard} is damaged: {error}') from None
 
 

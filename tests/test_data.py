@@ -187,6 +187,91 @@ def no_zip(path):
     return path / 'x.zip'
 
 
+def damaged_member(path, member, save=np.savez_compressed):
+    """An npz whose `member` is damaged in its middle, beyond what its header is read with."""
+    samples = np.arange(600 * 24).view(np.uint8).reshape(600, 8, 8, 3)
+    save(path / 'x.npz', samples=samples, label=np.arange(600))
+    with zipfile.ZipFile(path / 'x.npz') as z:
+        info = z.getinfo(member)
+    blob = bytearray((path / 'x.npz').read_bytes())
+    middle = info.header_offset + 30 + len(member) + 20 + info.compress_size // 2  # 20: numpy's extra field
+    blob[middle:middle + 40] = b'\xff' * 40
+    (path / 'x.npz').write_bytes(blob)
+    return path / 'x.npz'
+
+
+def damaged_pixels(path):
+    return damaged_member(path, 'samples.npy')
+
+
+def damaged_labels(path):
+    return damaged_member(path, 'label.npy')
+
+
+def stored_labels(path):
+    return damaged_member(path, 'label.npy', np.savez)
+
+
+def no_array_header(path):
+    with zipfile.ZipFile(path / 'x.npz', 'w') as z:
+        z.writestr('arr_0.npy', b'no array at all')
+    return path / 'x.npz'
+
+
+def scalar_label(path):
+    np.savez(path / 'x.npz', samples=PIXELS, label=np.int64(3))
+    return path / 'x.npz'
+
+
+def encrypted(path, name='0.png'):
+    """The flag that says so is enough to be refused."""
+    with zipfile.ZipFile(path / 'x.zip', 'w') as z:
+        z.writestr('0.png', png(PIXELS[0]))
+        z.writestr('dataset.json', '{}')
+    blob = bytearray((path / 'x.zip').read_bytes())
+    entry = blob.rindex(name.encode())
+    blob[entry - 46 + 8] |= 1  # in the central directory
+    blob[blob.index(name.encode()) - 30 + 6] |= 1
+    (path / 'x.zip').write_bytes(blob)
+    return path / 'x.zip'
+
+
+def encrypted_labels(path):
+    return encrypted(path, 'dataset.json')
+
+
+def damaged_zip(path):
+    write_zip(path / 'x.zip', PIXELS)
+    blob = bytearray((path / 'x.zip').read_bytes())
+    start = blob.index(b'PK\x01\x02')
+    blob[start:start + 4] = bytes(4)
+    (path / 'x.zip').write_bytes(blob)
+    return path / 'x.zip'
+
+
+def labels_of_another_kind(path):
+    write_zip(path / 'x.zip', PIXELS[:1])
+    with zipfile.ZipFile(path / 'x.zip', 'a') as z:
+        z.writestr('dataset.json', '[1, 2]')
+    return path / 'x.zip'
+
+
+def cut_labels(path):
+    (path / 'a.png').write_bytes(png(PIXELS[0]))
+    (path / 'dataset.json').write_text('{"labels": [["a.png"')
+    return path
+
+
+def sixteen_bits(path):
+    PIL.Image.fromarray(np.full([8, 8], 300, np.uint16)).save(path / 'a.png')
+    return path
+
+
+def object_labels(path):
+    np.savez(path / 'x.npz', samples=PIXELS, label=np.array([dict()] * 12, dtype=object))
+    return path / 'x.npz'
+
+
 def objects(path):
     np.savez(path / 'x.npz', samples=np.array([dict()], dtype=object))
     return path / 'x.npz'
@@ -197,11 +282,29 @@ def objects(path):
     (no_array, r'no array.*mu'), (floats, 'float64.*expected uint8'), (short_labels, '12 images but 5 labels'),
     (odd_labels, 'class indices'), (mixed_shards, 'mixed image shapes'), (half_labelled, 'some shards only'),
     (truncated, 'not a complete'), (broken_image, 'a.png is not a readable image'), (no_zip, 'neither a folder nor'),
+    (damaged_pixels, 'x.npz is damaged'), (damaged_labels, 'x.npz is damaged'), (stored_labels, 'x.npz is damaged'),
+    (no_array_header, 'x.npz is not a complete'), (scalar_label, r'x.npz: `label` is int64 \[\]'),
+    (object_labels, 'x.npz is damaged'), (encrypted, '0.png is not a readable image.*encrypted'),
+    (encrypted_labels, 'x.zip: dataset.json does not hold labels.*encrypted'),
+    (damaged_zip, 'x.zip is not a complete'),
+    (labels_of_another_kind, 'x.zip: dataset.json does not hold labels'), (cut_labels, 'dataset.json does not hold'),
+    (sixteen_bits, 'a.png has 16 or 32 bits per pixel .*8 bits'),
     (objects, 'expected uint8'), (lambda path: path, 'no images'), (lambda path: path / 'absent', 'does not exist')])
 def test_bad_sources_give_one_line(tmp_path, make, message):
     with pytest.raises(ValueError, match=message) as caught:
         ImageData(make(tmp_path))
     assert '\n' not in str(caught.value)
+
+
+def test_digest_follows_images_and_labels(tmp_path):
+    digests = set()
+    for index, (pixels, kwargs) in enumerate([
+            (PIXELS, {}), (PIXELS[::-1], {}), (PIXELS[:11], {}), (PIXELS.reshape(3, 16, 16, 3), {}),
+            (PIXELS, dict(label=np.arange(12))), (PIXELS, dict(label=np.ones(12, int)))]):
+        np.savez(tmp_path / f'{index}.npz', samples=pixels, **kwargs)
+        digests.add(ImageData(tmp_path / f'{index}.npz').digest())
+    assert len(digests) == 6
+    assert ImageData(write_zip(tmp_path / 'set.zip', PIXELS)).digest() in digests  # however it is stored
 
 
 def test_expected_shapes(tmp_path):

@@ -1,5 +1,6 @@
 """dataset_tool.py: every output holds the images of its source, and reads back through the project."""
 
+import contextlib
 import json
 import zipfile
 
@@ -127,6 +128,27 @@ def test_cifar10_is_downloaded_once(place, monkeypatch):
     assert run('zip', '--source=cifar10-test', '--dest=t.zip').exit_code == 0
     assert calls == [(True, True), (False, True)]
     assert len(open_source('data/true_data.npz')) == 3
+
+
+def test_one_rank_downloads_before_the_others(place, monkeypatch):
+    """Images and weights: all ranks would write into the same files."""
+    inside, entered = [], []
+
+    @contextlib.contextmanager
+    def rank0_first():
+        entered.append(True)
+        yield
+        entered.pop()
+
+    monkeypatch.setattr(dataset_tool.dist, 'rank0_first', rank0_first)
+    save_feature_net('f.safetensors', FeatureNet(widths=(8, 12), blocks=(1, 1)))
+    for name in ('download_cifar10', 'load_detector'):
+        work = getattr(dataset_tool, name)
+        monkeypatch.setattr(dataset_tool, name, lambda *args, name=name, work=work, **kwargs: (
+            inside.append((name, bool(entered))), 'source.npz' if name == 'download_cifar10' else work(*args))[1])
+    result = run('stats', '--source=cifar10', '--dest=s.npz', '--detector_ckpt=f.safetensors')
+    assert result.exit_code == 0, result.output
+    assert sorted(inside) == [('download_cifar10', True), ('load_detector', True)]
 
 
 @pytest.mark.parametrize('args, parts', [

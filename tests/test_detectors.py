@@ -97,6 +97,20 @@ def test_inception_file_without_batch_counters(inception_net, tmp_path):
     assert (detector.name, detector.distance, detector.feature_dim) == ('inception', 'FID', 2048)
     torch.testing.assert_close(detector(u), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
+    # Other weights under the same name are told apart, in another order or with counters the same ones are not.
+    assert detector.fingerprint
+    torch.save({k: state[k] for k in sorted(state)} | {'Conv2d_1a_3x3.bn.num_batches_tracked': torch.tensor(7)},
+               tmp_path / 'same.pth')
+    torch.save(state | {'fc.bias': state['fc.bias'] + 1e-3}, tmp_path / 'other.pth')
+    same, other = (detectors.load_detector('inception', path=tmp_path / name) for name in ('same.pth', 'other.pth'))
+    assert same.fingerprint == detector.fingerprint != other.fingerprint
+    made = reference(2048, detector='inception', fingerprint=detector.fingerprint)
+    assert made.check(same) == ''
+    with pytest.raises(ValueError, match=f'inception {detector.fingerprint}, the weights at hand'):
+        made.check(other)
+    assert reference(2048, detector='inception').check(other) == ''  # of before there were fingerprints
+    assert 'not identical' in reference(2048).check(detector)  # published ones name nothing
+
 
 def test_foreign_inception_files(tmp_path):
     torch.save(dict(a=torch.zeros(1)), tmp_path / 'other.pth')
@@ -128,6 +142,7 @@ def test_nvidia_torchscript_file_runs(tmp_path):
     detector = detectors.load_detector('nvidia', path=tmp_path / 'detector.pt', allow_code=True)
     u = images()
     torch.testing.assert_close(detector(u), u.float().mean(dim=[2, 3]))
+    assert len(detector.fingerprint) == 8
     (tmp_path / 'text.pt').write_text('no network')
     with pytest.raises(ValueError, match='not a TorchScript file'):
         detectors.load_detector('nvidia', path=tmp_path / 'text.pt', allow_code=True)

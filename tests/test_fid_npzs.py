@@ -1,13 +1,16 @@
 """fid_npzs.py from the command line: published output, agreement with a direct computation, bad input."""
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import goldens
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
@@ -105,6 +108,40 @@ def test_statistics_of_the_images(place):
     assert (saved.detector, saved.count, saved.source, saved.features.shape) == ('cifar10', 60, 'run', (60, 12))
     again = run('--images=samples/run', '--num_samples=60', '--ref=mine.npz')
     assert abs(printed(again)) < 1e-6
+
+
+def test_image_files_in_order_of_class_are_not_taken_in_order(place):
+    """Half of a folder of two classes, the first dark, is half of each."""
+    for index in range(60):
+        Path('files').mkdir(exist_ok=True)
+        PIL.Image.new('RGB', (32, 32), (200 * (index // 30),) * 3).save(f'files/{"ab"[index // 30]}{index:02d}.png')
+    result = run('--images=files', '--num_samples=30', '--save_stats=part.npz')
+    assert result.exit_code == 0, result.output
+    detector = load_detector('cifar10')
+    dark, bright = (detector(torch.full([1, 3, 32, 32], value, dtype=torch.uint8))[0] for value in (0, 200))
+    mean, way = torch.from_numpy(load_reference('part.npz').mu).float(), bright - dark
+    share = (mean - dark) @ way / way.square().sum()
+    assert 0.25 < share < 0.75
+
+
+def test_one_rank_fetches_before_the_others(place, monkeypatch):
+    """Statistics and weights: all ranks would write into the same cache."""
+    inside, entered = [], []
+
+    @contextlib.contextmanager
+    def rank0_first():
+        entered.append(True)
+        yield
+        entered.pop()
+
+    monkeypatch.setattr(fid_npzs.dist, 'rank0_first', rank0_first)
+    for name in ('fetch', 'load_detector'):
+        work = getattr(fid_npzs, name)
+        monkeypatch.setattr(fid_npzs, name, lambda *args, name=name, work=work: (
+            inside.append((name, bool(entered))), work(*args))[1])
+    result = run('--images=samples/run', '--num_samples=20')
+    assert result.exit_code == 0, result.output
+    assert inside == [('fetch', True), ('load_detector', True)]
 
 
 def test_several_folders(place):

@@ -1,6 +1,7 @@
 """plot.py: pictures hold the samples pixel by pixel; one line for what cannot be drawn."""
 
 import json
+from pathlib import Path
 
 import goldens
 import numpy as np
@@ -98,6 +99,26 @@ def test_training(tmp_path):
     plot.plt.close(figure)
 
 
+def test_runs_of_the_same_name_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    level = dict(level=0, tests=10, acceptance=0.5, rejections=5)
+    cost = dict(median=9, q05=9, q95=9)
+    for folder in ('a/run', 'b/run', 'other'):
+        Path(folder).mkdir(parents=True)
+        Path(folder, 'stats.jsonl').write_text('{"nimg": 1000, "loss": 1.0}\n')
+        Path(folder, 'options.json').write_text(json.dumps(dict(seeds='0-9', report=dict(
+            levels=[level], images=10, nfe=cost, discriminator_calls=cost, timed_images=0, samples_at_cap=0))))
+    seen = {}
+    for name in ('training_curves', 'profile_curves'):
+        draw = getattr(plot, name)
+        monkeypatch.setattr(plot, name, lambda runs, *rest, name=name, draw=draw: (
+            seen.update({name: list(runs)}), draw(runs, *rest))[1])
+    for command in ('training', 'profile'):
+        result = run(command, 'a/run', 'b/run', 'other', '--out=a.png')
+        assert result.exit_code == 0, result.output
+        assert seen[f'{command}_curves'] == ['a/run', 'b/run', 'other']
+
+
 @pytest.mark.parametrize('args, part', [
     (['grid', 'nowhere', '--out=a.png'], 'FOLDERS: nowhere does not exist'),
     (['grid', FID / 'png', '--out=a.png', '--titles=a,b'], '--titles: 2 titles for 1 folders'),
@@ -106,6 +127,7 @@ def test_training(tmp_path):
     (['curve', 'text.json', '--x=a', '--out=a.png'], 'FILES: text.json was not written by fid_npzs.py'),
     (['curve', 'good.json', 'other.json', '--x=weight_1st', '--out=a.png'], 'different metrics'),
     (['curve', 'good.json', '--x=nothing', '--out=a.png'], '--x: run1.0 has no option nothing'),
+    (['curve', 'good.json', '--x=guidance', '--out=a.png'], '--x: guidance of run1.0 is not a number; it has time_max'),
     (['curve', 'good.json', '--values=1,2,3', '--out=a.png'], '--values: 3 values for 2 results'),
     (['curve', 'good.json', '--out=a.png'], 'either --x or --values'),
     (['curve', 'good.json', '--x=weight_1st', '--lines=a', '--out=a.png'], '--lines: give one name for each of the 2'),

@@ -64,9 +64,11 @@ def test_any_part_of_a_source(shard_images):
 def test_names_and_counts():
     source = open_source(f'{FID}/samples_cond/')
     assert source.name == 'samples_cond' and len(source) == 8
-    source.require(8)
-    with pytest.raises(ValueError, match='8 images, fewer than the 9'):
-        source.require(9)
+    source.choose(8)
+    source.choose(4, blocks=2)
+    for count, blocks in ((9, 1), (3, 3)):
+        with pytest.raises(ValueError, match='8 images, fewer than the 9'):
+            source.choose(count, blocks)
     names = ['samples_20044.npz', 'samples_731.npz', 'samples_00000009.npz']
     assert sorted(names, key=natural_key) == ['samples_00000009.npz', 'samples_731.npz', 'samples_20044.npz']
 
@@ -79,6 +81,46 @@ def test_grey_images_get_three_channels(tmp_path):
     np.testing.assert_array_equal(images_of(tmp_path)[0], np.repeat(grey[0], 3, axis=2))
 
 
+def classes(folder, names):
+    """Image files of which the k-th has brightness k."""
+    for index, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.new('RGB', (4, 4), (index, 0, 0)).save(folder / name)
+    return folder
+
+
+def chosen(path, count, blocks=1, stop=None):
+    source = open_source(path)
+    source.choose(count, blocks)
+    return [int(batch[0, 0, 0, 0]) for batch in source.batches(0, stop or count * blocks, 1)]
+
+
+def test_fewer_files_than_there_are_come_from_all_classes(tmp_path):
+    """Three classes of ten files, one after the other."""
+    folder = classes(tmp_path, [f'{name}/{index}.png' for name in ('ant', 'bee', 'cat') for index in range(10)])
+    part = chosen(folder, 15)
+    assert part == chosen(folder, 15) and len(set(part)) == 15
+    assert {number // 10 for number in part} == {0, 1, 2}
+    blocks = chosen(folder, 10, blocks=3)
+    assert sorted(blocks) == list(range(30)) and len({number // 10 for number in blocks[:10]}) == 3
+    assert blocks[:15] == part  # the order does not depend on how many are measured
+    assert chosen(folder, 30) == list(range(30))  # all at once: as before
+
+
+def test_seeds_and_shards_keep_their_order(tmp_path):
+    folder = classes(tmp_path / 'png', [f'{seed:06d}.png' for seed in range(20)])
+    assert chosen(folder, 5) == list(range(5)) and chosen(folder, 5, blocks=2) == list(range(10))
+    np.savez(tmp_path / 'samples_0.npz', samples=np.arange(20, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3))
+    assert chosen(tmp_path / 'samples_0.npz', 5) == list(range(5))
+
+
+def test_more_than_eight_bits_are_refused(tmp_path):
+    """A conversion would take 300 as 255."""
+    PIL.Image.fromarray(np.full([4, 4], 300, np.uint16)).save(tmp_path / 'deep.png')
+    with pytest.raises(ValueError, match='deep.png in .* has 16 or 32 bits per pixel'):
+        images_of(tmp_path)
+
+
 def test_bad_places(tmp_path):
     with pytest.raises(FileNotFoundError, match='does not exist'):
         open_source(tmp_path / 'nothing')
@@ -88,6 +130,16 @@ def test_bad_places(tmp_path):
     (tmp_path / 'text.zip').write_text('not a zip')
     with pytest.raises(ValueError, match='neither'):
         open_source(tmp_path / 'text.zip')
+    with zipfile.ZipFile(tmp_path / 'cut.zip', 'w') as archive:
+        archive.writestr('0.png', b'')
+    blob = (tmp_path / 'cut.zip').read_bytes()
+    (tmp_path / 'cut.zip').write_bytes(blob.replace(b'PK\x01\x02', bytes(4)))
+    with pytest.raises(ValueError, match='cut.zip is not a complete zip'):
+        open_source(tmp_path / 'cut.zip')
+    with zipfile.ZipFile(tmp_path / 'magic.npz', 'w') as archive:
+        archive.writestr('samples.npy', b'no array at all')
+    with pytest.raises(ValueError, match='magic.npz is not a complete npz'):
+        open_source(tmp_path / 'magic.npz')
     (tmp_path / 'text.npz').write_text('not a zip')
     with pytest.raises(ValueError, match='not a complete npz'):
         open_source(tmp_path / 'text.npz')

@@ -81,11 +81,31 @@ def test_accuracy_falls_with_noise(tmp_path):
     train(TrainRun(outdir=tmp_path, config={}, module=net, step_loss=lib.NoisyClassifierLoss(net, VPSDE()),
                    batches=BatchLoader(images, labels, 100, 0, 'cpu'), batch_size=100, total_nimg=10_000,
                    lr=lambda nimg: 0.03))
-    shares = lib.accuracy_by_noise(net, images, labels, VPSDE(), 'cpu', batch_size=256)
-    assert shares == lib.accuracy_by_noise(net, images, labels, VPSDE(), 'cpu', batch_size=256)
+    shares = lib.accuracy_by_noise(net, images, labels, VPSDE(), 'cpu')
+    assert shares == lib.accuracy_by_noise(net, images, labels, VPSDE(), 'cpu')
     assert list(shares) == list(lib.SIGMA_LEVELS)
     assert shares[0.0] == 1 and shares[0.3] > 0.95 and shares[10.0] < 0.5
-    assert lib.accuracy(lambda x: x.mean(dim=[2, 3]), images, labels, 'cpu', batch_size=256) == 1
+    assert lib.accuracy(lambda x: x.mean(dim=[2, 3]), images, labels, 'cpu') == 1
+
+
+def test_held_out_images_go_through_the_network_a_few_at_a_time():
+    """With the same noise: --batch_gpu changes how many, not what."""
+    images, labels = torch.randint(0, 256, [620, 3, 4, 4], dtype=torch.uint8), torch.arange(620) % 3
+    seen = {}
+
+    def net(x, t):
+        seen.setdefault(size, []).append(x)
+        return x.mean(dim=[2, 3])
+
+    shares = {}
+    for size in (None, 130, 10_000):
+        shares[size] = lib.accuracy_by_noise(net, images, labels, VPSDE(), 'cpu', batch_gpu=size)
+        assert lib.accuracy(lambda x: net(x, None), images, labels, 'cpu', batch_gpu=size) < 1
+    assert [len(x) for x in seen[None][:2]] == [500, 120]
+    assert [len(x) for x in seen[130][:5]] == [130, 130, 130, 110, 120]
+    for size in (130, 10_000):
+        assert shares[size] == shares[None]
+        assert torch.equal(torch.cat(seen[size]), torch.cat(seen[None]))
 
 
 # ---------------------------------------------------------------------------
@@ -160,6 +180,49 @@ def test_feature_network_learns_and_loads(room):
     net = load_feature_net(room / 'features' / 'features.safetensors')
     assert net.num_classes == 3 and net.img_resolution == 8
     assert net(torch.zeros(2, 3, 8, 8), features=True).shape == (2, net.feature_dim)
+
+
+def test_part_of_the_test_data_has_all_classes(room, monkeypatch):
+    """Where images are sorted by class, the first ones are one class."""
+    np.savez(room / 'sorted.npz', samples=np.zeros([90, 8, 8, 3], np.uint8), label=np.arange(90) // 30)
+    seen = []
+    monkeypatch.setattr(script, '_measure', lambda trainee, held_out, *rest: seen.append(held_out[1]) or {})
+    result = run(room, 'part', '--depth=1', f'--test_data={room / "sorted.npz"}', '--val_images=12', '--kimg=0.008')
+    assert result.exit_code == 0, result.output
+    assert len(seen[0]) == 12 and set(seen[0].tolist()) == {0, 1, 2}
+
+
+def test_other_images_are_another_run(room, tmp_path):
+    """A moved file is the same run, whatever its folder; other pixels or labels are not."""
+    for folder in ('moved', 'changed', 'relabelled'):
+        (tmp_path / folder).mkdir()
+    with np.load(room / 'rgb.npz', allow_pickle=False) as file:
+        images, labels = file['samples'], file['label']
+    np.savez(tmp_path / 'moved' / 'rgb.npz', samples=images, label=labels)
+    np.savez(tmp_path / 'changed' / 'rgb.npz', samples=images ^ 1, label=labels)
+    np.savez(tmp_path / 'relabelled' / 'rgb.npz', samples=images, label=2 - labels)
+    options = ['--depth=1', '--kimg=0.008']
+    assert run(room, tmp_path / 'run', *options).exit_code == 0
+    result = run(room, tmp_path / 'run', *options, data=tmp_path / 'moved' / 'rgb.npz')
+    assert result.exit_code == 0 and 'nothing to do' in result.output, result.output
+    for folder in ('changed', 'relabelled'):
+        result = run(room, tmp_path / 'run', *options, data=tmp_path / folder / 'rgb.npz')
+        assert result.exit_code == 1 and 'other options: data_sha256' in result.output, result.output
+    result = run(room, tmp_path / 'run', *options, f'--test_data={room / "rgb.npz"}', '--val_fraction=0.2')
+    assert result.exit_code == 1 and 'test_sha256' in result.output, result.output
+
+
+def test_a_rate_too_large_is_one_line(room):
+    result = run(room, 'huge', '--preset=cifar10-features', '--lr=1e30', '--shift=0')
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
+    assert 'Error: --lr: the loss is not a finite number' in result.output
+
+
+def test_a_batch_that_three_processes_cannot_share(room, monkeypatch):
+    monkeypatch.setattr(script.dist, 'get_world_size', lambda: 3)
+    result = run(room, 'never')
+    assert result.exit_code == 1 and 'Error: --batch_size: 8 images cannot be divided among 3' in result.output
+    assert not (room / 'never').exists()
 
 
 def test_presets_and_dry_run(room):

@@ -142,6 +142,10 @@ def test_discriminator_learns_where_the_noise_lets_it(tmp_path):
     arrays = lib.held_out_logits(loss, held_out, 128, 0, 'cpu')
     again = lib.held_out_logits(loss, held_out, 128, 0, 'cpu')
     assert all(np.array_equal(a, b) for a, b in zip(arrays, again, strict=True))
+    seen = []
+    loss.features = lambda x, t: seen.append(len(x)) or x
+    parts = lib.held_out_logits(loss, held_out, 128, 0, 'cpu', batch_gpu=50)  # the same noise, in smaller parts
+    assert seen[:4] == [50, 50, 28, 50] and np.allclose(parts[0], arrays[0], rtol=0, atol=1e-6)
     scores = lib.held_out_scores(*arrays)
     levels = {level['sigma_from']: level for level in scores['levels']}
     assert len(levels) == 10 and sum(level['count'] for level in levels.values()) == 800
@@ -226,6 +230,45 @@ def test_script_writes_what_dg_reads_and_resumes_bitwise(room):
     assert run(room, 'parts', '--cond=1', '--val_fraction=0.25', datadir='real_label.npz').exit_code == 0  # complete
 
 
+def test_other_files_are_another_run(room, tmp_path):
+    """Moved files are the same run; other images or another classifier under the old names are not."""
+    def copied(name, **arrays):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **arrays)
+        return path
+
+    real = texture(48, False, 0)
+    for shard in range(2):
+        copied(f'gen/samples_{shard * 24:08d}.npz', samples=texture(24, True, 1 + shard))
+        copied(f'other/samples_{shard * 24:08d}.npz', samples=texture(24, True, 7 + shard))
+    other = goldens.recipe_(create_classifier(16, 64, 1, '', out_channels=10), seed=3)
+    torch.save(other.state_dict(), tmp_path / 'classifier.pt')
+    (tmp_path / 'moved.pt').write_bytes((room / 'classifier.pt').read_bytes())
+    assert run(room, tmp_path / 'run', '--epoch=1').exit_code == 0
+    result = run(room, tmp_path / 'run', '--epoch=1', gendir=tmp_path / 'gen', ckpt=tmp_path / 'moved.pt',
+                 datadir=copied('true.npz', arr_0=real))
+    assert result.exit_code == 0 and 'nothing to do' in result.output, result.output
+    for name, kwargs in dict(generated_sha256=dict(gendir=tmp_path / 'other'),
+                             real_sha256=dict(datadir=copied('changed/real.npz', arr_0=real ^ 1)),
+                             classifier_sha256=dict(ckpt=tmp_path / 'classifier.pt')).items():
+        result = run(room, tmp_path / 'run', '--epoch=1', **kwargs)
+        assert result.exit_code == 1 and f'--savedir: {tmp_path}/run holds a run with other options: {name} (' in \
+            result.output, result.output
+
+
+def test_a_rate_too_large_is_one_line(room):
+    result = run(room, 'huge', '--lr=1e30', '--val_fraction=0')
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
+    assert 'Error: --lr: the loss is not a finite number' in result.output
+
+
+def test_a_batch_that_three_processes_cannot_share(room, monkeypatch):
+    monkeypatch.setattr(script.dist, 'get_world_size', lambda: 3)
+    result = run(room, 'never')
+    assert result.exit_code == 1 and 'Error: --batch_size: 16 images cannot be divided among 3' in result.output
+
+
 def test_script_without_held_out_images_and_with_dgs_cache(room):
     cache = room / 'dg_gen'
     cache.mkdir()
@@ -261,6 +304,7 @@ def test_published_defaults():
     ('--datadir', dict(datadir='foreign.npz'), []),
     ('--datadir', dict(datadir='real.npz'), ['--cond=1']),
     ('--datadir', dict(datadir='small.npz'), []),
+    ('--datadir', dict(datadir='grey.npz'), []),
     ('--pretrained_classifier_ckpt', dict(ckpt='nowhere.pt'), []),
     ('--pretrained_classifier_ckpt', dict(ckpt='real.npz'), []),
     ('--pretrained_classifier_ckpt', dict(), ['--img_resolution=32']),
@@ -272,6 +316,7 @@ def test_published_defaults():
 def test_bad_input_is_one_line_that_names_the_option(room, option, kwargs, options):
     np.savez(room / 'foreign.npz', unexpected=np.zeros(3))
     np.savez(room / 'small.npz', arr_0=np.zeros([8, 8, 8, 3], dtype=np.uint8))
+    np.savez(room / 'grey.npz', arr_0=np.zeros([48, 16, 16, 1], dtype=np.uint8))
     result = run(room, 'never', *options, **kwargs)
     assert result.exit_code in (1, 2)
     assert isinstance(result.exception, SystemExit), result.exception

@@ -51,6 +51,9 @@ def test_train_and_resume(tmp_path, data):
 
     other = call(*arguments, '--lr=0.5')
     assert other.exit_code == 1 and 'other options: lr (0.001 there, 0.5 here)' in other.output
+    np.savez(tmp_path / 'data.npz', samples=IMAGES ^ 1, label=np.arange(40) % 4)
+    other = call(*arguments)
+    assert other.exit_code == 1 and 'other options: data_sha256' in other.output
 
 
 def test_snapshots_are_pruned(tmp_path, data):
@@ -95,6 +98,18 @@ def test_mistakes_end_in_one_line(tmp_path, data, arguments, message):
     result = call(f'--outdir={tmp_path / "run"}', data, *TINY, *arguments)
     assert result.exit_code in (1, 2) and message in result.output and 'Traceback' not in result.output
     assert not (tmp_path / 'run').exists()
+
+
+def test_labels_that_are_not_used_do_not_matter(tmp_path, data):
+    arguments = [f'--outdir={tmp_path / "run"}', data, *TINY]
+    assert call(*arguments).exit_code == 0
+    np.savez(tmp_path / 'data.npz', samples=IMAGES)
+    assert 'nothing to do' in call(*arguments).output
+
+
+def test_a_rate_too_large_is_one_line(tmp_path, data):
+    result = call(f'--outdir={tmp_path / "run"}', data, *TINY, '--lr=1e30')
+    assert result.exit_code == 1 and 'Error: --lr: the loss is not a finite number' in result.output
 
 
 def test_labels_are_needed_for_cond(tmp_path):

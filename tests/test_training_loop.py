@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from tiny_run import TinyNet, tiny_run
 
 from torch_utils.checkpoint import load_state
 from torch_utils.stats import JsonLines
+from training import loop
 from training.data import BatchLoader
 from training.ema import Ema
 from training.folder import STATE_FILE
-from training.loop import TrainRun, adam, train
+from training.loop import NonFiniteLoss, Trainer, TrainRun, adam, train
 from training.randomness import BatchRandom
 
 TIMES = ('timestamp', 'elapsed_sec', 'img_per_sec')
@@ -174,10 +176,56 @@ def test_nan_is_never_saved(tmp_path):
         return loss * (float('nan') if 3 in labels else 1), stats
 
     run.step_loss = poisoned
-    with pytest.raises(ValueError, match='not a finite number.*--lr'):
+    with pytest.raises(NonFiniteLoss, match='not a finite number'):
         train(run)
     if (tmp_path / STATE_FILE).exists():
         assert all(t.isfinite().all() for t in load_state(tmp_path / STATE_FILE)['module'].values())
+
+
+def test_no_snapshot_of_a_network_after_nan(tmp_path):
+    """Snapshots fall between ticks: the step at 100 images is poisoned, the next tick is at 400."""
+    seen = []
+    run = tiny_run(tmp_path, tick_nimg=400, snap_nimg=40, on_snapshot=lambda module, nimg: seen.append(nimg))
+    step_loss, steps = run.step_loss, []
+
+    def poisoned(*args):
+        steps.append(1)
+        loss, stats = step_loss(*args)
+        return loss * (float('nan') if len(steps) == 5 else 1), stats
+
+    run.step_loss = poisoned
+    with pytest.raises(NonFiniteLoss):
+        train(run)
+    assert seen == [40, 80]
+
+
+def test_overflow_of_a_gradient_does_not_reach_the_weights(tmp_path):
+    run = tiny_run(tmp_path)
+    weight = run.module.layers[0].weight
+    weight.register_hook(lambda gradient: gradient * float('nan'))
+    run.module.layers[3].weight.register_hook(lambda gradient: gradient * float('inf'))
+    before = weight.detach().clone()
+    assert train(run).reason == 'finished'
+    assert torch.equal(weight, before)  # Adam of gradients of 0
+    assert all(p.isfinite().all() for p in run.module.parameters())
+
+
+def test_ranks_agree_every_two_seconds(tmp_path, monkeypatch):
+    """The next poll follows from the rate since the last one, also right after a tick."""
+    trainer, clock = Trainer(tiny_run(tmp_path), 10), [100.0]
+    monkeypatch.setattr(loop.dist, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(loop, 'time', SimpleNamespace(monotonic=lambda: clock[0]))
+    trainer.step, trainer.last_poll, trainer.last_poll_step = 8, 96.0, 0  # 2 steps a second
+    trainer.tick_start, trainer.tick_start_nimg = 100.0, trainer.nimg  # a tick has just ended
+    polls = []
+    for step_sec in (0.5, 0.5, 0.01, 5.0):
+        trainer.poll(SimpleNamespace(caught=False))
+        polls.append(trainer.next_poll - trainer.step)
+        clock[0] += step_sec * polls[-1]
+        trainer.step = trainer.next_poll
+    assert polls == [4, 4, 4, 64]
+    trainer.poll(SimpleNamespace(caught=False))
+    assert trainer.next_poll == trainer.step + 1
 
 
 def test_hooks(tmp_path):

@@ -13,6 +13,7 @@ from training.discriminator import perturb
 
 # Noise levels sigma = std / mean at which held-out accuracy is reported; 0 is the clean image.
 SIGMA_LEVELS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+MEASURED_BATCH = 500  # held-out images that share a draw of noise
 
 
 def augment(images: torch.Tensor, rng, xflip: bool = True, shift: int = 0) -> torch.Tensor:
@@ -71,37 +72,46 @@ class CleanClassifierLoss:
         return loss, dict(accuracy=(logits.argmax(1) == labels).float())
 
 
-def _share_right(predict: Callable, images, labels, batch_size: int, device) -> float:
-    """The share of uint8 `images` whose largest logit is at `labels`; the ranks share the work."""
+def _share_right(net: Callable, inputs: Callable, images, labels, batch_gpu: int | None, device) -> float:
+    """The share of uint8 `images` whose largest logit is at `labels`; the ranks share the work.
+
+    `inputs(number, x)` turns the images of a batch into what `net` is called with, `batch_gpu` (None: all) at a time.
+    """
     right = torch.zeros([], dtype=torch.float64, device=device)
-    starts = range(0, len(images), batch_size)
+    starts = range(0, len(images), MEASURED_BATCH)
+    size = min(batch_gpu or MEASURED_BATCH, MEASURED_BATCH)
     for number in range(dist.get_rank(), len(starts), dist.get_world_size()):
-        part = slice(starts[number], starts[number] + batch_size)
-        logits = predict(number, from_uint8(images[part].to(device)))
+        part = slice(starts[number], starts[number] + MEASURED_BATCH)
+        batch = inputs(number, from_uint8(images[part].to(device)))
+        logits = torch.cat([net(*rows) for rows in zip(*(tensor.split(size) for tensor in batch), strict=True)])
         right += (logits.argmax(1) == labels[part].to(device)).sum()
     return float(dist.all_reduce_(right)) / len(images)
 
 
 @torch.no_grad()
-def accuracy(net: Callable, images: torch.Tensor, labels: torch.Tensor, device, batch_size: int = 500) -> float:
-    """Share of clean uint8 images [N, C, H, W] that `net(images)` names rightly."""
-    return _share_right(lambda _, x: net(x), images, labels, batch_size, device)
+def accuracy(net: Callable, images: torch.Tensor, labels: torch.Tensor, device, batch_gpu: int | None = None) -> float:
+    """Share of clean uint8 images [N, C, H, W] that `net(images)` names rightly; at most `batch_gpu` at a time."""
+    return _share_right(net, lambda _, x: [x], images, labels, batch_gpu, device)
 
 
 @torch.no_grad()
 def accuracy_by_noise(net: Callable, images: torch.Tensor, labels: torch.Tensor, sde: VPSDE, device,
-                      time_map: Callable | None = None, batch_size: int = 500, seed: int = 0) -> dict[float, float]:
-    """Accuracy of `net(x_t, time)` on uint8 images at each of SIGMA_LEVELS, with the same noise in each call."""
+                      time_map: Callable | None = None, batch_gpu: int | None = None,
+                      seed: int = 0) -> dict[float, float]:
+    """Accuracy of `net(x_t, time)` on uint8 images at each of SIGMA_LEVELS, with the same noise in each call.
+
+    At most `batch_gpu` images go through the network at a time, with the same noise.
+    """
     time_map = time_map or (lambda t: t)
     result = {}
     for level, sigma in enumerate(SIGMA_LEVELS):
         tau = sde.tau(torch.tensor(sigma, dtype=torch.float64)).float().to(device)
 
-        def predict(number, x, level=level, tau=tau):
+        def noisy(number, x, level=level, tau=tau):
             generator = step_generator(seed, 17, level, number, device=device)
             noise = torch.randn(x.shape, generator=generator, device=device)
             t = tau.expand(len(x))
-            return net(perturb(x, t, noise, sde), time_map(t))
+            return perturb(x, t, noise, sde), time_map(t)
 
-        result[sigma] = _share_right(predict, images, labels, batch_size, device)
+        result[sigma] = _share_right(net, noisy, images, labels, batch_gpu, device)
     return result

@@ -3,10 +3,12 @@
 import concurrent.futures
 import contextlib
 import functools
+import hashlib
 import io
 import json
 import os
 import zipfile
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -19,6 +21,8 @@ from torch_utils.progress import progress
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 LABEL_FILE = 'dataset.json'
 ON_DEVICE_BYTES = 2 << 30  # data sets below this size are kept on the GPU as a whole
+# What reading a damaged file raises, beside SyntaxError from PIL; RuntimeError: a member of a zip is encrypted.
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 _DECODE_CHUNK = 256
 _STREAM_ROWS = 1024
 
@@ -40,7 +44,8 @@ class ImageData:
         max_images: use at most so many images, a subset fixed by this number alone.
         resolution, channels: what the images must have; None accepts anything square.
 
-    Raises ValueError with one line for an empty source, mixed sizes, missing arrays or incomplete labels.
+    Raises ValueError with one line for an empty source, a damaged file, more than 8 bits per channel, mixed sizes,
+    missing arrays or incomplete labels.
     """
 
     def __init__(self, path, max_images=None, resolution=None, channels=None, num_workers=None, quiet=False):
@@ -53,6 +58,14 @@ class ImageData:
 
     def __len__(self):
         return len(self.images)
+
+    def digest(self) -> str:
+        """The beginning of the SHA-256 of images and labels: tells whether a run goes on with the same data."""
+        found = hashlib.sha256(str(list(self.images.shape)).encode())
+        for tensor in (self.images, self.labels):
+            if tensor is not None:
+                found.update(tensor.flatten().numpy())
+        return found.hexdigest()[:16]
 
     @property
     def channels(self):
@@ -79,7 +92,11 @@ def _read(path, max_images, num_workers, quiet):
         return _read_npz([path], max_images, quiet)
     if not zipfile.is_zipfile(path):
         raise ValueError(f'{path} is neither a folder nor a complete .zip or .npz file')
-    with _Zip(path) as source:
+    try:
+        source = _Zip(path)
+    except DAMAGED as error:
+        raise ValueError(f'{path} is not a complete .zip file: {error}') from None
+    with source:
         return _read_files(source, path, max_images, num_workers, quiet)
 
 
@@ -142,34 +159,39 @@ def _read_files(source, path, max_images, num_workers, quiet):
 
 
 def _json_labels(source, path, names):
-    pairs = json.loads(source.read(LABEL_FILE)).get('labels')
-    if pairs is None:
+    try:
+        pairs = json.loads(source.read(LABEL_FILE)).get('labels')
+        table = None if pairs is None else dict(pairs)
+    except (*DAMAGED, ValueError, TypeError, AttributeError) as error:  # the last three: JSON of another kind
+        raise ValueError(f'{path}: {LABEL_FILE} does not hold labels: {error}') from None
+    if table is None:
         return None
-    table = dict(pairs)
     missing = [name for name in names if name not in table]
     if missing:
         raise ValueError(f'{path}: {LABEL_FILE} has no label for {len(missing)} images, first {missing[0]}')
     return _class_indices(np.array([table[name] for name in names]), f'{path}: {LABEL_FILE}')
 
 
-def _decode(blob, name):
+def _decode(read, name):
     try:
-        with PIL.Image.open(io.BytesIO(blob)) as image:
+        with PIL.Image.open(io.BytesIO(read(name))) as image:
+            if image.mode.startswith(('I', 'F')):  # a conversion would cut off what is above 255
+                raise ValueError(f'{name} has 16 or 32 bits per pixel (mode {image.mode}); make it one of 8 bits')
             pixels = np.asarray(image if image.mode in ('L', 'RGB', 'RGBA') else image.convert('RGB'))
-    except (OSError, SyntaxError) as error:
+    except (*DAMAGED, SyntaxError) as error:
         raise ValueError(f'{name} is not a readable image: {error}') from None
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)  # [C, H, W]
 
 
 def _decode_all(read, names, num_workers, quiet):
     """Decode into one preallocated array: [N, C, H, W] uint8."""
-    shape = _decode(read(names[0]), names[0]).shape
+    shape = _decode(read, names[0]).shape
     images = np.empty([len(names), *shape], dtype=np.uint8)
 
     def work(begin):
         chunk = names[begin:begin + _DECODE_CHUNK]
         for i, name in enumerate(chunk, begin):
-            pixels = _decode(read(name), name)
+            pixels = _decode(read, name)
             if pixels.shape != shape:
                 raise ValueError(f'mixed image shapes: {names[0]} is {list(shape)}, {name} is {list(pixels.shape)}')
             images[i] = pixels
@@ -231,12 +253,13 @@ def _npz_header(path):
         with zipfile.ZipFile(path) as z:
             members = {name[:-4] for name in z.namelist() if name.endswith('.npy')}
             array = next((name for name in ('samples', 'arr_0', 'images') if name in members), None)
-            if array is None:
-                raise ValueError(f'{path} has no array `arr_0`, `samples` or `images`, only {sorted(members)}')
-            with z.open(array + '.npy') as f:
-                shape, fortran, dtype = _npy_header(f)
-    except (zipfile.BadZipFile, OSError) as error:
+            if array is not None:
+                with z.open(array + '.npy') as f:
+                    shape, fortran, dtype = _npy_header(f)
+    except (*DAMAGED, ValueError) as error:
         raise ValueError(f'{path} is not a complete .npz file: {error}') from None
+    if array is None:
+        raise ValueError(f'{path} has no array `arr_0`, `samples` or `images`, only {sorted(members)}')
     if dtype != np.uint8 or len(shape) != 4 or fortran or shape[3] not in (1, 3, 4):
         raise ValueError(f'{path}: `{array}` is {dtype} {list(shape)}, expected uint8 [N, H, W, C]')
     label = next((name for name in ('label', 'labels') if name in members), None)
@@ -251,26 +274,27 @@ def _npy_header(f):
 
 def _stream_rows(path, array):
     """Yield [<=1024, H, W, C] blocks of one array."""
-    with zipfile.ZipFile(path) as z, z.open(array + '.npy') as f:
-        shape, _, _ = _npy_header(f)
-        row_bytes = int(np.prod(shape[1:]))
-        for begin in range(0, shape[0], _STREAM_ROWS):
-            count = min(_STREAM_ROWS, shape[0] - begin)
-            try:
-                block = f.read(count * row_bytes)
-            except (zipfile.BadZipFile, OSError) as error:
-                raise ValueError(f'{path} is damaged: {error}') from None
-            if len(block) != count * row_bytes:
-                raise ValueError(f'{path} is truncated')
-            yield np.frombuffer(block, dtype=np.uint8).reshape(count, *shape[1:])
+    try:
+        with zipfile.ZipFile(path) as z, z.open(array + '.npy') as f:
+            shape, _, _ = _npy_header(f)
+            row_bytes = int(np.prod(shape[1:]))
+            for begin in range(0, shape[0], _STREAM_ROWS):
+                count = min(_STREAM_ROWS, shape[0] - begin)
+                yield np.frombuffer(f.read(count * row_bytes), dtype=np.uint8).reshape(count, *shape[1:])
+    except (*DAMAGED, ValueError) as error:  # a short read fails to reshape
+        raise ValueError(f'{path} is damaged: {error}') from None
 
 
 def _npz_labels(path, header):
-    with np.load(path, allow_pickle=False) as archive:
-        labels = archive[header['label']]
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            labels = archive[header['label']]
+    except (*DAMAGED, ValueError) as error:
+        raise ValueError(f'{path} is damaged: {error}') from None
+    labels = _class_indices(labels, f'{path}: `{header["label"]}`')
     if len(labels) != header['shape'][0]:
         raise ValueError(f'{path}: {header["shape"][0]} images but {len(labels)} labels')
-    return _class_indices(labels, f'{path}: `{header["label"]}`')
+    return labels
 
 
 def _class_indices(labels, name):

@@ -139,13 +139,15 @@ def calibration_error(probability: np.ndarray, positive: np.ndarray, bins: int =
 
 
 @torch.no_grad()
-def held_out_logits(loss: DiscriminatorLoss, held_out: Pairs, batch_size: int, seed: int, device):
+def held_out_logits(loss: DiscriminatorLoss, held_out: Pairs, batch_size: int, seed: int, device,
+                    batch_gpu: int | None = None):
     """Logits, targets and noise levels sigma of the held-out images: numpy arrays [M]; the same noise each call.
 
     Times are stratified in the training distribution, so a difference between two calls is the discriminator's.
-    The ranks share the work; all get the whole result.
+    The ranks share the work; all get the whole result. Noise is drawn for `batch_size` images at once, of which
+    `batch_gpu` (None: all) go through the networks at once, which changes rounding alone.
     """
-    count = len(held_out)
+    count, size = len(held_out), batch_gpu or batch_size
     generator = step_generator(seed, 11)
     strata = torch.randperm(count, generator=generator)
     times = loss.times((strata + torch.rand(count, generator=generator)) / count)
@@ -154,11 +156,15 @@ def held_out_logits(loss: DiscriminatorLoss, held_out: Pairs, batch_size: int, s
     for number, start in enumerate(range(0, count, batch_size)):
         if number % dist.get_world_size() != dist.get_rank():
             continue
-        part = slice(start, start + batch_size)
-        images = from_uint8(held_out.images[part].to(device))
-        noise = torch.randn(images.shape, generator=step_generator(seed, 13, number, device=device), device=device)
-        _, classes = split_targets(targets[part].to(device))
-        logits[part] = loss.logits(images, classes, times[part].to(device), noise).double()
+        stop = min(start + batch_size, count)
+        noise = torch.randn([stop - start, *held_out.images.shape[1:]], device=device,
+                            generator=step_generator(seed, 13, number, device=device))
+        for low in range(start, stop, size):
+            part = slice(low, min(low + size, stop))
+            images = from_uint8(held_out.images[part].to(device))
+            _, classes = split_targets(targets[part].to(device))
+            logits[part] = loss.logits(images, classes, times[part].to(device),
+                                       noise[low - start:part.stop - start]).double()
     dist.all_reduce_(logits)
     mean, std = loss.sde.marginal(times.double())
     return logits.cpu().numpy(), held_out.is_real.numpy(), (std / mean).numpy()

@@ -113,10 +113,14 @@ class TrainResult:
         return self.reason in ('finished', 'stopped')
 
 
+class NonFiniteLoss(ArithmeticError):
+    """The loss has become NaN or infinite; no file is of a network after that."""
+
+
 def train(run: TrainRun) -> TrainResult:
     """Run or resume `run` until its end, its time budget, or SIGTERM or Ctrl-C; the state is saved in each case.
 
-    Raises ValueError where the folder holds another run, the batch cannot be divided, or the loss is not a number.
+    Raises ValueError where the folder holds another run or the batch cannot be divided, and NonFiniteLoss.
     """
     share = share_of_batch(run.batch_size)
     with released():
@@ -238,6 +242,8 @@ class Trainer:
         self.gradient.zero_()
         self.forward_backward()
         dist.all_reduce_(self.gradient)
+        # As EDM: one overflow in a backward pass does not spoil the weights. A loss of NaN still ends the run.
+        torch.nan_to_num(self.gradient, nan=0, posinf=1e5, neginf=-1e5, out=self.gradient)
         if self.run.max_grad_norm is not None:
             norm = self.gradient.norm()
             self.gradient.mul_((self.run.max_grad_norm / (norm + 1e-6)).clamp(max=1))
@@ -276,6 +282,7 @@ class Trainer:
         self.compile()
         self.sums.values = saved_sums
         self.tick_start, self.tick_start_nimg = time.monotonic(), self.nimg
+        self.last_poll, self.last_poll_step = self.tick_start, self.step
         with progress(total=run.total_nimg, initial=self.nimg, desc=run.desc) as self.bar:
             while True:
                 self.train_step()
@@ -286,6 +293,7 @@ class Trainer:
                 done = done or self.stop_asked
                 reason, save = self.poll(signals)
                 if done or reason or self._crossed(run.snap_nimg):
+                    self._checked_sums()  # before a network of NaN takes the place of a good one
                     self.snapshot()
                 if done or reason or save:
                     self.memory['stopped'] = self.stop_asked
@@ -309,8 +317,9 @@ class Trainer:
         if dist.get_rank() == 0:
             votes[1] = self.run.max_minutes is not None and now - self.run.started > self.run.max_minutes * 60
             votes[2] = now - self.last_save > self.run.state_sec
-            rate = (self.nimg - self.tick_start_nimg + 1) / max(now - self.tick_start, 1e-3)
-            votes[3] = min(max(2 * rate / self.run.batch_size, 1), 64)  # next time in about two seconds
+            rate = (self.step - self.last_poll_step) / max(now - self.last_poll, 1e-3)  # steps per second
+            votes[3] = min(max(2 * rate, 1), 64)  # next time in about two seconds
+        self.last_poll, self.last_poll_step = now, self.step
         dist.all_reduce_(votes)
         self.next_poll = self.step + (int(votes[3]) if dist.get_world_size() > 1 else 1)
         return 'signal' if votes[0] else 'time' if votes[1] else '', bool(votes[2])
@@ -341,8 +350,8 @@ class Trainer:
     def _checked_sums(self):
         sums = self.sums.gather()
         if 'loss' in sums and not math.isfinite(sums['loss'][0]):
-            raise ValueError(f'the loss is not a finite number before {self.nimg / 1000:g} kimg; lower --lr, or use '
-                             f'--precision=fp32 (the last saved state is unharmed)')
+            raise NonFiniteLoss(f'the loss is not a finite number before {self.nimg / 1000:g} kimg; lower the rate, '
+                                f'or use --precision=fp32 (the last saved state is unharmed)')
         return sums
 
     def snapshot(self):
