@@ -4,7 +4,7 @@ import click
 
 import classifier_lib
 import networks
-from diffusion.schedules import GRIDS, SCALINGS, SCHEDULES, clamp_range, default_range
+from diffusion.schedules import GRIDS, SCALINGS, SCHEDULES, clamp_range, default_range, grid_steps
 from dnnlib import demo
 from dnnlib.cli import SectionedCommand, blame
 from dnnlib.download import fetch
@@ -133,9 +133,11 @@ def load_guidance(opts, net, device, dtype):
 def choose_sampler(opts, net, guidance):
     """(the sampler, its options): EDM's ablation sampler where one of its options is given."""
     kwargs = {name: opts[name] for name in options.EDM_NAMES + ABLATION_NAMES if opts[name] is not None}
-    low, high = default_range(opts['discretization'] or 'edm')
+    grid = opts['discretization'] or 'edm'
+    low, high = default_range(grid)
     with blame('--sigma_min'):
-        clamp_range(net, opts['sigma_min'] or low, opts['sigma_max'] or high)
+        low, high = clamp_range(net, opts['sigma_min'] or low, opts['sigma_max'] or high)
+        grid_steps(grid, opts['num_steps'], low, high, opts['rho'])
     if not any(opts[name] for name in ABLATION_NAMES):
         return edm_sampler, kwargs
     if guidance is not None and guidance.boosting:

@@ -164,6 +164,8 @@ def test_published_paths_mean_the_working_folder(files, tmp_path, monkeypatch):
     ([], dict(guided=True, disc='classifier'), '--discriminator_ckpt'),
     (['--time_min=0.5', '--time_max=0.4'], dict(guided=True), '--time_min'),
     (['--sigma_min=5', '--sigma_max=2'], {}, '--sigma_min'),
+    (['--disc=iddpm', '--sigma_min=5', '--sigma_max=5.0001'], {}, '--sigma_min'),
+    (['--S_noise=-1'], {}, '--S_noise'),
     (['--boosting=1', '--solver=euler'], dict(guided=True), '--boosting'),
     (['--device=cuda:99'], {}, '--device'),
     (['--device=warp'], {}, '--device'),
