@@ -4,10 +4,14 @@ import contextlib
 import errno
 import os
 import secrets
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+# What reading a damaged npz, zip or image raises: PIL SyntaxError, zipfile RuntimeError for a flag of encryption.
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, SyntaxError)
 # Why a file cannot be written, and what helps; whatever raises one of these, the place is at fault.
 REMEDIES = {
     errno.ENOSPC: 'make room, then run the same command again',

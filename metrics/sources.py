@@ -8,22 +8,19 @@ import queue
 import re
 import threading
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
 
-from dnnlib.files import resolve_path
+from dnnlib.files import DAMAGED, resolve_path
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 GRID_NAME = re.compile(r'sample_\d+\.png')  # the pictures that generate.py puts beside its shards
 SEED_NAME = re.compile(r'\d+\.\w+')  # its PNG files
 ARRAYS = ('samples', 'arr_0', 'images')
 BLOCK = 256  # images decoded or inflated at a time
-# What reading a damaged file raises, beside SyntaxError from PIL; RuntimeError: a member of a zip is encrypted.
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 
 
 def open_source(path) -> 'ImageSource':
@@ -145,7 +142,7 @@ class FileSource(ImageSource):
                             raise ValueError(f'{name} in {self.path} has 16 or 32 bits per pixel (mode {image.mode}); '
                                              'make it one of 8 bits')
                         return np.asarray(image.convert('RGB'))
-                except (*DAMAGED, SyntaxError) as error:  # PIL raises SyntaxError for a broken PNG
+                except DAMAGED as error:
                     raise ValueError(f'{name} in {self.path} is not a readable image: {error}') from None
 
             for low in range(start, stop, BLOCK):

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from dnnlib.files import atomic_write
+from dnnlib.files import DAMAGED, atomic_write
 from torch_utils.images import image_grid, png_bytes
 
 GRIDS = 4  # shards that get a picture
@@ -24,8 +22,6 @@ SAMPLE_FILE = re.compile(r'samples.*\.npz|sample_.*\.png|\d{6,}\.png')
 TEMPORARY_FILE = re.compile(r'\.(samples.*\.npz|sample_.*\.png|\d{6,}\.png|(options|thresholds)\.json)'
                             r'\..*\.tmp')
 REPORT = 'report'  # entry of options.json: what the run has cost; it decides nothing
-# What reading a damaged file may raise: PIL SyntaxError, zipfile the others (RuntimeError: "is encrypted").
-DAMAGED = (OSError, ValueError, EOFError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error)
 COUNTS = 'counts'  # text of a PNG: what the sample has cost, as JSON
 LOCK = '.lock'  # in a folder that cannot be locked itself
 _locked: set[Path] = set()  # folders that this process has locked
@@ -156,7 +152,7 @@ class SampleFolder:
                 return True
             with open(self.path / shard.name, 'rb') as handle, np.load(handle, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}  # reading checks the sums
-        except DAMAGED:
+        except (*DAMAGED, ValueError):
             return False
         samples = arrays.get('samples')
         return (samples is not None and samples.ndim == 4 and samples.dtype == np.uint8

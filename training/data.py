@@ -8,21 +8,18 @@ import io
 import json
 import os
 import zipfile
-import zlib
 
 import numpy as np
 import PIL.Image
 import torch
 
-from dnnlib.files import resolve_path
+from dnnlib.files import DAMAGED, resolve_path
 from torch_utils.images import from_uint8
 from torch_utils.progress import progress
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 LABEL_FILE = 'dataset.json'
 ON_DEVICE_BYTES = 2 << 30  # data sets below this size are kept on the GPU as a whole
-# What reading a damaged file raises, beside SyntaxError from PIL; RuntimeError: a member of a zip is encrypted.
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 _DECODE_CHUNK = 256
 _STREAM_ROWS = 1024
 
@@ -178,7 +175,7 @@ def _decode(read, name):
             if image.mode.startswith(('I', 'F')):  # a conversion would cut off what is above 255
                 raise ValueError(f'{name} has 16 or 32 bits per pixel (mode {image.mode}); make it one of 8 bits')
             pixels = np.asarray(image if image.mode in ('L', 'RGB', 'RGBA') else image.convert('RGB'))
-    except (*DAMAGED, SyntaxError) as error:
+    except DAMAGED as error:
         raise ValueError(f'{name} is not a readable image: {error}') from None
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)  # [C, H, W]
 
