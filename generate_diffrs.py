@@ -216,9 +216,13 @@ def calibrate(rounds: int, net, log_ratio, labels, grid, *, batch_size: int, **c
     mine = np.arange(len(seeds)) // batch_size % ranks == rank
     log_ratios = torch.zeros([grid.num_steps + 1, len(seeds)], dtype=torch.float64)
     with progress(total=len(seeds), desc='warm-up') as bar:
+        def step_taken(ended):
+            dist.show_life()
+            bar.update(min(ranks * ended, bar.total - bar.n))
+
         if mine.any():
-            drawn = diffrs.calibrate(net, log_ratio, seeds[mine].tolist(), labels, batch_size=batch_size, **common,
-                                     progress=lambda count: bar.update(min(ranks * count, bar.total - bar.n)))
+            drawn = diffrs.calibrate(net, log_ratio, seeds[mine].tolist(), labels, batch_size=batch_size,
+                                     progress=step_taken, **common)
             log_ratios[:, torch.from_numpy(mine)] = torch.from_numpy(drawn.log_ratio)
         dist.wait_for_all('warm-up')
         dist.all_reduce_(log_ratios)

@@ -76,8 +76,10 @@ def paths_per_sample(calibration, limits):
 @click.option('--n', help='Samples of each kind', type=click.IntRange(min=100), default=5000, show_default=True)
 @click.option('--churn', help='Values of S_churn', type=IntList(), default='0,40', show_default=True)
 @click.option('--percentile', 'percentiles', help='Percentiles gamma', default='0.75,0.9,0.99', show_default=True)
+@click.option('--max_iter', help='Cap of the evaluations of a sample', type=float, default=float('inf'),
+              show_default=True)
 @click.option('--only', help='Variants, by their names, separated by commas', metavar='LIST')
-def main(mixture, n, churn, percentiles, only):
+def main(mixture, n, churn, percentiles, max_iter, only):
     """Print the table."""
     torch.set_num_threads(1)
     model, data = MIXTURES[mixture]
@@ -92,7 +94,8 @@ def main(mixture, n, churn, percentiles, only):
         unguided = unbiased_energy_distance(plain, reference)
         calibration = calibrate(net, log_ratio, range(WARMUP_SEED, WARMUP_SEED + 4000), batch_size=1000, **schedule)
         print(f'S_churn {S_churn}: energy distance of plain EDM {unguided:.4f}, of exact samples {floor:.5f}')
-        print('percentile variant                    distance  quick half     NFE  max NFE  shares               sec')
+        print('percentile variant                    distance  quick half     NFE  max NFE  capped  shares'
+              '               sec')
         for percentile in map(float, percentiles.split(',')):
             for name, (rule, limits) in variants(calibration, percentile).items():
                 if only and name.removeprefix('- ') not in only.split(','):
@@ -102,14 +105,15 @@ def main(mixture, n, churn, percentiles, only):
                     continue
                 started = time.time()
                 parts = list(diffrs_sampler(net, log_ratio, range(n), batch_size=1000, rule=rule,
-                                            max_backsteps=STEPS, thresholds=limits, **schedule))
+                                            max_backsteps=STEPS, max_iter=max_iter, thresholds=limits, **schedule))
                 x = torch.cat([part.images for part in parts])
                 nfe = np.concatenate([part.nfe for part in parts])
+                capped = np.mean(np.concatenate([part.cap_hits for part in parts]) > 0)
                 quick = x[np.argsort(nfe, kind='stable')[:n // 2]]
                 shares = ' '.join(f'{np.mean(data.component(x).numpy() == k):.3f}' for k in range(3))
                 print(f'{percentile:10.2f} {name:26s} {unbiased_energy_distance(x, reference) / unguided:9.4f} '
                       f'{unbiased_energy_distance(quick, reference) / unguided:11.4f} {nfe.mean():7.1f} '
-                      f'{nfe.max():8d}  {shares}  {time.time() - started:8.1f}', flush=True)
+                      f'{nfe.max():8d}  {capped:6.3f}  {shares}  {time.time() - started:8.1f}', flush=True)
 
 
 if __name__ == '__main__':

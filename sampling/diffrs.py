@@ -72,7 +72,8 @@ def calibrate(net, log_ratio, seeds: Iterable[int] | None = None, class_labels=N
     """The warm-up: log-ratios along EDM trajectories on which nothing is rejected, one for each seed.
 
     Defaults: 10 rounds of `WARMUP_ROUND` seeds from `WARMUP_SEED` on. class_labels [1, K] for all trajectories or
-    None (each drawn from its seed); `schedule` as in `make_grid`; progress(n) is called after n trajectories.
+    None (each drawn from its seed); `schedule` as in `make_grid`; progress(n) is called after each step, with which n
+    trajectories have ended.
     """
     seeds = list(range(WARMUP_SEED, WARMUP_SEED + 10 * WARMUP_ROUND) if seeds is None else seeds)
     if not seeds:
@@ -88,11 +89,14 @@ def calibrate(net, log_ratio, seeds: Iterable[int] | None = None, class_labels=N
             return log_ratio(x, torch.full([len(x)], sigma, dtype=torch.float64, device=device), labels)
 
         rows = [observe(latents.to(torch.float64) * grid.t_steps[0], grid.t_steps[0])]
-        edm_sampler(net, latents, labels, randn_like=rnd.randn_like, guidance=guidance, **schedule,
-                    callback=lambda step, rows=rows, observe=observe: rows.append(observe(step.x, step.sigma_next)))
+
+        def follow(step, rows=rows, observe=observe, batch=batch):
+            rows.append(observe(step.x, step.sigma_next))
+            if progress is not None:
+                progress(len(batch) if step.index == step.num_steps - 1 else 0)
+
+        edm_sampler(net, latents, labels, randn_like=rnd.randn_like, guidance=guidance, **schedule, callback=follow)
         batches.append(torch.stack(rows).to(torch.float64))
-        if progress is not None:
-            progress(len(batch))
     return Calibration(grid.t_steps, torch.cat(batches, dim=1).cpu().numpy())
 
 

@@ -1,5 +1,6 @@
 """Starts the scripts as a user does, alone or under torchrun, and kills them; for tests of what survives."""
 
+import contextlib
 import json
 import os
 import signal
@@ -114,6 +115,23 @@ def is_running(pid: int) -> bool:
         return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
     except OSError:
         return False
+
+
+def watch_rank0_first(monkeypatch, script, **works) -> list[tuple[str, bool]]:
+    """(name, whether rank 0 goes first) of each call of functions of `script`; `works`: what they do meanwhile."""
+    calls, entered = [], []
+
+    @contextlib.contextmanager
+    def rank0_first():
+        entered.append(True)
+        yield
+        entered.pop()
+
+    monkeypatch.setattr(script.dist, 'rank0_first', rank0_first)
+    for name, work in works.items():
+        monkeypatch.setattr(script, name, lambda *args, name=name, work=work, **kwargs: (
+            calls.append((name, bool(entered))), work(*args, **kwargs))[1])
+    return calls
 
 
 def contents(folder) -> dict[str, bytes]:

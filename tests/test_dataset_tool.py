@@ -1,6 +1,5 @@
 """dataset_tool.py: every output holds the images of its source, and reads back through the project."""
 
-import contextlib
 import json
 import zipfile
 
@@ -10,6 +9,7 @@ import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
+from script_runs import watch_rank0_first
 
 import dataset_tool
 from dnnlib import demo
@@ -132,23 +132,12 @@ def test_cifar10_is_downloaded_once(place, monkeypatch):
 
 def test_one_rank_downloads_before_the_others(place, monkeypatch):
     """Images and weights: all ranks would write into the same files."""
-    inside, entered = [], []
-
-    @contextlib.contextmanager
-    def rank0_first():
-        entered.append(True)
-        yield
-        entered.pop()
-
-    monkeypatch.setattr(dataset_tool.dist, 'rank0_first', rank0_first)
     save_feature_net('f.safetensors', FeatureNet(widths=(8, 12), blocks=(1, 1)))
-    for name in ('download_cifar10', 'load_detector'):
-        work = getattr(dataset_tool, name)
-        monkeypatch.setattr(dataset_tool, name, lambda *args, name=name, work=work, **kwargs: (
-            inside.append((name, bool(entered))), 'source.npz' if name == 'download_cifar10' else work(*args))[1])
+    calls = watch_rank0_first(monkeypatch, dataset_tool, download_cifar10=lambda **kwargs: 'source.npz',
+                              load_detector=dataset_tool.load_detector)
     result = run('stats', '--source=cifar10', '--dest=s.npz', '--detector_ckpt=f.safetensors')
     assert result.exit_code == 0, result.output
-    assert sorted(inside) == [('download_cifar10', True), ('load_detector', True)]
+    assert sorted(calls) == [('download_cifar10', True), ('load_detector', True)]
 
 
 @pytest.mark.parametrize('args, parts', [

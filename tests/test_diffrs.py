@@ -185,6 +185,9 @@ def test_warmup_is_plain_edm_and_its_own_default():
     np.testing.assert_allclose(found.log_ratio[-1, :100], LOG_RATIO(x, 0.0), rtol=0, atol=1e-6)
     np.testing.assert_allclose(calibrate(NET, LOG_RATIO, batch_size=999, num_steps=STEPS).log_ratio, found.log_ratio,
                                rtol=0, atol=2e-6)
+    told = []
+    calibrate(NET, LOG_RATIO, range(7), batch_size=4, num_steps=STEPS, progress=told.append)
+    assert [n for n in told if n] == [4, 3] and len(told) == 2 * STEPS  # a sign of life with each step
     own = sample(range(20), thresholds=None, iter_warmup=10)
     assert np.array_equal(own['nfe'], sample(range(20), thresholds=found)['nfe'])
 

@@ -1,6 +1,5 @@
 """fid_npzs.py from the command line: published output, agreement with a direct computation, bad input."""
 
-import contextlib
 import json
 import os
 import re
@@ -14,6 +13,7 @@ import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
+from script_runs import watch_rank0_first
 
 import fid_npzs
 from dnnlib import demo
@@ -126,22 +126,10 @@ def test_image_files_in_order_of_class_are_not_taken_in_order(place):
 
 def test_one_rank_fetches_before_the_others(place, monkeypatch):
     """Statistics and weights: all ranks would write into the same cache."""
-    inside, entered = [], []
-
-    @contextlib.contextmanager
-    def rank0_first():
-        entered.append(True)
-        yield
-        entered.pop()
-
-    monkeypatch.setattr(fid_npzs.dist, 'rank0_first', rank0_first)
-    for name in ('fetch', 'load_detector'):
-        work = getattr(fid_npzs, name)
-        monkeypatch.setattr(fid_npzs, name, lambda *args, name=name, work=work: (
-            inside.append((name, bool(entered))), work(*args))[1])
+    calls = watch_rank0_first(monkeypatch, fid_npzs, fetch=fid_npzs.fetch, load_detector=fid_npzs.load_detector)
     result = run('--images=samples/run', '--num_samples=20')
     assert result.exit_code == 0, result.output
-    assert inside == [('fetch', True), ('load_detector', True)]
+    assert calls == [('fetch', True), ('load_detector', True)]
 
 
 def test_several_folders(place):
