@@ -62,7 +62,7 @@ def main(**opts):
     seeds, device, dtype = options.start(opts)
     net = load_network(opts, device, dtype)
     guidance, log_ratio, record = load_guidance(opts, net, device, dtype)
-    compiled = options.compile_network(opts, net, device, len(seeds))
+    compiled = options.compile_networks(opts, net, log_ratio, device, len(seeds))
     net, batches = Counted(net), 0
     sampler, kwargs = choose_sampler(opts, net, guidance)
     record = kwargs | record | dict(

@@ -154,7 +154,7 @@ def load_networks(opts, device, dtype, images: int):
     record = {name: opts[name] for name in names} | dict(
         network_sha256=file_digest(fetch(source)), classifier_sha256=file_digest(resolve_path(classifier)),
         discriminator_sha256=file_digest(resolve_path(discriminator)))
-    compiled = options.compile_network(opts, net, device, images)
+    compiled = options.compile_networks(opts, net, log_ratio, device, images)
     width = min(opts['batch'], images)
     return Padded(net, width), Padded(log_ratio, width), record | dict(compile=compiled)
 

@@ -73,6 +73,8 @@ FILES = ('discriminator_*.pt', 'best.pt', 'best.safetensors', 'training.png')
               'changes by rounding alone  [default: the whole share]', metavar='INT', type=click.IntRange(min=1))
 @click.option('--precision',    help='Arithmetic of the frozen feature extractor; the discriminator stays in float32',
               type=click.Choice(['auto', 'fp32', 'tf32', 'bf16', 'fp16']), default='auto', show_default=True)
+@click.option('--compile',      help='torch.compile; auto: on GPUs, for runs that are long enough',
+              type=click.Choice(['auto', 'on', 'off']), default='auto', show_default=True)
 @click.option('--max_minutes',  help='Stop after so long; the same command goes on', metavar='FLOAT',
               type=click.FloatRange(min=0))
 @click.option('--overwrite',    help='Replace an earlier run in --savedir', is_flag=True)
@@ -134,8 +136,8 @@ def main(**opts):
         batch_size=opts['batch_size'], total_nimg=opts['epoch'] * epoch_nimg, tick_nimg=epoch_nimg,
         snap_nimg=epoch_nimg, lr=lambda nimg: opts['lr'], optimizer=functools.partial(adam, weight_decay=1e-7),
         seed=opts['seed'], batch_gpu=opts['batch_gpu'], on_tick=book.on_tick, on_snapshot=book.on_snapshot,
-        max_minutes=opts['max_minutes'], started=started, owned=FILES, overwrite=opts['overwrite'],
-        desc='discriminator')
+        max_minutes=opts['max_minutes'], started=started, compile=opts['compile'], frozen=(extractor,), owned=FILES,
+        overwrite=opts['overwrite'], desc='discriminator')
     try:
         with blame('--savedir'):
             result = train(run)
@@ -149,8 +151,8 @@ def main(**opts):
 
 def _config(opts: dict) -> dict:
     """The options that decide the result; how and where the run goes is left out, of files the contents count."""
-    how = ('device', 'savedir', 'gendir', 'datadir', 'pretrained_classifier_ckpt', 'batch_gpu', 'max_minutes',
-           'overwrite', 'save_every')
+    how = ('device', 'savedir', 'gendir', 'datadir', 'pretrained_classifier_ckpt', 'batch_gpu', 'compile',
+           'max_minutes', 'overwrite', 'save_every')
     digest = file_digest(resolve_path(opts['pretrained_classifier_ckpt']))
     return {name: value for name, value in opts.items() if name not in how} | dict(classifier_sha256=digest)
 

@@ -46,7 +46,7 @@ def make_trainer(what: str, files: dict[str, Path], batch: int, precision: str, 
                                                 channel=extractor.feature_channels)
         targets = torch.arange(IMAGES)[:, None] % 2
         loss = DiscriminatorLoss(net, functools.partial(extractor, feature=True), VPSDE())
-        options = dict(lr=lambda nimg: 3e-4, optimizer=functools.partial(adam, weight_decay=1e-7))
+        options = dict(lr=lambda nimg: 3e-4, optimizer=functools.partial(adam, weight_decay=1e-7), frozen=(extractor,))
     trainer = Trainer(TrainRun(outdir=Path('unused'), config={}, module=net, step_loss=loss, batch_size=batch,
                                batches=BatchLoader(images, targets, batch, 0, device), total_nimg=1,
                                compile='on' if compiled else 'off', **options), batch)

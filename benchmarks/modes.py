@@ -78,7 +78,7 @@ def network_files(kind: str, folder: Path) -> dict[str, Path]:
 
 
 def load_modes(files: dict[str, Path], precisions: list[str], compiled: bool, device) -> dict[str, Mode]:
-    """The modes by name: each precision, and where `compiled` the last one with a compiled score network."""
+    """The modes by name: each precision, and where `compiled` the last one as scripts compile it."""
     modes = {}
     for precision, compiles in [(name, False) for name in precisions] + [(precisions[-1], True)] * compiled:
         dtype = select_precision(precision, device)
@@ -90,8 +90,18 @@ def load_modes(files: dict[str, Path], precisions: list[str], compiled: bool, de
         if compiles:  # operations cannot be counted any more
             torch._dynamo.config.recompile_limit = 64  # at the default of 8 batch sizes and kinds of sigma it gives up
             net.compile(dynamic=False)
+            set_compiled(log_ratio, device.type == 'cuda')
         modes[f'{precision} compiled' if compiles else precision] = Mode(precision, dtype, net, log_ratio, *flops)
     return modes
+
+
+def set_compiled(log_ratio: classifier_lib.LogRatio, compiled: bool) -> None:
+    """Compile the networks of a log-ratio, or let them be as they come."""
+    for network in (log_ratio.classifier, log_ratio.discriminator):
+        if compiled:
+            network.compile(dynamic=False)
+        else:
+            network._compiled_call_impl = None
 
 
 def noise(net, batch: int, device) -> torch.Tensor:

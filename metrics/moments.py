@@ -1,4 +1,4 @@
-"""Mean and covariance of features, summed in float64 batch by batch, mergeable across files and ranks."""
+"""Mean and covariance of features, summed in float64 batch by batch and over ranks."""
 
 import numpy as np
 import torch
@@ -9,8 +9,8 @@ from torch_utils import distributed as dist
 class Moments:
     """Sums of feature vectors and of their outer products, float64, on one device.
 
-    `dim`: length D of a feature vector. Two objects over different images add up with `merge`;
-    `all_reduce` adds those of all ranks, so that every rank then holds the moments of all images.
+    `dim`: length D of a feature vector. `all_reduce` adds the sums of all ranks, so that every rank then holds the
+    moments of all images.
     """
 
     def __init__(self, dim: int, device: torch.device | str = 'cpu'):
@@ -30,15 +30,6 @@ class Moments:
         self.count += f.shape[0]
         self.total += f.sum(dim=0)
         self.outer.addmm_(f.T, f)
-
-    def merge(self, other: 'Moments') -> 'Moments':
-        """Adds the sums of `other`, which stays as it is. Raises ValueError for another dimension."""
-        if other.dim != self.dim:
-            raise ValueError(f'moments of {other.dim} features cannot be merged with moments of {self.dim}')
-        self.count += other.count
-        self.total += other.total.to(self.total.device)
-        self.outer += other.outer.to(self.outer.device)
-        return self
 
     def all_reduce(self) -> 'Moments':
         """Replaces the sums by those of all ranks together."""

@@ -118,10 +118,11 @@ def discriminator_files(opts: dict):
     return opts['pretrained_classifier_ckpt'] or places[0], opts['discriminator_ckpt'] or places[1]
 
 
-def compile_network(opts: dict, net, device, images: int) -> bool:
-    """Compile the score network where that pays for a run of so many images; whether it does, alike on all ranks.
+def compile_networks(opts: dict, net, log_ratio, device, images: int) -> bool:
+    """Compile where that pays for a run of so many images; whether it does, alike on all ranks.
 
-    Compilers are called, and may fail, in the first evaluation: with 'auto' the run then goes on without.
+    On CUDA that is the score network and what the log-ratio (or None) calls, on a CPU the score network alone: there
+    the others get no faster (benchmarks/README.md).
     """
     def evaluate():
         x = torch.zeros([1, net.img_channels, net.img_resolution, net.img_resolution], device=device)
@@ -130,6 +131,15 @@ def compile_network(opts: dict, net, device, images: int) -> bool:
     mode = opts['compile_mode']
     if not dist.broadcast_object(select_compile(mode, device, evaluate, images * (2 * opts['num_steps'] - 1))):
         return False
+    _compile(net, mode)
+    if log_ratio is not None and device.type == 'cuda':
+        _compile(log_ratio.classifier, mode)
+        _compile(log_ratio.discriminator, mode)
+    return True
+
+
+def _compile(net, mode: str) -> None:
+    """Compilers are called, and may fail, in the first evaluation: with 'auto' the run then goes on without."""
     net.compile(dynamic=False)
     compiled = net._compiled_call_impl
 
@@ -146,4 +156,3 @@ def compile_network(opts: dict, net, device, images: int) -> bool:
         return net(*args, **kwargs)
 
     net._compiled_call_impl = first_evaluation
-    return True

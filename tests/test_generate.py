@@ -18,6 +18,7 @@ import generate
 import networks
 from dnnlib import demo
 from sampling import options
+from sampling.counted import Counted
 from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance
 from sampling.runner import draw_inputs
@@ -237,13 +238,24 @@ def test_a_compiler_that_fails(monkeypatch, capsys, mode):
     monkeypatch.setattr(torch.nn.Module, 'compile', lambda net, dynamic: setattr(net, '_compiled_call_impl', broken))
     monkeypatch.setattr(options, 'select_compile', lambda *args: True)
     net, x = Doubled(), torch.ones([1, 3, 8, 8])
-    assert options.compile_network(dict(compile_mode=mode, num_steps=18), net, 'cpu', 100)
+    assert options.compile_networks(dict(compile_mode=mode, num_steps=18), net, None, torch.device('cpu'), 100)
     if mode == 'on':
         with pytest.raises(click.ClickException, match='--compile: .* use --compile=off'):
             net(x, 1.0)
     else:
         assert torch.equal(net(x, 1.0), 2 * x) and torch.equal(net(x, 1.0), 2 * x)
         assert capsys.readouterr().out.count('going on without it') == 1
+
+
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_what_is_compiled(monkeypatch, device):
+    """Classifier and discriminator on a GPU alone."""
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda net, dynamic: asked.append(net))
+    nets = [Doubled() for _ in range(3)]
+    log_ratio = Counted(classifier_lib.LogRatio(*nets[1:]))
+    assert options.compile_networks(dict(compile_mode='on', num_steps=18), nets[0], log_ratio, torch.device(device), 1)
+    assert asked == (nets if device == 'cuda' else nets[:1])
 
 
 @pytest.mark.slow

@@ -33,14 +33,6 @@ def test_batches_do_not_matter(batch):
     assert_same(moments_of(f.split(batch)), f)
 
 
-def test_merge_is_addition():
-    f = features()
-    first, second = moments_of([f[:100]]), moments_of([f[100:]])
-    before = second.outer.clone()
-    assert_same(first.merge(second), f)
-    assert first.count == 300 and second.count == 200 and torch.equal(second.outer, before)
-
-
 def test_half_precision_features_are_summed_in_float64():
     f = features().half()
     assert_same(moments_of(f.split(50)), f)
@@ -55,8 +47,6 @@ def test_bad_input():
     moments = Moments(8)
     with pytest.raises(ValueError, match=r'\[N, 8\]'):
         moments.add(torch.zeros(4, 9))
-    with pytest.raises(ValueError, match='merged'):
-        moments.merge(Moments(9))
     moments.add(torch.zeros(1, 8))
     with pytest.raises(ValueError, match='at least 2'):
         moments.finish()

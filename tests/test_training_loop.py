@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny_run import TinyNet, tiny_run
 
+from torch_utils import device
 from torch_utils.checkpoint import load_state
 from torch_utils.stats import JsonLines
 from training import loop
@@ -308,6 +309,51 @@ def test_batch_loader_gives_rows_of_the_global_batch():
     whole, labels = loader(1, slice(0, 4))
     assert labels is None and whole.dtype == torch.float32
     assert torch.equal(loader(1, slice(2, 4))[0], whole[2:])
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """A torch.compile whose results fail when called, and 'auto' for CPUs too; the networks it was asked for."""
+    def broken(*args, **kwargs):
+        raise RuntimeError('Python.h: No such file')
+
+    def compile(net, dynamic):
+        asked.append(net)
+        net._compiled_call_impl = broken
+
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, 'compile', compile)
+    monkeypatch.setattr(loop, 'AUTO_COMPILE', ('cpu',))
+    return asked
+
+
+@pytest.mark.parametrize(('mode', 'long', 'compiled'), [
+    ('on', False, True), ('auto', False, False), ('auto', True, True), ('off', True, False)])
+def test_what_is_compiled(monkeypatch, tmp_path, compiler, mode, long, compiled):
+    """The module and the frozen networks that the loss calls."""
+    monkeypatch.setattr(device, 'COMPILE_FLOPS', dict(cpu=0 if long else 1e30))
+    run = tiny_run(tmp_path, compile=mode, frozen=(torch.nn.Identity(),))
+    Trainer(run, run.batch_size).compile()
+    assert compiler == [run.module, *run.frozen] * compiled
+
+
+def test_a_compiler_that_fails(monkeypatch, compiler, capsys, tmp_path, undisturbed):
+    """With 'auto' the run goes on without it; what was evaluated to find out leaves no trace."""
+    monkeypatch.setattr(device, 'COMPILE_FLOPS', dict(cpu=0))
+    run = tiny_run(tmp_path / 'run', dropout=0.2, compile='auto')
+
+    def count(net, *call):
+        net.calls += 1
+
+    run.module.register_forward_hook(count)
+    assert train(run).reason == 'finished'
+    assert compiler and capsys.readouterr().out.count('torch.compile does not work here (RuntimeError)') == 1
+    state, lines = outcome(tmp_path / 'run')
+    assert state['module'].pop('calls') == state['nimg'] / run.batch_size
+    expected, expected_lines = outcome(undisturbed)
+    del expected['module']['calls']
+    torch.testing.assert_close(state['module'], expected['module'], rtol=0, atol=0)
+    assert lines == expected_lines
 
 
 def test_defaults_of_the_optimizer():

@@ -8,8 +8,6 @@ import PIL.Image
 import PIL.PngImagePlugin
 import torch
 
-from dnnlib.files import atomic_write
-
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
     """[N, C, H, W] in [-1, 1] -> uint8 [N, H, W, C] as the published scripts do: 127.5 x + 128, clipped, truncated."""
@@ -41,9 +39,3 @@ def png_bytes(image: np.ndarray, text: dict[str, str] | None = None) -> bytes:
         info.add_text(name, value)
     PIL.Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, 'PNG', pnginfo=info)
     return buffer.getvalue()
-
-
-def save_png(path, image: np.ndarray) -> None:
-    """Write uint8 [H, W, C] as a PNG file, whole or not at all."""
-    with atomic_write(path) as file:
-        file.write(png_bytes(image))

@@ -1,4 +1,4 @@
-"""Training statistics: running means that stay on the device, and a file of JSON lines."""
+"""Training statistics: sums that stay on the device, and a file of JSON lines."""
 
 import json
 import time
@@ -6,27 +6,32 @@ from pathlib import Path
 
 import torch
 
+from . import distributed as dist
 
-class Means:
-    """Running means by name; values stay on their device until `pop` reads them all at once."""
 
-    def __init__(self):
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
+class Sums:
+    """Sums and counts by name, on the device until they are asked for."""
 
-    def add(self, **values) -> None:
-        """Add tensors (their mean over all elements) or numbers."""
-        for name, value in values.items():
-            value = torch.as_tensor(value).detach().to(torch.float64).mean() if not torch.is_tensor(value) \
-                else value.detach().to(torch.float32).mean()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
+    def __init__(self, device):
+        self.device = device
+        self.values: dict[str, torch.Tensor] = {}  # [2] float64: sum, count
 
-    def pop(self) -> dict[str, float]:
-        """The means since the last call; starts anew."""
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
-        self._sums, self._counts = {}, {}
-        return means
+    def add(self, stats: dict) -> None:
+        """Add tensors (the sum and number of their elements), or pairs (sum, count) of scalar tensors."""
+        for name, value in stats.items():
+            total, count = value if isinstance(value, tuple) else (value.sum(), value.numel())
+            pair = torch.zeros(2, dtype=torch.float64, device=self.device)
+            pair[0] = total.detach()
+            pair[1] = count
+            self.values[name] = self.values[name] + pair if name in self.values else pair
+
+    def gather(self) -> dict[str, list[float]]:
+        """Over all ranks; one read from the device."""
+        if not self.values:
+            return {}
+        names = sorted(self.values)
+        table = torch.stack([self.values[name] for name in names])
+        return dict(zip(names, dist.all_reduce_(table).tolist()))
 
 
 class JsonLines:

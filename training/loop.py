@@ -15,12 +15,15 @@ import torch
 from dnnlib.files import atomic_write
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import load_state, save_state
+from torch_utils.device import select_compile
 from torch_utils.progress import progress
 from torch_utils.rng import step_seed
-from torch_utils.stats import JsonLines
+from torch_utils.stats import JsonLines, Sums
 from training.ema import Ema
 from training.folder import STATE_FILE, claim_folder, released
 from training.randomness import BatchRandom
+
+AUTO_COMPILE = ('cuda',)  # on a CPU convolutions take most of the time: compiling gains 10 to 20% and takes minutes
 
 
 def adam(parameters, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0) -> torch.optim.Optimizer:
@@ -52,7 +55,8 @@ class TrainRun:
         on_snapshot: `on_snapshot(module, nimg)` on rank 0; writes the network files.
         state_sec: seconds between writes of the training state.
         max_minutes: stop in good order after so long, counted from `started` (time.monotonic()).
-        compile: torch.compile: 'on', 'off', or 'auto' (on CUDA, where it works).
+        compile: torch.compile: 'on', 'off', or 'auto' (on CUDA, where it works and the run is long enough).
+        frozen: networks beside the module that `step_loss` calls, to be compiled with it.
         owned: file patterns that belong to the run (for `overwrite` and for telling foreign files).
     """
 
@@ -77,6 +81,7 @@ class TrainRun:
     max_minutes: float | None = None
     started: float = dataclasses.field(default_factory=time.monotonic)
     compile: str = 'off'
+    frozen: tuple[torch.nn.Module, ...] = ()
     owned: tuple[str, ...] = ('network-*.safetensors',)
     overwrite: bool = False
     desc: str = 'training'
@@ -164,30 +169,6 @@ class _Signals:
             signal.signal(number, handler)
 
 
-class _Sums:
-    """Sums and counts by name, on the device until they are asked for."""
-
-    def __init__(self, device):
-        self.device = device
-        self.values: dict[str, torch.Tensor] = {}  # [2] float64: sum, count
-
-    def add(self, stats):
-        for name, value in stats.items():
-            total, count = value if isinstance(value, tuple) else (value.sum(), value.numel())
-            pair = torch.zeros(2, dtype=torch.float64, device=self.device)
-            pair[0] = total.detach()
-            pair[1] = count
-            self.values[name] = self.values[name] + pair if name in self.values else pair
-
-    def gather(self) -> dict[str, list[float]]:
-        """Over all ranks; one read from the device."""
-        if not self.values:
-            return {}
-        names = sorted(self.values)
-        table = torch.stack([self.values[name] for name in names])
-        return dict(zip(names, dist.all_reduce_(table).tolist()))
-
-
 class Trainer:
     """What one process does of a run: its share of every batch, `train_step` by `train_step`."""
 
@@ -198,10 +179,10 @@ class Trainer:
         self.device = self.parameters[0].device
         self.optimizer = run.optimizer(self.parameters)
         self.gradient = self._flat_gradient()
-        first = dist.get_rank() * share
+        self.share, first = share, dist.get_rank() * share
         size = min(run.batch_gpu or share, share)
         self.slices = [slice(begin, min(begin + size, first + share)) for begin in range(first, first + share, size)]
-        self.sums = _Sums(self.device)
+        self.sums = Sums(self.device)
         self.memory: dict[str, Any] = {}
         self.nimg = self.step = self.next_poll = 0
         self.elapsed_before = 0.0
@@ -256,19 +237,22 @@ class Trainer:
         self.step += 1
 
     def compile(self):
-        """Compile the module where asked; with 'auto' a failure means going on without."""
-        # On a CPU convolutions take most of the time: compiling gains 10 to 20% and takes minutes.
-        if self.run.compile == 'off' or self.run.compile == 'auto' and self.device.type != 'cuda':
+        """Compile the networks where asked; with 'auto' a failure means going on without."""
+        run = self.run
+        if run.compile == 'auto' and self.device.type not in AUTO_COMPILE or not select_compile(
+                run.compile, self.device, self.forward_backward, run.total_nimg // self.share):
             return
-        self.module.compile(dynamic=False)
-        if self.run.compile == 'on':
+        networks = self.module, *run.frozen
+        for network in networks:
+            network.compile(dynamic=False)
+        if run.compile == 'on':
             return
         try:
             self.forward_backward()
         except Exception as error:  # compilers fail in many ways; the eager network is always right
             dist.print0(f'torch.compile does not work here ({type(error).__name__}); going on without it')
-            self.module._compiled_call_impl = None
-        self.sums.values.clear()
+            for network in networks:
+                network._compiled_call_impl = None
 
     #--------------------------------------------------------------------
     # The loop and what it does now and then.
@@ -278,9 +262,11 @@ class Trainer:
         if self.nimg >= run.total_nimg or self.memory.get('stopped'):
             dist.print0(f'{self.outdir}: complete, nothing to do')
             return 'finished'
-        saved_sums = dict(self.sums.values)
+        sums, buffers = dict(self.sums.values), [buffer.clone() for buffer in self.module.buffers()]
         self.compile()
-        self.sums.values = saved_sums
+        self.sums.values = sums  # as if nothing had been evaluated
+        for buffer, value in zip(self.module.buffers(), buffers, strict=True):
+            buffer.copy_(value)
         self.tick_start, self.tick_start_nimg = time.monotonic(), self.nimg
         self.last_poll, self.last_poll_step = self.tick_start, self.step
         with progress(total=run.total_nimg, initial=self.nimg, desc=run.desc) as self.bar:

@@ -1,0 +1,64 @@
+"""Samplers never wait for the device: they run on 'meta' tensors, whose values nobody can ask for."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import classifier_lib
+import networks
+from dnnlib import demo
+from sampling.ablation import ablation_sampler
+from sampling.edm import edm_sampler
+from sampling.guidance import DiscriminatorGuidance
+
+VP = dict(solver='heun', discretization='vp', schedule='vp', scaling='vp')
+
+
+class Transfers(TorchDispatchMode):
+    """Counts the operations whose result is on another device than their input, by (from, to)."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if torch.is_tensor(result):
+            given = {x.device.type for x in args if torch.is_tensor(x) and x.ndim}  # numbers ride with the operation
+            self.count.update((source, result.device.type) for source in given - {result.device.type})
+        return result
+
+
+@pytest.fixture(scope='module')
+def loaded():
+    """(the demo's network, guidance by its discriminator) on a device without values."""
+    net = networks.load_network(demo.DEMO_SCORE, dtype=torch.bfloat16).to('meta')
+    log_ratio = classifier_lib.load_log_ratio(demo.DEMO_CLASSIFIER, demo.DEMO_DISCRIMINATOR, net, False, 'cpu',
+                                              torch.bfloat16)
+    log_ratio.classifier.to('meta')
+    log_ratio.discriminator.to('meta')
+    return net, DiscriminatorGuidance(log_ratio, 2.0, 1.0, boosting=True)
+
+
+@pytest.mark.parametrize('steps', [2, 6])
+@pytest.mark.parametrize(('sampler', 'guided', 'options'), [
+    (edm_sampler, False, {}), (edm_sampler, False, dict(S_churn=10)), (edm_sampler, True, dict(S_churn=10)),
+    (ablation_sampler, False, VP)], ids=['plain', 'churn', 'guided', 'ablation'])
+def test_samplers(loaded, sampler, guided, options, steps):
+    """One transfer to the device, of the schedule, before the first step; none back."""
+    net, guidance = loaded
+    with Transfers() as transfers:
+        images = sampler(net, torch.empty(2, 3, 32, 32, device='meta'), num_steps=steps,
+                         guidance=guidance if guided else None, **options)
+    assert images.shape == (2, 3, 32, 32) and images.dtype == torch.float64
+    assert transfers.count == {('cpu', 'meta'): 1}
+
+
+def test_values_cannot_be_asked_for():
+    """What the test above rests on."""
+    x = torch.ones(3, device='meta')
+    for ask in (lambda: x[0].item(), lambda: bool((x > 0).any()), lambda: x.cpu(), lambda: x[x > 0]):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            ask()
