@@ -1,17 +1,27 @@
-"""Samplers never wait for the device: they run on 'meta' tensors, whose values nobody can ask for."""
+"""Sampling and training never wait for the device: they run on 'meta' tensors, whose values nobody can ask for."""
 
+import functools
 from collections import Counter
 
 import pytest
 import torch
+from sampler_goldens import SMALL
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import classifier_lib
 import networks
+from diffusion.losses import EDMLoss
+from diffusion.vpsde import VPSDE
 from dnnlib import demo
 from sampling.ablation import ablation_sampler
 from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance
+from training import randomness
+from training.augment import AugmentPipe
+from training.discriminator import DiscriminatorLoss
+from training.ema import Ema
+from training.loop import Trainer, TrainRun
+from training.score import score_step
 
 VP = dict(solver='heun', discretization='vp', schedule='vp', scaling='vp')
 
@@ -27,6 +37,8 @@ class Transfers(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if torch.is_tensor(result):
             given = {x.device.type for x in args if torch.is_tensor(x) and x.ndim}  # numbers ride with the operation
+            if func is torch.ops.aten.lift_fresh.default:  # a tensor made of Python numbers
+                given = {'cpu'}
             self.count.update((source, result.device.type) for source in given - {result.device.type})
         return result
 
@@ -56,8 +68,37 @@ def test_samplers(loaded, sampler, guided, options, steps):
     assert transfers.count == {('cpu', 'meta'): 1}
 
 
+def score_training():
+    """(a score network, its loss, labels)."""
+    net = networks.construct('EDMPrecond', SMALL | dict(label_dim=10)).to('meta')
+    return net, score_step(net, EDMLoss(), xflip=True, augment=AugmentPipe(0.12)), torch.empty(4, dtype=torch.int64)
+
+
+def discriminator_training():
+    """(a discriminator, its loss, labels)."""
+    extractor = classifier_lib.load_classifier(str(demo.DEMO_CLASSIFIER), 32, 'cpu').to('meta')
+    net = classifier_lib.load_discriminator(None, 'cpu', True, channel=extractor.feature_channels).to('meta')
+    loss = DiscriminatorLoss(net, functools.partial(extractor, feature=True), VPSDE(), xflip=True)
+    return net, loss, torch.empty(4, 2, dtype=torch.int64)
+
+
+@pytest.mark.parametrize('kind', [score_training, discriminator_training])
+def test_training_steps(monkeypatch, kind):
+    """Nothing goes to the device or comes back but the batch."""
+    monkeypatch.setattr(randomness, 'step_generator', lambda *args, device: None)
+    net, loss, labels = kind()
+    trainer = Trainer(TrainRun(
+        outdir='unused', config={}, module=net, step_loss=loss, batch_size=4, total_nimg=8, lr=lambda nimg: 1e-3,
+        batches=lambda step, rows: (torch.empty(4, 3, 32, 32, device='meta'), labels.to('meta')), ema=Ema(net, 1000),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, foreach=True), max_grad_norm=1.0), 4)
+    trainer.train_step()  # makes constants
+    with Transfers() as transfers:
+        trainer.train_step()
+    assert transfers.count == {('cpu', 'meta'): 1}  # the labels
+
+
 def test_values_cannot_be_asked_for():
-    """What the test above rests on."""
+    """What the tests above rest on."""
     x = torch.ones(3, device='meta')
     for ask in (lambda: x[0].item(), lambda: bool((x > 0).any()), lambda: x.cpu(), lambda: x[x > 0]):
         with pytest.raises((RuntimeError, NotImplementedError)):
