@@ -4,6 +4,7 @@ A discriminator reads the features of a frozen ADM classifier of noisy images. B
 at noise level sigma is fed to them as mean(tau) x at time tau(sigma) (diffusion/vpsde.py).
 """
 
+import functools
 from pathlib import Path
 
 import torch
@@ -70,6 +71,17 @@ class LogRatio:
         self.classifier, self.discriminator = classifier, discriminator
         self.time, self.clip, self.conditional = time, clip, conditional
         self.sde = VPSDE()
+        self._logit_and_grad = functools.partial(_value_and_grad, self._logit)
+
+    def compile(self, choose=lambda compiled, plain: compiled) -> None:
+        """Call what torch.compile makes of both networks together, from here on.
+
+        `choose(compiled, plain)` gives the function to call, out of two with the same arguments: compilers are at work,
+        and may fail, in the first call.
+        """
+        compiled = torch.compile(self._logit, dynamic=False)
+        self._logit_and_grad = choose(functools.partial(_value_and_grad, compiled), self._logit_and_grad)
+        self._logit = choose(compiled, self._logit)
 
     def __call__(self, x, sigma, class_labels=None):
         mean, t = self._vp(sigma, x)
@@ -83,11 +95,8 @@ class LogRatio:
     def value_and_grad(self, x, sigma, class_labels=None):
         """The log-ratio [N] and its gradient with respect to x [N, C, H, W] (float32), from one evaluation."""
         mean, t = self._vp(sigma, x)
-        with torch.enable_grad():
-            vp = (mean * x).to(torch.float32).detach().requires_grad_()
-            value = self._logit(vp, t, class_labels)
-            gradient, = torch.autograd.grad(value.sum(), vp)
-        return value.detach(), mean.to(torch.float32) * gradient
+        value, gradient = self._logit_and_grad((mean * x).to(torch.float32), t, class_labels)
+        return value, mean.to(torch.float32) * gradient
 
     def _vp(self, sigma, x):
         """VP mean [N, 1, 1, 1] and network time [N] for noise levels [] or [N], computed in float64."""
@@ -103,6 +112,15 @@ class LogRatio:
         features = self.classifier(vp, timesteps=t, feature=True)
         logit = self.discriminator(features, t, condition=condition).view(-1)
         return clipped_logit(logit.sigmoid()) if self.clip else logit
+
+
+def _value_and_grad(function, x, *args):
+    """function(x, *args) [N] and its gradient with respect to x."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = function(x, *args)
+        gradient, = torch.autograd.grad(value.sum(), x)
+    return value.detach(), gradient
 
 
 def clipped_logit(probability):

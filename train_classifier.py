@@ -81,8 +81,8 @@ PRESETS = {
               'share]', metavar='INT', type=click.IntRange(min=1))
 @click.option('--precision',     help='Arithmetic of the network; weights stay float32',
               type=click.Choice(['auto', 'fp32', 'tf32', 'bf16']), default='auto', show_default=True)
-@click.option('--compile',       help='Use torch.compile', type=click.Choice(['auto', 'on', 'off']), default='off',
-              show_default=True)
+@click.option('--compile',       help='torch.compile; auto: on GPUs, for runs that are long enough',
+              type=click.Choice(['auto', 'on', 'off']), default='auto', show_default=True)
 @click.option('--max_minutes',   help='Stop after so long; the same command goes on', metavar='FLOAT',
               type=click.FloatRange(min=0))
 @click.option('--device',        help='auto, cpu, cuda or cuda:N', metavar='STR', type=str, default='auto',

@@ -123,7 +123,7 @@ BY_PRESET = '[default: by preset]'
               metavar='STR', type=str, default='auto', show_default=True)
 @click.option('--precision',    help='Arithmetic of the U-Net; weights stay in float32',
               type=click.Choice(['auto', 'fp32', 'tf32', 'bf16']), default='auto', show_default=True)
-@click.option('--compile',      help='Use torch.compile',
+@click.option('--compile',      help='torch.compile; auto: on GPUs, for runs that are long enough',
               type=click.Choice(['auto', 'on', 'off']), default='auto', show_default=True)
 @click.option('--batch_gpu',    help='Images per forward pass; less memory, and the same result but for rounding '
               "and, with --dropout, its masks, which follow from how a batch is divided  [default: the whole share]",

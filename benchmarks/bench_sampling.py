@@ -1,6 +1,7 @@
 """Speed of sampling: score network, discriminator, discriminator guidance, rejection sampling; how the cost grows."""
 
 import contextlib
+import copy
 import tempfile
 import time
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from sampling.padding import Padded
 from torch_utils.device import PRECISIONS, count_flops, select_device, select_precision
 
 from .common import Timing, interleave, machine, matrix_peak, print_table, synchronize
-from .modes import Mode, Part, call_network, load_modes, network_files, noise, set_compiled
+from .modes import Mode, Part, call_network, load_modes, network_files, noise
 from .reference_client import NEEDED, Reference, find_checkouts
 
 BATCHES = dict(score=[1, 8, 32], discriminator=[1, 8, 32], dg=[8], diffrs=[8], growth=[1, 4, 16, 64, 256])
@@ -104,15 +105,15 @@ def bench_discriminator(setup: Setup, batch: int, reference: Reference | None) -
     On a CPU the scripts leave it as it comes; the compiled row shows why.
     """
     modes = {name: mode.log_ratio for name, mode in setup.modes.items()}
-    for name, log_ratio in modes.items():
-        set_compiled(log_ratio, name.endswith('compiled'))
+    for name in modes:
+        if name.endswith('compiled') and setup.device.type == 'cpu':
+            modes[name] = copy.copy(modes[name])
+            modes[name].compile()
     time_calls(setup, 'Discriminator, forward', 'log_ratio', {name: part.value for name, part in modes.items()}, batch,
                lambda mode: mode.log_ratio_flops, reference)
     time_calls(setup, 'Discriminator, gradient', 'gradient',
                {name: part.value_and_grad for name, part in modes.items()}, batch,
                lambda mode: 2 * mode.log_ratio_flops, reference)  # of frozen networks: as much as a second forward pass
-    for name, log_ratio in modes.items():
-        set_compiled(log_ratio, name.endswith('compiled') and setup.device.type == 'cuda')
 
 
 def parts_of(setup: Setup, mode: Mode, batch: int, work, gradient: bool) -> tuple[dict[str, float], float, float]:
@@ -165,7 +166,7 @@ def bench_dg(setup: Setup, batch: int, reference: Reference | None) -> None:
         return reference.run('dg', batch=batch, steps=setup.steps)['images']
 
     for mode in setup.modes.values():
-        guided_sampler(mode.net, mode.log_ratio, setup.device, batch, WARM_STEPS)
+        guided_sampler(*setup.watched(mode, batch, timed=False), setup.device, batch, WARM_STEPS)
     if reference:
         reference.run('dg', batch=batch, steps=WARM_STEPS)
     time_sampler(setup, f'DG, {setup.steps} steps, batch {batch}', batch, draw, reference and published, gradient=True)

@@ -2,45 +2,57 @@
 # The figures of benchmarks/README.md on a GPU, a part at a time, each to $OUT/<part>.txt. From the root of the
 # repository; REFERENCE is a folder with checkouts of the published code (edm, DG, DiffRS), as for the benchmarks:
 #   REFERENCE=DIR OUT=bench-gpu sh benchmarks/gpu.sh                # all parts that are not there yet
-#   REFERENCE=DIR OUT=bench-gpu sh benchmarks/gpu.sh networks dg    # these
-# IMAGES (50000) are drawn for `vanilla`; BATCH (512) images ride together, the published code's 100 in `dg-published`.
-set -e
+#   REFERENCE=DIR OUT=bench-gpu sh benchmarks/gpu.sh networks dg    # of these
+# `vanilla` draws IMAGES (50000) samples; BATCH (512) images ride together, in `dg-published` DG's 100.
 OUT=${OUT:-bench-gpu}
 IMAGES=${IMAGES:-50000}
 BATCH=${BATCH:-512}
 PYTHON=${PYTHON:-python}
-reference=${REFERENCE:+--reference=$REFERENCE}
-mkdir -p "$OUT"
 
-sampling() {
-    $PYTHON -m benchmarks.bench_sampling --network=full --compile $reference "$@"
+bench() {
+    module=$1; shift
+    $PYTHON -m "benchmarks.bench_$module" ${REFERENCE:+"--reference=$REFERENCE"} "$@"
+}
+
+# samples of a network of the published size, with random weights; the time includes compiling
+vanilla() {
+    rm -rf "$OUT/samples"
+    $PYTHON -c "import sys, pathlib, benchmarks.modes as m; m.network_files('full', pathlib.Path(sys.argv[1]))" "$OUT" &&
+        $PYTHON generate.py --network="$OUT/score.safetensors" --outdir="$OUT/samples" --dg_weight_1st_order=0 \
+            --seeds=0-$((IMAGES - 1)) --batch="$BATCH" --compile=on &&
+        rm -r "$OUT/samples" "$OUT"/*.safetensors
 }
 
 part() {
     case $1 in
-    tests)         $PYTHON -m pytest -q -k "cuda or gpu or no_waiting" ;;
+    tests)         $PYTHON -m pytest -q -k "cuda or gpu or waiting" ;;
     gates)         $PYTHON -m pytest -q -m slow tests/test_precision.py ;;  # FD-CIFAR10 of 3 x 10,000 samples
-    networks)      sampling --what=score,discriminator --batch=8,"$BATCH" --precision=fp32,tf32,fp16,bf16 --rounds=3 ;;
-    dg)            sampling --what=dg --batch="$BATCH" --precision=bf16 --rounds=2 ;;
-    dg-published)  sampling --what=dg --batch=100 --precision=bf16 --rounds=2 ;;
-    diffrs)        sampling --what=diffrs --batch="$BATCH" --steps=9 --precision=bf16 --rounds=1 ;;
-    growth)        $PYTHON -m benchmarks.bench_sampling --what=growth --precision=bf16 ;;
-    discriminator) $PYTHON -m benchmarks.bench_training --what=discriminator --batch=128,"$BATCH" --compile $reference ;;
-    score)         $PYTHON -m benchmarks.bench_training --what=score --network=full --batch=128 --compile $reference ;;
-    metrics)       $PYTHON -m benchmarks.bench_metrics --precision=fp32,bf16 --batch=128 $reference ;;
-    vanilla)       # samples of the published size of network, with random weights; the compile counts
-        $PYTHON -c "from pathlib import Path; from benchmarks.modes import network_files; network_files('full', Path('$OUT'))"
-        $PYTHON generate.py --network="$OUT/score.safetensors" --outdir="$OUT/samples" --dg_weight_1st_order=0 \
-            --seeds=0-$((IMAGES - 1)) --batch="$BATCH" --compile=on
-        rm -r "$OUT/samples" "$OUT"/*.safetensors ;;
-    *)             echo "$1: no such part" >&2; return 1 ;;
+    vanilla)       vanilla ;;
+    dg)            bench sampling --network=full --compile --what=dg --batch="$BATCH" --precision=bf16 ;;
+    dg-published)  bench sampling --network=full --compile --what=dg --batch=100 --precision=bf16 ;;
+    networks)      bench sampling --network=full --compile --what=score,discriminator --batch=8,"$BATCH" \
+                       --precision=fp32,tf32,fp16,bf16 ;;
+    discriminator) bench training --compile --what=discriminator --batch=128,"$BATCH" ;;
+    diffrs)        bench sampling --network=full --compile --what=diffrs --batch="$BATCH" --steps=9 --precision=bf16 \
+                       --rounds=1 ;;
+    score)         bench training --compile --what=score --network=full --batch=128 ;;
+    metrics)       bench metrics --precision=fp32,bf16 --batch=128 ;;
+    growth)        bench sampling --what=growth --precision=bf16 ;;
+    *)             echo "no such part"; return 1 ;;
     esac
 }
 
+mkdir -p "$OUT" || exit 1
+failed=
 for name in ${*:-tests gates vanilla dg networks discriminator diffrs dg-published score metrics growth}; do
-    [ ! -s "$OUT/$name.txt" ] || continue
+    [ ! -s "$OUT/$name.txt" ] || { echo "== $name is there"; continue; }
     echo "== $name"
-    part "$name" > "$OUT/$name.part" 2>&1 || { tail -n 20 "$OUT/$name.part"; exit 1; }
-    mv "$OUT/$name.part" "$OUT/$name.txt"
-    cat "$OUT/$name.txt"
+    if part "$name" > "$OUT/$name.part" 2>&1; then
+        mv "$OUT/$name.part" "$OUT/$name.txt"
+        cat "$OUT/$name.txt"
+    else
+        tail -n 20 "$OUT/$name.part"
+        failed="$failed $name"
+    fi
 done
+[ -z "$failed" ] || { echo "failed:$failed"; exit 1; }

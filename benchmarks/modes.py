@@ -12,7 +12,7 @@ import networks
 from dnnlib import demo
 from guided_diffusion import create_classifier
 from torch_utils.checkpoint import save_network
-from torch_utils.device import count_flops, select_precision
+from torch_utils.device import allow_many_graphs, count_flops, select_precision
 from train_score import PRESETS
 
 from .common import synchronize
@@ -88,20 +88,12 @@ def load_modes(files: dict[str, Path], precisions: list[str], compiled: bool, de
         flops = [count_flops(functools.partial(call_network, part, net, precision, 1, 1, device))
                  for part in (net, log_ratio)]
         if compiles:  # operations cannot be counted any more
-            torch._dynamo.config.recompile_limit = 64  # at the default of 8 batch sizes and kinds of sigma it gives up
+            allow_many_graphs()
             net.compile(dynamic=False)
-            set_compiled(log_ratio, device.type == 'cuda')
+            if device.type == 'cuda':
+                log_ratio.compile()
         modes[f'{precision} compiled' if compiles else precision] = Mode(precision, dtype, net, log_ratio, *flops)
     return modes
-
-
-def set_compiled(log_ratio: classifier_lib.LogRatio, compiled: bool) -> None:
-    """Compile the networks of a log-ratio, or let them be as they come."""
-    for network in (log_ratio.classifier, log_ratio.discriminator):
-        if compiled:
-            network.compile(dynamic=False)
-        else:
-            network._compiled_call_impl = None
 
 
 def noise(net, batch: int, device) -> torch.Tensor:

@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from dnnlib import demo
 from dnnlib.download import fetch
 from torch_utils.checkpoint import load_state
+from torch_utils.device import upload
 
 from .feature_net import load_feature_net
 from .inception import InceptionV3
@@ -40,9 +41,7 @@ class Detector:
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        if images.device.type == 'cpu' and self.device.type == 'cuda':
-            images = images.pin_memory()
-        return self.network(images.to(self.device, non_blocking=True)).to(torch.float32)
+        return self.network(upload(images, self.device)).to(torch.float32)
 
 
 def load_detector(name: str, device='cpu', dtype: torch.dtype = torch.float32, path=None,

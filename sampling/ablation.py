@@ -3,6 +3,7 @@
 import torch
 
 from diffusion.schedules import clamp_range, default_range, grid_steps, time_schedule
+from torch_utils.device import upload
 
 from .edm import Step, added_noise, churned_steps, rounded_steps
 from .guidance import Unguided
@@ -39,7 +40,7 @@ def ablation_sampler(net, latents, class_labels=None, *, randn_like=torch.randn_
     t_next = torch.cat([time.sigma_inv(levels[1:]), levels.new_zeros(1)])  # t_n = 0
     h = (t_next - t_hat).tolist()
     sigma_next = time.sigma(t_next)
-    on_device = torch.stack([raised, sigma_next]).to(latents.device)
+    on_device = upload(torch.stack([raised, sigma_next]), latents.device)
     scale_cur, scale_hat, scale_next = (time.scale(t) for t in (time.sigma_inv(levels), t_hat, t_next))
     first, second = _drift(time, t_hat), _drift(time, t_next)
     nfe = 0

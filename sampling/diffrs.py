@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from diffusion.schedules import clamp_range, edm_steps
+from torch_utils.device import upload
 
 from . import diffrs_rules as rules
 from .diffrs_rules import RULES, Calibration, Rule, Thresholds
@@ -270,7 +271,7 @@ class SlotMachine:
 
     def upload(self, rows: np.ndarray, *values: np.ndarray) -> tuple[torch.Tensor, ...]:
         """Slots as an index and numbers [n] for them, float64, on the device: one transfer that nothing waits for."""
-        packed = torch.from_numpy(np.stack([rows, *values]).astype(np.float64)).to(self.device, non_blocking=True)
+        packed = upload(torch.from_numpy(np.stack([rows, *values]).astype(np.float64)), self.device)
         return packed[0].to(torch.int64), *packed[1:]
 
     # Events.

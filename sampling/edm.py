@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from diffusion.schedules import clamp_range, edm_steps
+from torch_utils.device import upload
 
 from .guidance import BOOST_S_CHURN, BOOST_S_NOISE, Unguided, per_row
 
@@ -59,7 +60,7 @@ def edm_sampler(net, latents, class_labels=None, *, randn_like=torch.randn_like,
     boost_raised = churned_steps(net, levels, BOOST_S_CHURN, S_min, S_max)
     boost_noise = BOOST_S_NOISE * added_noise(levels, boost_raised)
     t_steps = torch.cat([levels, levels.new_zeros(1)])  # t_n = 0
-    on_device = torch.stack([raised, noise, boost_raised, boost_noise, t_steps[1:]]).to(latents.device)
+    on_device = upload(torch.stack([raised, noise, boost_raised, boost_noise, t_steps[1:]]), latents.device)
     guide = (guidance or Unguided()).start()
     nfe = 0
 

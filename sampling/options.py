@@ -1,12 +1,14 @@
 """The command-line options that the sampling scripts share, grouped as their help shows them."""
 
+import functools
+
 import click
 import torch
 
 from dnnlib import demo
 from dnnlib.cli import IntList, blame
 from torch_utils import distributed as dist
-from torch_utils.device import PRECISIONS, select_compile, select_device, select_precision
+from torch_utils.device import PRECISIONS, allow_many_graphs, select_compile, select_device, select_precision
 
 from .runner import choose_seeds
 
@@ -121,8 +123,8 @@ def discriminator_files(opts: dict):
 def compile_networks(opts: dict, net, log_ratio, device, images: int) -> bool:
     """Compile where that pays for a run of so many images; whether it does, alike on all ranks.
 
-    On CUDA that is the score network and what the log-ratio (or None) calls, on a CPU the score network alone: there
-    the others get no faster (benchmarks/README.md).
+    On CUDA that is the score network and the log-ratio (or None), on a CPU the score network alone: there the log-ratio
+    gets no faster (benchmarks/README.md).
     """
     def evaluate():
         x = torch.zeros([1, net.img_channels, net.img_resolution, net.img_resolution], device=device)
@@ -131,28 +133,35 @@ def compile_networks(opts: dict, net, log_ratio, device, images: int) -> bool:
     mode = opts['compile_mode']
     if not dist.broadcast_object(select_compile(mode, device, evaluate, images * (2 * opts['num_steps'] - 1))):
         return False
-    _compile(net, mode)
+    allow_many_graphs()
+    choose = functools.partial(compiled_or_plain, mode)
+    net.compile(dynamic=False)
+    net._compiled_call_impl = choose(net._compiled_call_impl, net._call_impl)
     if log_ratio is not None and device.type == 'cuda':
-        _compile(log_ratio.classifier, mode)
-        _compile(log_ratio.discriminator, mode)
+        log_ratio.compile(choose)
     return True
 
 
-def _compile(net, mode: str) -> None:
-    """Compilers are called, and may fail, in the first evaluation: with 'auto' the run then goes on without."""
-    net.compile(dynamic=False)
-    compiled = net._compiled_call_impl
+def compiled_or_plain(mode: str, compiled, plain):
+    """The function `compiled`, or from its first call on, where that fails and the mode is 'auto', `plain`."""
+    chosen = None
 
-    def first_evaluation(*args, **kwargs):
-        net._compiled_call_impl = compiled
+    def function(*args, **kwargs):
+        nonlocal chosen
+        if chosen is not None:
+            return chosen(*args, **kwargs)
         try:
-            return compiled(*args, **kwargs)
-        except torch._dynamo.exc.TorchDynamoException as error:
+            result = compiled(*args, **kwargs)
+        except Exception as error:  # compilers fail in many ways; what failed otherwise fails again
             reason = f'torch.compile does not work here ({type(error).__name__})'
             if mode == 'on':
+                if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                    raise
                 raise click.ClickException(f'--compile: {reason}; use --compile=off') from error
-            click.echo(f'{reason}; going on without it')
-        net._compiled_call_impl = None
-        return net(*args, **kwargs)
+            dist.print0(f'{reason}; going on without it')
+            chosen = plain
+            return plain(*args, **kwargs)
+        chosen = compiled
+        return result
 
-    net._compiled_call_impl = first_evaluation
+    return function

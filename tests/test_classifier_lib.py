@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from dg_goldens import classifier, discriminator, write_files
+from functorch.compile import make_boxed_func
 from goldens import load
+from torch._dynamo.backends.common import aot_autograd
 
 import classifier_lib as lib
 from guided_diffusion import create_classifier
+from sampling.options import compiled_or_plain
 from torch_utils import checkpoint
 
 IN_RANGE = slice(1, 4)  # of the five noise levels: 0.03 lies below time_min, 200 above time_max
@@ -35,6 +38,56 @@ def files(tmp_path_factory):
 def log_ratio(kind, res=32, clip=False):
     return lib.LogRatio(classifier(), discriminator(kind), time='cosine' if res == 64 else 'linear', clip=clip,
                         conditional=kind == 'cond')
+
+
+def compile_to(monkeypatch, forward, backward):
+    """Let torch.compile trace as ever, and give the graphs to these compilers."""
+    backend = aot_autograd(fw_compiler=forward, bw_compiler=backward)
+    compile = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda function, dynamic: compile(
+        function, dynamic=dynamic, fullgraph=True, backend=backend))
+
+
+@pytest.mark.parametrize('kind', ['uncond', 'cond'])
+def test_compiled(monkeypatch, d, kind):
+    """One graph of both networks for the value, one more for the gradient, and the numbers of the plain ones."""
+    graphs = []
+
+    def forward(graph, inputs):
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    compile_to(monkeypatch, forward, lambda graph, inputs: make_boxed_func(graph.forward))
+    plain, compiled = log_ratio(kind), log_ratio(kind)
+    compiled.compile()
+    for sigma in d['sigma'][IN_RANGE]:
+        arguments = d['x0'] + sigma * d['noise'], sigma, d['class_labels']
+        torch.testing.assert_close(compiled.value(*arguments), plain.value(*arguments))
+        (value, gradient), (_, expected) = compiled.value_and_grad(*arguments), plain.value_and_grad(*arguments)
+        torch.testing.assert_close(value, plain.value(*arguments))
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    assert len(graphs) == 2
+
+
+@pytest.mark.parametrize('mode', ['auto', 'on'])
+def test_a_compiler_that_fails_backwards(monkeypatch, capsys, d, mode):
+    """It sees a gradient's backward pass when that is first taken, after the forward pass."""
+    def broken(graph, inputs):
+        raise RuntimeError('no backward pass')
+
+    compile_to(monkeypatch, lambda graph, inputs: make_boxed_func(graph.forward), broken)
+    plain, ours = log_ratio('uncond'), log_ratio('uncond')
+    ours.compile(functools.partial(compiled_or_plain, mode))
+    sigma = d['sigma'][2]
+    x = d['x0'] + sigma * d['noise']
+    torch.testing.assert_close(ours(x, sigma), plain(x, sigma))
+    if mode == 'on':
+        with pytest.raises(RuntimeError, match='no backward pass'):
+            ours.value_and_grad(x, sigma)
+        return
+    for _ in range(2):
+        assert torch.equal(ours.value_and_grad(x, sigma)[1], plain.value_and_grad(x, sigma)[1])
+    assert capsys.readouterr().out == 'torch.compile does not work here (RuntimeError); going on without it\n'
 
 
 def assert_score(actual, expected):

@@ -249,13 +249,14 @@ def test_a_compiler_that_fails(monkeypatch, capsys, mode):
 
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
 def test_what_is_compiled(monkeypatch, device):
-    """Classifier and discriminator on a GPU alone."""
+    """The log-ratio on a GPU alone."""
     asked = []
-    monkeypatch.setattr(torch.nn.Module, 'compile', lambda net, dynamic: asked.append(net))
-    nets = [Doubled() for _ in range(3)]
-    log_ratio = Counted(classifier_lib.LogRatio(*nets[1:]))
-    assert options.compile_networks(dict(compile_mode='on', num_steps=18), nets[0], log_ratio, torch.device(device), 1)
-    assert asked == (nets if device == 'cuda' else nets[:1])
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda net, dynamic: asked.append('network'))
+    monkeypatch.setattr(classifier_lib.LogRatio, 'compile', lambda log_ratio, choose: asked.append('log-ratio'))
+    log_ratio = Counted(classifier_lib.LogRatio(None, None))
+    opts = dict(compile_mode='on', num_steps=18)
+    assert options.compile_networks(opts, Doubled(), log_ratio, torch.device(device), 1)
+    assert asked == ['network', 'log-ratio'][:1 if device == 'cpu' else 2]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sampler_goldens import SMALL
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import classifier_lib
 import networks
@@ -23,7 +24,11 @@ from training.ema import Ema
 from training.loop import Trainer, TrainRun
 from training.score import score_step
 
+COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 VP = dict(solver='heun', discretization='vp', schedule='vp', scaling='vp')
+SAMPLERS = [(edm_sampler, False, {}), (edm_sampler, False, dict(S_churn=10)), (edm_sampler, True, dict(S_churn=10)),
+            (ablation_sampler, False, VP)]
+SAMPLER_NAMES = ['plain', 'churn', 'guided', 'ablation']
 
 
 class Transfers(TorchDispatchMode):
@@ -34,13 +39,19 @@ class Transfers(TorchDispatchMode):
         self.count = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if torch.is_tensor(result):
-            given = {x.device.type for x in args if torch.is_tensor(x) and x.ndim}  # numbers ride with the operation
-            if func is torch.ops.aten.lift_fresh.default:  # a tensor made of Python numbers
-                given = {'cpu'}
-            self.count.update((source, result.device.type) for source in given - {result.device.type})
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        given = {x.device.type for x in tensors([args, kwargs]) if x.ndim or func in COPIES}  # numbers ride along
+        if func is torch.ops.aten.lift_fresh.default:  # a tensor made of Python numbers
+            given = {'cpu'}
+        for device in {x.device.type for x in tensors(result)}:
+            self.count.update((source, device) for source in given - {device})
         return result
+
+
+def tensors(tree):
+    """The tensors in nested arguments."""
+    return [x for x in tree_leaves(tree) if torch.is_tensor(x)]
 
 
 @pytest.fixture(scope='module')
@@ -55,9 +66,7 @@ def loaded():
 
 
 @pytest.mark.parametrize('steps', [2, 6])
-@pytest.mark.parametrize(('sampler', 'guided', 'options'), [
-    (edm_sampler, False, {}), (edm_sampler, False, dict(S_churn=10)), (edm_sampler, True, dict(S_churn=10)),
-    (ablation_sampler, False, VP)], ids=['plain', 'churn', 'guided', 'ablation'])
+@pytest.mark.parametrize(('sampler', 'guided', 'options'), SAMPLERS, ids=SAMPLER_NAMES)
 def test_samplers(loaded, sampler, guided, options, steps):
     """One transfer to the device, of the schedule, before the first step; none back."""
     net, guidance = loaded
@@ -66,6 +75,23 @@ def test_samplers(loaded, sampler, guided, options, steps):
                          guidance=guidance if guided else None, **options)
     assert images.shape == (2, 3, 32, 32) and images.dtype == torch.float64
     assert transfers.count == {('cpu', 'meta'): 1}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.parametrize(('sampler', 'guided', 'options'), SAMPLERS, ids=SAMPLER_NAMES)
+def test_samplers_on_cuda(sampler, guided, options):
+    """torch itself watches, and sees what depends on the device."""
+    net = networks.load_network(demo.DEMO_SCORE, 'cuda', torch.bfloat16)
+    log_ratio = classifier_lib.load_log_ratio(demo.DEMO_CLASSIFIER, demo.DEMO_DISCRIMINATOR, net, False, 'cuda',
+                                              torch.bfloat16)
+    guidance = DiscriminatorGuidance(log_ratio, 2.0, 1.0, boosting=True) if guided else None
+    latents = torch.randn(2, 3, 32, 32, device='cuda')
+    sampler(net, latents, num_steps=2, guidance=guidance, **options)  # libraries initialise themselves
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        sampler(net, latents, num_steps=6, guidance=guidance, **options)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
 
 
 def score_training():

@@ -324,6 +324,7 @@ def compiler(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.nn.Module, 'compile', compile)
     monkeypatch.setattr(loop, 'AUTO_COMPILE', ('cpu',))
+    monkeypatch.setattr(device.shutil, 'which', lambda name: name)
     return asked
 
 
@@ -340,14 +341,15 @@ def test_what_is_compiled(monkeypatch, tmp_path, compiler, mode, long, compiled)
 def test_a_compiler_that_fails(monkeypatch, compiler, capsys, tmp_path, undisturbed):
     """With 'auto' the run goes on without it; what was evaluated to find out leaves no trace."""
     monkeypatch.setattr(device, 'COMPILE_FLOPS', dict(cpu=0))
-    run = tiny_run(tmp_path / 'run', dropout=0.2, compile='auto')
+    run = tiny_run(tmp_path / 'run', dropout=0.2, compile='auto', frozen=(torch.nn.Identity(),))
 
     def count(net, *call):
         net.calls += 1
 
     run.module.register_forward_hook(count)
     assert train(run).reason == 'finished'
-    assert compiler and capsys.readouterr().out.count('torch.compile does not work here (RuntimeError)') == 1
+    assert compiler == [run.module, *run.frozen] and torch.equal(run.frozen[0](torch.ones(1)), torch.ones(1))
+    assert capsys.readouterr().out.count('torch.compile does not work here (RuntimeError)') == 1
     state, lines = outcome(tmp_path / 'run')
     assert state['module'].pop('calls') == state['nimg'] / run.batch_size
     expected, expected_lines = outcome(undisturbed)

@@ -14,6 +14,7 @@ import PIL.Image
 import torch
 
 from dnnlib.files import DAMAGED, resolve_path
+from torch_utils.device import upload
 from torch_utils.images import from_uint8
 from torch_utils.progress import progress
 
@@ -348,13 +349,7 @@ class BatchLoader:
     def __call__(self, step, rows):
         index = torch.from_numpy(batch_indices(len(self.images), self.batch_size, self.seed, step)[rows])
         if self.resident:
-            index = _to_device(index, self.device)
-        images = _to_device(self.images[index], self.device)
-        labels = None if self.labels is None else _to_device(self.labels[index], self.device)
+            index = upload(index, self.device)
+        images = upload(self.images[index], self.device)
+        labels = None if self.labels is None else upload(self.labels[index], self.device)
         return from_uint8(images), labels
-
-
-def _to_device(tensor, device):
-    if device.type == 'cuda' and tensor.device.type == 'cpu':
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

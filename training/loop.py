@@ -15,7 +15,7 @@ import torch
 from dnnlib.files import atomic_write
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import load_state, save_state
-from torch_utils.device import select_compile
+from torch_utils.device import allow_many_graphs, select_compile
 from torch_utils.progress import progress
 from torch_utils.rng import step_seed
 from torch_utils.stats import JsonLines, Sums
@@ -239,9 +239,9 @@ class Trainer:
     def compile(self):
         """Compile the networks where asked; with 'auto' a failure means going on without."""
         run = self.run
-        if run.compile == 'auto' and self.device.type not in AUTO_COMPILE or not select_compile(
-                run.compile, self.device, self.forward_backward, run.total_nimg // self.share):
+        if run.compile == 'auto' and self.device.type not in AUTO_COMPILE or not self._compiling_pays():
             return
+        allow_many_graphs()
         networks = self.module, *run.frozen
         for network in networks:
             network.compile(dynamic=False)
@@ -253,6 +253,15 @@ class Trainer:
             dist.print0(f'torch.compile does not work here ({type(error).__name__}); going on without it')
             for network in networks:
                 network._compiled_call_impl = None
+
+    def _compiling_pays(self) -> bool:
+        """What `select_compile` says, alike on all ranks."""
+        try:
+            pays = select_compile(self.run.compile, self.device, self.forward_backward,
+                                  self.run.total_nimg // self.share)
+        except torch.OutOfMemoryError:  # a compiled step may fit
+            pays = True
+        return dist.broadcast_object(pays)
 
     #--------------------------------------------------------------------
     # The loop and what it does now and then.
