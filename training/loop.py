@@ -118,14 +118,28 @@ class TrainResult:
         return self.reason in ('finished', 'stopped')
 
 
-class NonFiniteLoss(ArithmeticError):
+class TrainingError(RuntimeError):
+    """Ends a run; the message says what to do about `option` of the scripts."""
+
+    option: str
+
+
+class NonFiniteLoss(TrainingError):
     """The loss has become NaN or infinite; no file is of a network after that."""
+
+    option = '--lr'
+
+
+class CompilerFailed(TrainingError):
+    """torch.compile was asked for and does not work."""
+
+    option = '--compile'
 
 
 def train(run: TrainRun) -> TrainResult:
     """Run or resume `run` until its end, its time budget, or SIGTERM or Ctrl-C; the state is saved in each case.
 
-    Raises ValueError where the folder holds another run or the batch cannot be divided, and NonFiniteLoss.
+    Raises ValueError where the folder holds another run or the batch cannot be divided, and TrainingError.
     """
     share = share_of_batch(run.batch_size)
     with released():
@@ -245,12 +259,15 @@ class Trainer:
         networks = self.module, *run.frozen
         for network in networks:
             network.compile(dynamic=False)
-        if run.compile == 'on':
-            return
         try:
             self.forward_backward()
         except Exception as error:  # compilers fail in many ways; the eager network is always right
-            dist.print0(f'torch.compile does not work here ({type(error).__name__}); going on without it')
+            reason = f'torch.compile does not work here ({type(error).__name__})'
+            if run.compile == 'on':
+                if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                    raise
+                raise CompilerFailed(f'{reason}; use --compile=off') from error
+            dist.print0(f'{reason}; going on without it')
             for network in networks:
                 network._compiled_call_impl = None
 
