@@ -21,7 +21,7 @@ from torch_utils.device import enough_memory, select_device, select_precision
 from torch_utils.stats import JsonLines
 from training.data import BatchLoader, ImageData
 from training.discriminator import DiscriminatorLoss, held_out_logits, held_out_scores, scores_table, split_pairs
-from training.loop import TickContext, TrainingError, TrainRun, adam, share_of_batch, train
+from training.loop import NonFiniteLoss, TickContext, TrainRun, adam, share_of_batch, train
 
 EMBEDDED_CLASSES = 1000  # rows of the label table in DG's conditional discriminators
 DG_CACHE = 'gen_data_for_discriminator_training.npz'  # DG's own concatenation of the shards
@@ -141,8 +141,8 @@ def main(**opts):
     try:
         with blame('--savedir'):
             result = train(run)
-    except TrainingError as error:
-        raise click.ClickException(f'{error.option}: {error}') from None
+    except NonFiniteLoss as error:
+        raise click.ClickException(f'--lr: {error}') from None
     dist.print0(f'{savedir}: {result.reason} after {result.nimg / epoch_nimg:g} epochs; {book.summary()}' +
                 ('' if result.complete else '; the same command resumes'))
     dist.shutdown()

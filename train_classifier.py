@@ -21,7 +21,7 @@ from torch_utils.device import enough_memory, select_device, select_precision
 from training.classifier import CleanClassifierLoss, NoisyClassifierLoss, accuracy, accuracy_by_noise
 from training.data import BatchLoader, ImageData
 from training.ema import Ema
-from training.loop import TickContext, TrainingError, TrainRun, share_of_batch, train
+from training.loop import NonFiniteLoss, TickContext, TrainRun, share_of_batch, train
 
 # Each preset fills the options that are not given on the command line.
 PRESETS = {
@@ -152,8 +152,8 @@ def main(**opts):
     try:
         with blame('--outdir'):
             result = train(run)
-    except TrainingError as error:
-        raise click.ClickException(f'{error.option}: {error}') from None
+    except NonFiniteLoss as error:
+        raise click.ClickException(f'--lr: {error}') from None
     dist.print0(f'{outdir}: {result.nimg / 1000:g} kimg, {result.reason}; {" and ".join(trainee.files)}' +
                 ('' if result.complete else '; the same command resumes'))
     dist.shutdown()

@@ -17,7 +17,7 @@ from torch_utils.device import enough_memory, select_device, select_precision
 from training.augment import AugmentPipe
 from training.data import BatchLoader, ImageData
 from training.ema import Ema
-from training.loop import TrainingError, TrainRun, adam, share_of_batch, train
+from training.loop import NonFiniteLoss, TrainRun, adam, share_of_batch, train
 from training.score import Snapshots, learning_rate, score_step
 
 STARTED = time.monotonic()
@@ -189,8 +189,8 @@ def main(outdir, data, preset, cond, max_images, device, precision, dry_run, **o
     try:
         with blame('--outdir'):
             result = train(run)
-    except TrainingError as error:
-        raise click.ClickException(f'{error.option}: {error}') from None
+    except NonFiniteLoss as error:
+        raise click.ClickException(f'--lr: {error}') from None
     dist.print0(f'{outdir}: {result.nimg / 1000:g} kimg, {result.reason}' +
                 ('' if result.complete else '; the same command resumes'))
     dist.shutdown()

@@ -11,8 +11,9 @@ import classifier_lib
 import networks
 from dnnlib import demo
 from guided_diffusion import create_classifier
+from sampling.options import compile_networks
 from torch_utils.checkpoint import save_network
-from torch_utils.device import allow_many_graphs, count_flops, select_precision
+from torch_utils.device import count_flops, select_precision
 from train_score import PRESETS
 
 from .common import synchronize
@@ -88,10 +89,7 @@ def load_modes(files: dict[str, Path], precisions: list[str], compiled: bool, de
         flops = [count_flops(functools.partial(call_network, part, net, precision, 1, 1, device))
                  for part in (net, log_ratio)]
         if compiles:  # operations cannot be counted any more
-            allow_many_graphs()
-            net.compile(dynamic=False)
-            if device.type == 'cuda':
-                log_ratio.compile()
+            compile_networks(dict(compile_mode='on', num_steps=1), net, log_ratio, device, images=1)
         modes[f'{precision} compiled' if compiles else precision] = Mode(precision, dtype, net, log_ratio, *flops)
     return modes
 

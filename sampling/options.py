@@ -8,7 +8,14 @@ import torch
 from dnnlib import demo
 from dnnlib.cli import IntList, blame
 from torch_utils import distributed as dist
-from torch_utils.device import PRECISIONS, allow_many_graphs, select_compile, select_device, select_precision
+from torch_utils.device import (
+    PRECISIONS,
+    allow_many_graphs,
+    go_on_uncompiled,
+    select_compile,
+    select_device,
+    select_precision,
+)
 
 from .runner import choose_seeds
 
@@ -153,12 +160,7 @@ def compiled_or_plain(mode: str, compiled, plain):
         try:
             result = compiled(*args, **kwargs)
         except Exception as error:  # compilers fail in many ways; what failed otherwise fails again
-            reason = f'torch.compile does not work here ({type(error).__name__})'
-            if mode == 'on':
-                if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
-                    raise
-                raise click.ClickException(f'--compile: {reason}; use --compile=off') from error
-            dist.print0(f'{reason}; going on without it')
+            go_on_uncompiled(mode, error)
             chosen = plain
             return plain(*args, **kwargs)
         chosen = compiled

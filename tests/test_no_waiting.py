@@ -1,4 +1,7 @@
-"""Sampling and training never wait for the device: they run on 'meta' tensors, whose values nobody can ask for."""
+"""EDM's sampler, its ablations and training steps never wait for the device: they run on 'meta' tensors without values.
+
+Rejection sampling is not among them: it waits for one mask per test.
+"""
 
 import functools
 from collections import Counter

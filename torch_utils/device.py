@@ -125,6 +125,19 @@ def allow_many_graphs() -> None:
     torch._dynamo.config.recompile_limit = 64
 
 
+def go_on_uncompiled(mode: str, error: Exception) -> None:
+    """What a run says when it fails as compiled, and goes on without; where the mode is 'on', it ends in one line."""
+    from . import distributed as dist
+
+    reason = f'torch.compile does not work here ({type(error).__name__})'
+    if mode != 'on':
+        dist.print0(f'{reason}; going on without it')
+    elif isinstance(error, torch._dynamo.exc.TorchDynamoException):
+        raise click.ClickException(f'--compile: {reason}; use --compile=off') from error
+    else:
+        raise error
+
+
 def count_flops(work: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products and convolutions in a call (a multiply-add is two)."""
     from torch.utils.flop_counter import FlopCounterMode

@@ -15,7 +15,7 @@ import torch
 from dnnlib.files import atomic_write
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import load_state, save_state
-from torch_utils.device import allow_many_graphs, select_compile
+from torch_utils.device import allow_many_graphs, go_on_uncompiled, select_compile
 from torch_utils.progress import progress
 from torch_utils.rng import step_seed
 from torch_utils.stats import JsonLines, Sums
@@ -118,28 +118,14 @@ class TrainResult:
         return self.reason in ('finished', 'stopped')
 
 
-class TrainingError(RuntimeError):
-    """Ends a run; the message says what to do about `option` of the scripts."""
-
-    option: str
-
-
-class NonFiniteLoss(TrainingError):
+class NonFiniteLoss(ArithmeticError):
     """The loss has become NaN or infinite; no file is of a network after that."""
-
-    option = '--lr'
-
-
-class CompilerFailed(TrainingError):
-    """torch.compile was asked for and does not work."""
-
-    option = '--compile'
 
 
 def train(run: TrainRun) -> TrainResult:
     """Run or resume `run` until its end, its time budget, or SIGTERM or Ctrl-C; the state is saved in each case.
 
-    Raises ValueError where the folder holds another run or the batch cannot be divided, and TrainingError.
+    Raises ValueError where the folder holds another run or the batch cannot be divided, and NonFiniteLoss.
     """
     share = share_of_batch(run.batch_size)
     with released():
@@ -251,25 +237,27 @@ class Trainer:
         self.step += 1
 
     def compile(self):
-        """Compile the networks where asked; with 'auto' a failure means going on without."""
-        run = self.run
-        if run.compile == 'auto' and self.device.type not in AUTO_COMPILE or not self._compiling_pays():
+        """Compile the networks where asked; with 'auto' a failure means going on without.
+
+        What is evaluated to find out leaves no trace.
+        """
+        run, networks = self.run, (self.module, *self.run.frozen)
+        if run.compile == 'off' or run.compile == 'auto' and self.device.type not in AUTO_COMPILE:
             return
-        allow_many_graphs()
-        networks = self.module, *run.frozen
-        for network in networks:
-            network.compile(dynamic=False)
-        try:
-            self.forward_backward()
-        except Exception as error:  # compilers fail in many ways; the eager network is always right
-            reason = f'torch.compile does not work here ({type(error).__name__})'
-            if run.compile == 'on':
-                if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
-                    raise
-                raise CompilerFailed(f'{reason}; use --compile=off') from error
-            dist.print0(f'{reason}; going on without it')
+        sums, buffers = dict(self.sums.values), [buffer.clone() for buffer in self.module.buffers()]
+        if self._compiling_pays():
+            allow_many_graphs()
             for network in networks:
-                network._compiled_call_impl = None
+                network.compile(dynamic=False)
+            try:
+                self.forward_backward()
+            except Exception as error:  # compilers fail in many ways; the eager network is always right
+                go_on_uncompiled(run.compile, error)
+                for network in networks:
+                    network._compiled_call_impl = None
+        self.sums.values = sums
+        for buffer, value in zip(self.module.buffers(), buffers, strict=True):
+            buffer.copy_(value)
 
     def _compiling_pays(self) -> bool:
         """What `select_compile` says, alike on all ranks."""
@@ -288,11 +276,7 @@ class Trainer:
         if self.nimg >= run.total_nimg or self.memory.get('stopped'):
             dist.print0(f'{self.outdir}: complete, nothing to do')
             return 'finished'
-        sums, buffers = dict(self.sums.values), [buffer.clone() for buffer in self.module.buffers()]
         self.compile()
-        self.sums.values = sums  # as if nothing had been evaluated
-        for buffer, value in zip(self.module.buffers(), buffers, strict=True):
-            buffer.copy_(value)
         self.tick_start, self.tick_start_nimg = time.monotonic(), self.nimg
         self.last_poll, self.last_poll_step = self.tick_start, self.step
         with progress(total=run.total_nimg, initial=self.nimg, desc=run.desc) as self.bar:
