@@ -160,9 +160,9 @@ def profile_curves(reports: dict[str, dict]):
         count.plot(steps, [level['rejections'] / reports[name]['images'] for level in levels], 'o-', ms=3, label=name)
     for offset, kind in ((-0.2, 'nfe'), (0.2, 'discriminator_calls')):
         rows = [reports[name][kind] for name in names]
-        middle = np.array([row['median'] for row in rows])
-        error = np.array([[row['median'] - row['q05'], row['q95'] - row['median']] for row in rows]).T
-        cost.bar(np.arange(len(names)) + offset, middle, 0.4, yerr=error, label=kind.replace('_', ' '))
+        error = [[row['median'] - row['q05'] for row in rows], [row['q95'] - row['median'] for row in rows]]
+        cost.bar(np.arange(len(names)) + offset, [row['median'] for row in rows], 0.4, yerr=error,
+                 label=kind.replace('_', ' '))
     cost.set_xticks(range(len(names)), [_cost_label(name, reports[name]) for name in names])
     for axes, title, xlabel in ((rate, 'acceptance rate', 'step'), (count, 'rejections per image', 'step'),
                                 (cost, 'per image: median, 5 to 95 %', '')):
