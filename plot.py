@@ -146,7 +146,8 @@ def profile(runs, out):
             found = reports[name] = read_report(path, ('seeds',), 'generate_diffrs.py').get('report', {})
             if 'levels' not in found:
                 raise ValueError(f'{path} has no report of generate_diffrs.py; the same command again writes it')
-    save(profile_curves(reports), out)
+    with blame('--out'):
+        save(profile_curves(reports), out)
 
 
 def profile_curves(reports: dict[str, dict]):

@@ -71,8 +71,9 @@ FILES = ('discriminator_*.pt', 'best.pt', 'best.safetensors', 'training.png')
               default=0, show_default=True)
 @click.option('--batch_gpu',    help='Images per forward pass of a process (gradient accumulation); the result '
               'changes by rounding alone  [default: the whole share]', metavar='INT', type=click.IntRange(min=1))
-@click.option('--precision',    help='Arithmetic of the frozen feature extractor; the discriminator stays in float32',
-              type=click.Choice(['auto', 'fp32', 'tf32', 'bf16', 'fp16']), default='auto', show_default=True)
+@click.option('--precision',    help='Arithmetic of the frozen feature extractor; the discriminator stays in float32, '
+              'on GPUs in TF32 with any but fp32', type=click.Choice(['auto', 'fp32', 'tf32', 'bf16', 'fp16']),
+              default='auto', show_default=True)
 @click.option('--compile',      help='torch.compile; auto: on GPUs, for runs that are long enough',
               type=click.Choice(['auto', 'on', 'off']), default='auto', show_default=True)
 @click.option('--max_minutes',  help='Stop after so long; the same command goes on', metavar='FLOAT',
@@ -108,7 +109,7 @@ def main(**opts):
     with blame('--device'):
         device = select_device(opts['device'])
     with blame('--precision'):
-        dtype = select_precision(opts['precision'], device)
+        dtype = select_precision(opts['precision'], device, tf32_beside_half=True)  # as the published script
     torch.backends.cudnn.benchmark = True
     with blame('--pretrained_classifier_ckpt'):
         extractor, time_convention = _load_extractor(opts, device, dtype)
@@ -143,7 +144,7 @@ def main(**opts):
             result = train(run)
     except NonFiniteLoss as error:
         raise click.ClickException(f'--lr: {error}') from None
-    dist.print0(f'{savedir}: {result.reason} after {result.nimg / epoch_nimg:g} epochs; {book.summary()}' +
+    dist.print0(f'{savedir}: {result.reason} after {result.nimg / epoch_nimg:g} epochs; {_summary(result.memory)}' +
                 ('' if result.complete else '; the same command resumes'))
     dist.shutdown()
     sys.exit(143 if result.reason == 'signal' else 0)
@@ -195,6 +196,8 @@ def _load_pairs(opts, channels):
                 f'{opts["gendir"]}; {len(held_out)} of them held out')
     if len(real) != len(generated):
         dist.print0('the two counts differ: the log-ratio will be off by the logarithm of their quotient')
+    if opts['patience'] and not len(held_out):
+        raise click.ClickException('--patience: needs held-out images; raise --val_fraction, or leave it out')
     return pairs, held_out, dict(num_real=len(real), num_generated=len(generated),
                                  real_sha256=real.digest(), generated_sha256=generated.digest())
 
@@ -230,7 +233,6 @@ class _Book:
     def __init__(self, savedir, loss, held_out, epoch_nimg, opts, batch_gpu, device, save):
         self.savedir, self.loss, self.held_out, self.epoch_nimg = savedir, loss, held_out, epoch_nimg
         self.opts, self.batch_gpu, self.device, self.save = opts, batch_gpu, device, save
-        self.best: dict = {}
 
     def on_tick(self, context: TickContext) -> dict:
         epoch = context.nimg // self.epoch_nimg
@@ -239,7 +241,7 @@ class _Book:
         logits = held_out_logits(self.loss, self.held_out, self.opts['batch_size'], self.opts['seed'], self.device,
                                  self.batch_gpu)
         scores = held_out_scores(*logits)
-        memory = self.best = context.memory
+        memory = context.memory
         if scores['loss'] < memory.get('best_loss', math.inf):
             memory.update(best_loss=scores['loss'], best_epoch=epoch)
             if dist.get_rank() == 0:
@@ -257,10 +259,12 @@ class _Book:
             self.save(self.savedir / f'discriminator_{epoch}.pt', net)
         draw(JsonLines(self.savedir / 'stats.jsonl').read(), self.savedir / 'training.png')
 
-    def summary(self) -> str:
-        if 'best_epoch' not in self.best:
-            return 'discriminator_*.pt'
-        return f'best.pt is epoch {self.best["best_epoch"]}, held-out loss {self.best["best_loss"]:.4f}'
+
+def _summary(memory: dict) -> str:
+    """Which file to use."""
+    if 'best_epoch' not in memory:
+        return 'discriminator_*.pt'
+    return f'best.pt is epoch {memory["best_epoch"]}, held-out loss {memory["best_loss"]:.4f}'
 
 
 def draw(lines: list[dict], path: Path) -> None:

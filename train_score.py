@@ -184,7 +184,7 @@ def main(outdir, data, preset, cond, max_images, device, precision, dry_run, **o
     torch.backends.cudnn.benchmark = True
     with blame('--batch'):
         share_of_batch(config['batch'])
-    with blame('--preset'):
+    with blame('--preset/--channels'):
         run = make_run(config, images, outdir, device, dtype, options)
     try:
         with blame('--outdir'):

@@ -31,9 +31,14 @@ PUBLISHED = 'published, fp32'
 NETWORKS = dict(discriminator='full', score='demo')  # the sizes that users train
 
 
+def choose_precision(what: str, precision: str, device) -> torch.dtype:
+    """As train.py and train_score.py choose it."""
+    return select_precision(precision, device, tf32_beside_half=what == 'discriminator')
+
+
 def make_trainer(what: str, files: dict[str, Path], batch: int, precision: str, compiled: bool, device) -> Trainer:
     """A training run as train.py (discriminator) and train_score.py (score) set it up, ready to step."""
-    dtype = select_precision(precision, device)
+    dtype = choose_precision(what, precision, device)
     images = torch.randint(256, [IMAGES, 3, 32, 32], dtype=torch.uint8)
     if what == 'score':
         net = build_network(networks.read_network_file(files['score']), files['score']).to(device)
@@ -54,10 +59,10 @@ def make_trainer(what: str, files: dict[str, Path], batch: int, precision: str, 
     return trainer
 
 
-def make_step(trainer: Trainer, precision: str, batch: int, device):
+def make_step(what: str, trainer: Trainer, precision: str, batch: int, device):
     """A step as a function that returns the images it took."""
     def step():
-        select_precision(precision, device)
+        choose_precision(what, precision, device)
         trainer.train_step()
         return batch
     return step
@@ -74,7 +79,7 @@ def bench_modes(what, kind, files, batch, precisions, compiled, rounds, device, 
         modes[f'{precisions[-1]} compiled'] = (precisions[-1], True)
     trainers = {name: make_trainer(what, files, batch, *mode, device) for name, mode in modes.items()}
     flops = count_flops(trainers[precisions[0]].train_step) / batch
-    jobs = {name: (make_step(trainers[name], mode[0], batch, device), flops) for name, mode in modes.items()}
+    jobs = {name: (make_step(what, trainers[name], mode[0], batch, device), flops) for name, mode in modes.items()}
     work = f'train_{what}'
     with Reference(find_checkouts(reference, NEEDED[work]), files, device) if reference else (
             contextlib.nullcontext()) as published:
@@ -90,7 +95,7 @@ def bench_growth(what, kind, files, batches, precision, rounds, device) -> None:
     jobs = {}
     for batch in batches:
         trainer = make_trainer(what, files, batch, precision, False, device)
-        jobs[f'batch {batch}'] = (make_step(trainer, precision, batch, device),
+        jobs[f'batch {batch}'] = (make_step(what, trainer, precision, batch, device),
                                   count_flops(trainer.train_step) / batch)
     timings = interleave(jobs, device, rounds)
     print_table(f'Training step of the {name_of(what, kind)} by batch size, {precision}', timings,

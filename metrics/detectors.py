@@ -70,6 +70,8 @@ def load_detector(name: str, device='cpu', dtype: torch.dtype = torch.float32, p
         net = prepare_(net, device, dtype)
         return Detector(name, 'FID', net.feature_dim, device, net, mark)
     if name == 'nvidia':
+        if dtype != torch.float32:
+            raise ValueError('nvidia brings its own arithmetic; leave out --precision')
         return Detector(name, 'FID', 2048, device, *_load_nvidia(path, device, allow_code))
     raise ValueError(f'{name!r} is not a detector; use {", ".join(DETECTORS)}')
 

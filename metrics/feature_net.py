@@ -47,6 +47,9 @@ class FeatureNet(nn.Module):
         widths, blocks = list(widths), list(blocks)
         if len(widths) != len(blocks):
             raise ValueError(f'FeatureNet: {len(widths)} widths but {len(blocks)} block counts')
+        if img_resolution % 2 ** (len(widths) - 1):
+            raise ValueError(f'FeatureNet: {img_resolution}x{img_resolution} images cannot be halved '
+                             f'{len(widths) - 1} times')
         self.init_kwargs = dict(widths=widths, blocks=blocks, num_classes=num_classes,
                                 img_channels=img_channels, img_resolution=img_resolution)
         self.img_channels, self.img_resolution = img_channels, img_resolution

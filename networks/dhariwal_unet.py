@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .layers import Conv2d, GroupNorm, Linear, PositionalEmbedding, UNetBlock
+from .layers import Conv2d, GroupNorm, Linear, PositionalEmbedding, UNetBlock, level_resolutions
 
 
 class DhariwalUNet(torch.nn.Module):
@@ -28,10 +28,11 @@ class DhariwalUNet(torch.nn.Module):
         self.map_label = Linear(label_dim, emb_channels, bias=False, init_mode='kaiming_normal',
                                 init_weight=math.sqrt(label_dim)) if label_dim else None
 
+        resolutions = level_resolutions(img_resolution, len(channel_mult))
         self.enc = torch.nn.ModuleDict()
         skips, width = [], model_channels * channel_mult[0]
         for level, mult in enumerate(channel_mult):
-            res = img_resolution >> level
+            res = resolutions[level]
             if level == 0:
                 self.enc[f'{res}x{res}_conv'] = Conv2d(in_channels, width, kernel=3, **init)
             else:
@@ -46,7 +47,7 @@ class DhariwalUNet(torch.nn.Module):
 
         self.dec = torch.nn.ModuleDict()
         for level, mult in reversed(list(enumerate(channel_mult))):
-            res = img_resolution >> level
+            res = resolutions[level]
             if level == len(channel_mult) - 1:
                 self.dec[f'{res}x{res}_in0'] = UNetBlock(width, width, attention=True, **block)
                 self.dec[f'{res}x{res}_in1'] = UNetBlock(width, width, **block)

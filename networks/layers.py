@@ -104,12 +104,23 @@ class Conv2d(torch.nn.Module):
         return x if self.weight is None else self._convolve(x, pad)
 
 
+def level_resolutions(img_resolution: int, levels: int) -> list[int]:
+    """The side of the image at each level of a U-Net. Raises ValueError where it cannot be halved so often."""
+    if img_resolution % 2 ** (levels - 1):
+        raise ValueError(f'{img_resolution}x{img_resolution} images cannot be halved {levels - 1} times; '
+                         f'use a multiple of {2 ** (levels - 1)} pixels')
+    return [img_resolution >> level for level in range(levels)]
+
+
 class GroupNorm(torch.nn.Module):
     """Group normalisation (Wu and He, 2018) in at most 32 groups of at least 4 channels."""
 
     def __init__(self, num_channels, num_groups=32, min_channels_per_group=4, eps=1e-5):
         super().__init__()
         self.num_groups = min(num_groups, num_channels // min_channels_per_group)
+        if not self.num_groups or num_channels % self.num_groups:
+            raise ValueError(f'{num_channels} channels cannot be normalised in {self.num_groups} groups; '
+                             f'use a multiple of {num_groups}')
         self.eps = eps
         self.weight = torch.nn.Parameter(torch.ones(num_channels))
         self.bias = torch.nn.Parameter(torch.zeros(num_channels))

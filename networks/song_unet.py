@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .layers import Conv2d, FourierEmbedding, GroupNorm, Linear, PositionalEmbedding, UNetBlock
+from .layers import Conv2d, FourierEmbedding, GroupNorm, Linear, PositionalEmbedding, UNetBlock, level_resolutions
 
 
 class SongUNet(torch.nn.Module):
@@ -52,7 +52,7 @@ class SongUNet(torch.nn.Module):
         self.map_layer1 = Linear(emb_channels, emb_channels, **init)
 
         widths = [model_channels * mult for mult in channel_mult]
-        resolutions = [img_resolution >> level for level in range(len(widths))]
+        resolutions = level_resolutions(img_resolution, len(widths))
         skips = self._build_encoder(resolutions, widths, model_channels, in_channels, num_blocks, attn_resolutions,
                                     encoder_type, resample_filter, init)
         self._build_decoder(resolutions, widths, skips, out_channels, num_blocks, attn_resolutions,

@@ -138,7 +138,8 @@ def compile_networks(opts: dict, net, log_ratio, device, images: int) -> bool:
         net(x, torch.ones([1], device=device))
 
     mode = opts['compile_mode']
-    if not dist.broadcast_object(select_compile(mode, device, evaluate, images * (2 * opts['num_steps'] - 1))):
+    calls = images * (2 * opts['num_steps'] - 1) // dist.get_world_size()
+    if not dist.broadcast_object(select_compile(mode, device, evaluate, calls)):
         return False
     allow_many_graphs()
     choose = functools.partial(compiled_or_plain, mode)

@@ -67,7 +67,7 @@ def test_training_tables(what):
 def test_what_is_timed_is_a_training_step(what):
     trainer = bench_training.make_trainer(what, network_files('demo', None), 2, 'fp32', False, CPU)
     before = [p.clone() for p in trainer.parameters]
-    step = bench_training.make_step(trainer, 'fp32', 2, CPU)
+    step = bench_training.make_step(what, trainer, 'fp32', 2, CPU)
     assert step() == 2 and trainer.nimg == 2
     assert any((p != old).any() for p, old in zip(trainer.parameters, before))
     if what == 'discriminator':  # as train.py: bf16 is the classifier's; the discriminator computes in float32

@@ -93,6 +93,8 @@ def test_npz(tmp_path, save):
     data = ImageData(tmp_path / 'labelled.npz')
     assert_pixels(data)
     assert data.labels.tolist() == [i % 5 for i in range(12)]
+    save(tmp_path / 'column.npz', samples=PIXELS, label=np.arange(12)[:, None] % 5)
+    assert ImageData(tmp_path / 'column.npz').labels.tolist() == [i % 5 for i in range(12)]
 
 
 def test_shards(tmp_path):

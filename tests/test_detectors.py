@@ -126,6 +126,8 @@ def test_foreign_inception_files(tmp_path):
 def test_nvidia_needs_trust_and_torchscript(tmp_path):
     with pytest.raises(ValueError, match='--allow_code'):
         detectors.load_detector('nvidia')
+    with pytest.raises(ValueError, match='leave out --precision'):
+        detectors.load_detector('nvidia', dtype=torch.bfloat16, allow_code=True)
     (tmp_path / 'inception.pkl').write_bytes(b'\x80\x04.')
     with pytest.raises(ValueError, match='pickle, which this project never loads'):
         detectors.load_detector('nvidia', path=tmp_path / 'inception.pkl', allow_code=True)

@@ -50,6 +50,11 @@ def test_precision(monkeypatch):
     assert lib.select_precision('fp16', CUDA) == torch.float16
     assert lib.select_precision('tf32', CUDA) == torch.float32 and torch.backends.cuda.matmul.allow_tf32
     assert lib.select_precision('fp32', CUDA) == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
+    for name, beside in (('fp32', False), ('auto', True), ('bf16', True), ('fp16', True), ('tf32', True)):
+        lib.select_precision(name, CUDA, tf32_beside_half=True)
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == beside
+    lib.select_precision('bf16', CUDA)
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
     with pytest.raises(ValueError, match='fp16 needs a GPU'):
         lib.select_precision('fp16', CPU)
     with pytest.raises(ValueError, match='not a precision'):

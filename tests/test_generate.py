@@ -259,6 +259,15 @@ def test_what_is_compiled(monkeypatch, device):
     assert asked == ['network', 'log-ratio'][:1 if device == 'cpu' else 2]
 
 
+def test_work_of_a_rank_decides_about_compiling(monkeypatch):
+    asked = []
+    monkeypatch.setattr(options, 'select_compile', lambda mode, device, evaluate, calls: asked.append(calls))
+    for ranks in (1, 4):
+        monkeypatch.setattr(options.dist, 'get_world_size', lambda ranks=ranks: ranks)
+        options.compile_networks(dict(compile_mode='auto', num_steps=18), Doubled(), None, torch.device('cpu'), 8)
+    assert asked == [8 * 35, 2 * 35]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which('g++') is None, reason='needs a C++ compiler')
 def test_compiled_runs_give_the_same_files(files, tmp_path):

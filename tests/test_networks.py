@@ -241,6 +241,9 @@ def test_new_networks_start_near_the_skip_connection():
     ('EDMPrecond', dict(img_resolution=16, img_channels=3, colour=1), 'colour'),
     ('EDMPrecond', dict(img_resolution=16, img_channels=3, model_type='UNet'), "model_type 'UNet' is not one of"),
     ('VPPrecond', dict(img_resolution=16, img_channels=3, embedding_type='rotary'), 'embedding_type'),
+    ('VPPrecond', dict(img_resolution=30, img_channels=3), '30x30 images cannot be halved 3 times'),
+    ('EDMPrecond', dict(img_resolution=30, img_channels=3, model_type='DhariwalUNet'), 'cannot be halved 3 times'),
+    ('VPPrecond', dict(img_resolution=16, img_channels=3, model_channels=30), '30 channels cannot be normalised in 7'),
     ('VEPrecond', dict(img_resolution=16, img_channels=3, encoder_type='deep'), 'encoder_type'),
     ('VEPrecond', dict(img_resolution=16, img_channels=3, decoder_type='deep'), 'decoder_type'),
 ])

@@ -117,6 +117,8 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path, monkeypatch):
         result = run(command, 'a/run', 'b/run', 'other', '--out=a.png')
         assert result.exit_code == 0, result.output
         assert seen[f'{command}_curves'] == ['a/run', 'b/run', 'other']
+        result = run(command, 'other', '--out=a.gif')
+        assert result.exit_code == 1 and '--out: a.gif' in result.output, result.output
 
 
 @pytest.mark.parametrize('args, part', [

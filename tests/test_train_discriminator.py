@@ -227,7 +227,8 @@ def test_script_writes_what_dg_reads_and_resumes_bitwise(room):
 
     result = run(room, 'parts', '--cond=1', '--val_fraction=0.25', '--lr=1e-2', datadir='real_label.npz')
     assert result.exit_code == 1 and 'lr' in result.output and '--overwrite' in result.output
-    assert run(room, 'parts', '--cond=1', '--val_fraction=0.25', datadir='real_label.npz').exit_code == 0  # complete
+    result = run(room, 'parts', '--cond=1', '--val_fraction=0.25', datadir='real_label.npz')  # complete
+    assert result.exit_code == 0 and f'best.pt is epoch {best}' in result.output
 
 
 def test_other_files_are_another_run(room, tmp_path):
@@ -279,6 +280,12 @@ def test_script_without_held_out_images_and_with_dgs_cache(room):
     assert not (room / 'plain' / 'best.pt').exists()
     net = create_classifier(8, 64, 1, out_channels=1, in_channels=128)
     net.load_state_dict(torch.load(room / 'plain' / 'discriminator_1.pt', weights_only=True), strict=True)
+
+
+def test_patience_needs_held_out_images(room):
+    result = run(room, 'blind', '--val_fraction=0', '--patience=1', '--epoch=1')
+    assert result.exit_code == 1 and '--patience: needs held-out images' in result.output.splitlines()[-1]
+    assert not (room / 'blind').exists()
 
 
 def test_script_stops_early_and_keeps_the_best(room):

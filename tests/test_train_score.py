@@ -93,6 +93,7 @@ def test_the_published_configuration(tmp_path, data):
     (['--device=cuda:77'], '--device: cuda:77 asked for'),
     (['--kimg=0'], '--kimg'),
     (['--dropout=2'], '--dropout'),
+    (['--channels=30'], '--preset/--channels: 30 channels cannot be normalised'),
 ])
 def test_mistakes_end_in_one_line(tmp_path, data, arguments, message):
     result = call(f'--outdir={tmp_path / "run"}', data, *TINY, *arguments)

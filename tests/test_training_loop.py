@@ -342,6 +342,35 @@ def test_what_is_compiled(monkeypatch, tmp_path, compiler, mode, long, compiled)
     assert compiler == [run.module, *run.frozen] * compiled
 
 
+def test_measuring_makes_no_graphs(monkeypatch, tmp_path):
+    """Other shapes in a hook run as they are; training goes on as compiled, without new graphs."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(len(inputs))
+        return graph.forward
+
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda net, **options: original(net, backend=backend, **options))
+
+    def measure(context):
+        before = len(graphs)
+        with torch.no_grad():
+            context.module(torch.zeros(7, 3, 8, 8))
+        return dict(graphs=before)
+
+    torch._dynamo.reset()
+    assert train(tiny_run(tmp_path, ema=None, compile='on', on_tick=measure)).reason == 'finished'
+    assert graphs and {line['graphs'] for line in outcome(tmp_path)[1]} == {len(graphs)}
+
+
+def test_the_average_has_the_layout_of_the_network(tmp_path):
+    trainer = Trainer(tiny_run(tmp_path), 20)
+    pairs = list(zip(trainer.run.ema.module.parameters(), trainer.module.parameters(), strict=True))
+    assert all(average.stride() == parameter.stride() for average, parameter in pairs)
+    assert any(not parameter.is_contiguous() for _, parameter in pairs)
+
+
 def test_a_compiler_that_fails(monkeypatch, compiler, capsys, tmp_path, undisturbed):
     """With 'auto' the run goes on without it; what was evaluated to find out leaves no trace."""
     monkeypatch.setattr(device, 'COMPILE_FLOPS', dict(cpu=0))

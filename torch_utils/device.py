@@ -101,19 +101,21 @@ def _cpu_has_bf16_units() -> bool:
     return any(name in flags.split() for name in ('amx_bf16', 'avx512_bf16', 'bf16'))
 
 
-def select_precision(name: str, device: torch.device) -> torch.dtype:
+def select_precision(name: str, device: torch.device, tf32_beside_half: bool = False) -> torch.dtype:
     """The dtype in which a network's body runs: 'fp32', 'tf32' (float32, TF32 matrix units), 'bf16', 'fp16'.
 
     'auto' is bf16 where the hardware is fast at it, float32 elsewhere. Everything outside the networks
-    (sampler state, moments) keeps its own precision. Raises ValueError for fp16 on a CPU.
+    (sampler state, moments) keeps its own precision; with `tf32_beside_half`, what is float32 beside a bf16 or fp16
+    body may use TF32 matrix units too. Raises ValueError for fp16 on a CPU.
     """
     if name not in PRECISIONS:
         raise ValueError(f'{name!r} is not a precision; use one of {", ".join(PRECISIONS)}')
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == 'tf32'
     if name == 'auto':
         name = 'bf16' if has_fast_bf16(device.type) else 'fp32'
     if name == 'fp16' and device.type == 'cpu':
         raise ValueError('fp16 needs a GPU; on a CPU use bf16 or fp32')
+    tf32 = name == 'tf32' or tf32_beside_half and name in ('bf16', 'fp16')
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     return {'fp32': torch.float32, 'tf32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[name]
 
 

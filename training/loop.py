@@ -108,10 +108,11 @@ class TickContext:
 
 @dataclasses.dataclass
 class TrainResult:
-    """How a run ended: reason 'finished', 'stopped' (by a hook), 'time' (max_minutes) or 'signal'."""
+    """How a run ended: 'finished', 'stopped' (by a hook), 'time' (max_minutes) or 'signal'; what its hooks remember."""
 
     nimg: int
     reason: str
+    memory: dict[str, Any]
 
     @property
     def complete(self) -> bool:
@@ -135,7 +136,7 @@ def train(run: TrainRun) -> TrainResult:
         with _Signals() as signals:
             reason = trainer.loop(signals)
         dist.barrier()
-    return TrainResult(trainer.nimg, reason)
+    return TrainResult(trainer.nimg, reason, trainer.memory)
 
 
 def share_of_batch(batch_size: int) -> int:
@@ -175,6 +176,8 @@ class Trainer:
     def __init__(self, run: TrainRun, share: int):
         self.run = run
         self.module = run.module.train().to(memory_format=torch.channels_last)
+        if run.ema is not None:  # in the same layout, or its update is a kernel for each parameter
+            run.ema.module.to(memory_format=torch.channels_last)
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.optimizer = run.optimizer(self.parameters)
@@ -263,7 +266,7 @@ class Trainer:
         """What `select_compile` says, alike on all ranks."""
         try:
             pays = select_compile(self.run.compile, self.device, self.forward_backward,
-                                  self.run.total_nimg // self.share)
+                                  self.run.total_nimg // self.run.batch_size)
         except torch.OutOfMemoryError:  # a compiled step may fit
             pays = True
         return dist.broadcast_object(pays)
@@ -331,7 +334,8 @@ class Trainer:
             context = TickContext(self.network(), self.nimg, record, self.memory, self._stop)
             training = context.module.training
             context.module.eval()
-            record |= self.run.on_tick(context) or {}
+            with torch.compiler.set_stance('eager_on_recompile'):  # no graphs for other shapes, without gradients
+                record |= self.run.on_tick(context) or {}
             context.module.train(training)
         if dist.get_rank() == 0:
             self.stats_file.write(**record)
