@@ -25,7 +25,8 @@ from .modes import Mode, Part, call_network, load_modes, network_files, noise
 from .reference_client import NEEDED, Reference, find_checkouts
 
 BATCHES = dict(score=[1, 8, 32], discriminator=[1, 8, 32], dg=[8], diffrs=[8], growth=[1, 4, 16, 64, 256])
-CALLED_IMAGES = 16  # of one timing of a network, in calls of one batch
+CALLED_IMAGES = 16  # of one timing of a network on a CPU, in calls of one batch
+CUDA_CALLS = 20  # of one timing on a GPU, which runs behind the host
 PUBLISHED = 'published, fp32'
 GROWTH_STEPS = (9, 18, 36)
 WARM_STEPS = 3  # of a short run before the clock starts
@@ -81,9 +82,14 @@ class Setup:
         print_table(title, timings, peaks, PUBLISHED)
 
 
+def called(device, batch: int) -> int:
+    """How often a network is called for one timing."""
+    return CUDA_CALLS if device.type == 'cuda' else max(1, CALLED_IMAGES // batch)
+
+
 def time_calls(setup: Setup, what: str, work: str, functions: dict, batch: int, flops, reference) -> None:
     """Time one network at one batch size. `functions`: mode -> function of (images, sigma); `flops`: of a mode."""
-    calls = max(1, CALLED_IMAGES // batch)
+    calls = called(setup.device, batch)
     jobs = {name: (lambda mode=setup.modes[name], evaluate=evaluate: call_network(
         evaluate, mode.net, mode.precision, batch, calls, setup.device), flops(setup.modes[name]))
         for name, evaluate in functions.items()}
@@ -217,16 +223,15 @@ def bench_diffrs(setup: Setup, batch: int, reference: Reference | None) -> None:
     def published_warm_up():
         return reference.run('warmup', batch=batch, steps=setup.steps)['images']
 
-    for mode in setup.modes.values():  # the warm-up's calls, and the main loop's with a sigma for each image
-        warm_up(mode.net, mode.log_ratio, steps=WARM_STEPS)
-        call_network(mode.net, mode.net, mode.precision, batch, 1, setup.device)
+    for mode in setup.modes.values():
+        warm_up(*setup.watched(mode, batch, timed=False), steps=WARM_STEPS)
     if reference:
         reference.run('warmup', batch=batch, steps=WARM_STEPS)
     time_sampler(setup, f'DiffRS, warm-up of one batch of {batch}, {setup.steps} steps', batch,
                  lambda net, log_ratio: warm_up(net, log_ratio).log_ratio.shape[1], reference and published_warm_up)
 
     mode = list(setup.modes.values())[-1]
-    run = RejectionSampler(setup, batch, warm_up(mode.net, mode.log_ratio, batches=4))
+    run = RejectionSampler(setup, batch, warm_up(*setup.watched(mode, batch, timed=False), batches=4))
     time_sampler(setup, f'DiffRS, per accepted image, {setup.steps} steps, batch {batch}, '
                  f'percentile {setup.percentile}', batch, run.ours, reference and (lambda: run.published(reference)))
     click.echo(f'\n{run.nfe:.1f} evaluations per accepted image'
@@ -234,8 +239,8 @@ def bench_diffrs(setup: Setup, batch: int, reference: Reference | None) -> None:
 
 
 def bench_growth(setup: Setup, batches: list[int]) -> None:
-    """How the cost grows with the batch size, the resolution and the number of steps, in the last precision."""
-    name, mode = [item for item in setup.modes.items() if not item[0].endswith('compiled')][-1]
+    """How the cost grows with the batch size, the resolution and the number of steps, in the last mode."""
+    name, mode = list(setup.modes.items())[-1]
     device, batch = setup.device, min(8, max(batches))
 
     def call(net, size, calls):
@@ -246,13 +251,16 @@ def bench_growth(setup: Setup, batches: list[int]) -> None:
         print_table(f'{title}, {name}', timings, dict.fromkeys(timings, matrix_peak(device, mode.dtype)))
 
     show('Score network, forward, by batch size', {
-        f'batch {size}': (lambda size=size: call(mode.net, size, max(1, CALLED_IMAGES // size)), mode.net_flops)
+        f'batch {size}': (lambda size=size: call(mode.net, size, called(device, size)), mode.net_flops)
         for size in batches})
     jobs = {}
     for size in (32, 64):  # the same layers on larger images, with random weights
         net = networks.construct(mode.net.constructor, mode.net.init_kwargs | dict(img_resolution=size))
         net = networks.set_precision(net, mode.dtype).to(device).eval().requires_grad_(False)
-        jobs[f'{size}x{size}'] = (lambda net=net: call(net, batch, 1), count_flops(lambda net=net: call(net, 1, 1)))
+        flops = count_flops(lambda net=net: call(net, 1, 1))  # of what is not compiled yet
+        if name.endswith('compiled'):
+            net.compile(dynamic=False)
+        jobs[f'{size}x{size}'] = (lambda net=net: call(net, batch, called(device, batch)), flops)
     show(f'Score network, forward, batch {batch}, by resolution', jobs)
 
     def draw(steps):

@@ -7,7 +7,7 @@
 OUT=${OUT:-bench-gpu}
 IMAGES=${IMAGES:-50000}
 BATCH=${BATCH:-512}
-PYTHON=${PYTHON:-python}
+PYTHON=${PYTHON:-python3}
 
 bench() {
     module=$1; shift
@@ -16,11 +16,13 @@ bench() {
 
 # samples of a network of the published size, with random weights; the time includes compiling
 vanilla() {
-    rm -rf "$OUT/samples"
-    $PYTHON -c "import sys, pathlib, benchmarks.modes as m; m.network_files('full', pathlib.Path(sys.argv[1]))" "$OUT" &&
-        $PYTHON generate.py --network="$OUT/score.safetensors" --outdir="$OUT/samples" --dg_weight_1st_order=0 \
-            --seeds=0-$((IMAGES - 1)) --batch="$BATCH" --compile=on &&
-        rm -r "$OUT/samples" "$OUT"/*.safetensors
+    folder=$(mktemp -d) || return 1
+    $PYTHON -c "import sys, pathlib, benchmarks.modes as m; m.network_files('full', pathlib.Path(sys.argv[1]))" "$folder" &&
+        $PYTHON generate.py --network="$folder/score.safetensors" --outdir="$folder/samples" --dg_weight_1st_order=0 \
+            --seeds=0-$((IMAGES - 1)) --batch="$BATCH" --compile=on
+    ended=$?
+    rm -r "$folder"
+    return $ended
 }
 
 part() {
@@ -36,15 +38,15 @@ part() {
     diffrs)        bench sampling --network=full --compile --what=diffrs --batch="$BATCH" --steps=9 --precision=bf16 \
                        --rounds=1 ;;
     score)         bench training --compile --what=score --network=full --batch=128 ;;
-    metrics)       bench metrics --precision=fp32,bf16 --batch=128 ;;
-    growth)        bench sampling --what=growth --precision=bf16 ;;
+    metrics)       bench metrics --what=fid,features --precision=fp32,bf16 --batch=128 ;;  # traces are a CPU's work
+    growth)        bench sampling --what=growth --precision=bf16 --compile ;;
     *)             echo "no such part"; return 1 ;;
     esac
 }
 
 mkdir -p "$OUT" || exit 1
 failed=
-for name in ${*:-tests gates vanilla dg networks discriminator diffrs dg-published score metrics growth}; do
+for name in ${*:-tests vanilla networks dg diffrs discriminator metrics score dg-published growth gates}; do
     [ ! -s "$OUT/$name.txt" ] || { echo "== $name is there"; continue; }
     echo "== $name"
     if part "$name" > "$OUT/$name.part" 2>&1; then

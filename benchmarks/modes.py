@@ -96,7 +96,11 @@ def load_modes(files: dict[str, Path], precisions: list[str], compiled: bool, de
 
 def noise(net, batch: int, device) -> torch.Tensor:
     """The images [batch, C, H, W] that networks are timed on; the same in reference_worker."""
-    shape = [batch, net.img_channels, net.img_resolution, net.img_resolution]
+    return _noise((batch, net.img_channels, net.img_resolution, net.img_resolution), device)
+
+
+@functools.lru_cache(maxsize=4)  # drawing and uploading them takes a GPU as long as some calls
+def _noise(shape, device):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 

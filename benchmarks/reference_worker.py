@@ -11,6 +11,7 @@ files, are replaced by empty modules, and nothing is written.
 import copy
 import functools
 import importlib.machinery
+import inspect
 import json
 import os
 import sys
@@ -38,6 +39,28 @@ def replace_file_libraries():
     sys.modules['torchvision.utils'].make_grid = sys.modules['torchvision.utils'].save_image = ignore
     sys.modules['tensorflow'].io = types.SimpleNamespace(gfile=types.SimpleNamespace(
         GFile=lambda path, mode: open(os.devnull, mode)))
+
+
+def restore_old_libraries(device: str):
+    """What the published code takes for granted: sqrtm's `disp`, and CUDA tensors as indices of CPU tensors."""
+    import scipy.linalg
+
+    sqrtm = scipy.linalg.sqrtm
+    if 'disp' not in inspect.signature(sqrtm).parameters:
+        scipy.linalg.sqrtm = lambda matrix, disp=True: sqrtm(matrix) if disp else (sqrtm(matrix), 0.0)
+
+    if device == 'cpu':
+        return
+
+    def with_index_at_hand(access):
+        def function(tensor, index, *value):
+            if isinstance(index, torch.Tensor) and index.is_cuda and not tensor.is_cuda:
+                index = index.cpu()
+            return access(tensor, index, *value)
+        return function
+
+    for name in ('__getitem__', '__setitem__'):
+        setattr(torch.Tensor, name, with_index_at_hand(getattr(torch.Tensor, name)))
 
 
 class WarmedUp(Exception):
@@ -77,6 +100,7 @@ class Published:
 
     def __init__(self, job: dict, path: Path):
         self.job, self.folder, self.device = job, path.parent, job['device']
+        self.noises: dict[int, torch.Tensor] = {}
 
     @functools.cached_property
     def net(self):
@@ -111,8 +135,10 @@ class Published:
         return parts
 
     def noise(self, batch: int):
-        shape = [batch, self.net.img_channels, self.net.img_resolution, self.net.img_resolution]
-        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        if batch not in self.noises:  # drawing and uploading them takes a GPU as long as some calls
+            shape = [batch, self.net.img_channels, self.net.img_resolution, self.net.img_resolution]
+            self.noises[batch] = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        return self.noises[batch]
 
     @torch.no_grad()
     def score(self, batch: int, calls: int) -> dict:
@@ -257,6 +283,7 @@ def main():
     replace_file_libraries()
     answers, sys.stdout = sys.stdout, sys.stderr  # the published code prints
     job = json.loads(Path(path).read_text())
+    restore_old_libraries(job['device'])
     torch.set_num_threads(job['threads'])
     published = Published(job, Path(path))
     for line in sys.stdin:

@@ -185,4 +185,4 @@ class AttentionPool2d(nn.Module):
         qkv = self.qkv_proj.tokens(tokens).reshape(n, tokens.shape[1], 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [N, heads, 1 + L, C / heads]
         pooled = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # only the mean's answer is used
-        return self.c_proj.tokens(pooled.transpose(1, 2).reshape(n, channels))
+        return self.c_proj.tokens(pooled.transpose(1, 2).reshape(n, channels).to(x.dtype))

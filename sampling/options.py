@@ -131,15 +131,14 @@ def compile_networks(opts: dict, net, log_ratio, device, images: int) -> bool:
     """Compile where that pays for a run of so many images; whether it does, alike on all ranks.
 
     On CUDA that is the score network and the log-ratio (or None), on a CPU the score network alone: there the log-ratio
-    gets no faster (benchmarks/README.md).
+    gets no faster (benchmarks/README.md). The number of ranks plays no part, so that others can resume the run.
     """
     def evaluate():
         x = torch.zeros([1, net.img_channels, net.img_resolution, net.img_resolution], device=device)
         net(x, torch.ones([1], device=device))
 
     mode = opts['compile_mode']
-    calls = images * (2 * opts['num_steps'] - 1) // dist.get_world_size()
-    if not dist.broadcast_object(select_compile(mode, device, evaluate, calls)):
+    if not dist.broadcast_object(select_compile(mode, device, evaluate, images * (2 * opts['num_steps'] - 1))):
         return False
     allow_many_graphs()
     choose = functools.partial(compiled_or_plain, mode)
@@ -160,6 +159,8 @@ def compiled_or_plain(mode: str, compiled, plain):
             return chosen(*args, **kwargs)
         try:
             result = compiled(*args, **kwargs)
+        except torch.OutOfMemoryError:  # nor would it fit as it is
+            raise
         except Exception as error:  # compilers fail in many ways; what failed otherwise fails again
             go_on_uncompiled(mode, error)
             chosen = plain

@@ -15,6 +15,12 @@ def _fixed_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _float32_is_float32():
+    """On GPUs, whose convolutions are TF32 by default."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
 @pytest.fixture(scope='session')
 def files(tmp_path_factory):
     """A folder of tiny networks, see tiny_networks.py."""

@@ -259,13 +259,22 @@ def test_what_is_compiled(monkeypatch, device):
     assert asked == ['network', 'log-ratio'][:1 if device == 'cpu' else 2]
 
 
-def test_work_of_a_rank_decides_about_compiling(monkeypatch):
+def test_any_number_of_ranks_compiles_alike(monkeypatch):
+    """Otherwise another number could not resume a run."""
     asked = []
     monkeypatch.setattr(options, 'select_compile', lambda mode, device, evaluate, calls: asked.append(calls))
     for ranks in (1, 4):
         monkeypatch.setattr(options.dist, 'get_world_size', lambda ranks=ranks: ranks)
         options.compile_networks(dict(compile_mode='auto', num_steps=18), Doubled(), None, torch.device('cpu'), 8)
-    assert asked == [8 * 35, 2 * 35]
+    assert asked == [8 * 35, 8 * 35]
+
+
+def test_too_little_memory_is_no_fault_of_the_compiler():
+    def full(x):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        options.compiled_or_plain('auto', full, lambda x: x)(0)
 
 
 @pytest.mark.slow

@@ -81,6 +81,7 @@ def test_samplers(loaded, sampler, guided, options, steps):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.filterwarnings('ignore:Synchronization debug mode')
 @pytest.mark.parametrize(('sampler', 'guided', 'options'), SAMPLERS, ids=SAMPLER_NAMES)
 def test_samplers_on_cuda(sampler, guided, options):
     """torch itself watches, and sees what depends on the device."""
@@ -90,8 +91,8 @@ def test_samplers_on_cuda(sampler, guided, options):
     guidance = DiscriminatorGuidance(log_ratio, 2.0, 1.0, boosting=True) if guided else None
     latents = torch.randn(2, 3, 32, 32, device='cuda')
     sampler(net, latents, num_steps=2, guidance=guidance, **options)  # libraries initialise themselves
-    torch.cuda.set_sync_debug_mode('error')
     try:
+        torch.cuda.set_sync_debug_mode('error')
         sampler(net, latents, num_steps=6, guidance=guidance, **options)
     finally:
         torch.cuda.set_sync_debug_mode('default')

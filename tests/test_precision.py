@@ -55,6 +55,14 @@ def test_denoised_images_in_float16(pair, noisy):
 
 
 @torch.no_grad()
+def test_log_ratios_are_not_rounded(pair, noisy):
+    """The last layer stays float32: a log-ratio has more digits than bfloat16, whose steps at 4 are 1/32."""
+    for x, level in noisy.values():
+        value = pair[1][1](x, level)
+        assert (value != value.to(torch.bfloat16)).any()
+
+
+@torch.no_grad()
 def test_denoised_images(pair, noisy):
     """Relative L2: 1e-3 up to sigma 0.5, where the picture is made; 4e-3 where the denoised image is a blurred mean."""
     for sigma, (x, level) in noisy.items():

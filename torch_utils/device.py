@@ -6,6 +6,7 @@ import functools
 import os
 import platform
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 
 import click
@@ -125,6 +126,8 @@ def allow_many_graphs() -> None:
     By default a process makes 8 of them, and what comes after that runs as it is, without a word.
     """
     torch._dynamo.config.recompile_limit = 64
+    # What is float32 beside bf16 bodies is little, and float32 on purpose.
+    warnings.filterwarnings('ignore', message='TensorFloat32 tensor cores for float32 matrix multiplication available')
 
 
 def go_on_uncompiled(mode: str, error: Exception) -> None:
