@@ -109,7 +109,7 @@ def main(**opts):
     with blame('--device'):
         device = select_device(opts['device'])
     with blame('--precision'):
-        dtype = select_precision(opts['precision'], device, tf32_beside_half=True)  # as the published script
+        dtype = select_precision(opts['precision'], device, tf32_beside_half=True)
     torch.backends.cudnn.benchmark = True
     with blame('--pretrained_classifier_ckpt'):
         extractor, time_convention = _load_extractor(opts, device, dtype)

@@ -10,8 +10,8 @@ from dnnlib.cli import IntList, blame
 from torch_utils import distributed as dist
 from torch_utils.device import (
     PRECISIONS,
-    allow_many_graphs,
     go_on_uncompiled,
+    prepare_compiler,
     select_compile,
     select_device,
     select_precision,
@@ -140,7 +140,7 @@ def compile_networks(opts: dict, net, log_ratio, device, images: int) -> bool:
     mode = opts['compile_mode']
     if not dist.broadcast_object(select_compile(mode, device, evaluate, images * (2 * opts['num_steps'] - 1))):
         return False
-    allow_many_graphs()
+    prepare_compiler()
     choose = functools.partial(compiled_or_plain, mode)
     net.compile(dynamic=False)
     net._compiled_call_impl = choose(net._compiled_call_impl, net._call_impl)

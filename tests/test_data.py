@@ -95,6 +95,11 @@ def test_npz(tmp_path, save):
     assert data.labels.tolist() == [i % 5 for i in range(12)]
     save(tmp_path / 'column.npz', samples=PIXELS, label=np.arange(12)[:, None] % 5)
     assert ImageData(tmp_path / 'column.npz').labels.tolist() == [i % 5 for i in range(12)]
+    save(tmp_path / 'one.npz', samples=PIXELS, label=np.ones([12, 1], dtype=np.float32))  # one-hot, of one class
+    assert ImageData(tmp_path / 'one.npz').labels.tolist() == [0] * 12
+    save(tmp_path / 'floats.npz', samples=PIXELS, label=np.arange(12.0)[:, None])
+    with pytest.raises(ValueError, match='expected class indices'):
+        ImageData(tmp_path / 'floats.npz')
 
 
 def test_shards(tmp_path):

@@ -120,13 +120,13 @@ def select_precision(name: str, device: torch.device, tf32_beside_half: bool = F
     return {'fp32': torch.float32, 'tf32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[name]
 
 
-def allow_many_graphs() -> None:
-    """Let torch.compile make a graph for each network, shape and use of gradients.
+def prepare_compiler() -> None:
+    """Let torch.compile make a graph for each network, shape and use of gradients, without advice on TF32.
 
-    By default a process makes 8 of them, and what comes after that runs as it is, without a word.
+    By default a process makes 8 of them, and what comes after that runs as it is, without a word. TF32 is what
+    `select_precision` decides about: what is float32 beside a bf16 body is little, and float32 on purpose.
     """
     torch._dynamo.config.recompile_limit = 64
-    # What is float32 beside bf16 bodies is little, and float32 on purpose.
     warnings.filterwarnings('ignore', message='TensorFloat32 tensor cores for float32 matrix multiplication available')
 
 

@@ -297,9 +297,9 @@ def _npz_labels(path, header):
 
 def _class_indices(labels, name):
     """Class indices int64 [N] from class indices [N] or [N, 1] of any integer type, or one-hot rows."""
-    if labels.ndim == 2 and labels.shape[1] == 1:  # a column of indices, not one class
+    if labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind in 'iu':  # a column of indices, not one class
         labels = labels[:, 0]
-    if labels.ndim == 2 and len(labels) and np.array_equal(np.sort(labels, axis=1)[:, -1], labels.sum(axis=1)):
+    if labels.ndim == 2 and len(labels) and np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all():
         return labels.argmax(axis=1).astype(np.int64)
     if labels.ndim != 1 or labels.dtype.kind not in 'iu' or (len(labels) and labels.min() < 0):
         raise ValueError(f'{name} is {labels.dtype} {list(labels.shape)}, expected class indices [N] or one-hot [N, K]')
