@@ -168,6 +168,7 @@ def set_precision(net: Precond, dtype: torch.dtype, training: bool = False) -> P
             module.compute_dtype = dtype
             if dtype != torch.float32:  # which keeps to the published order
                 module.merge_repetition()
+                module.transform_filters(dtype)
             module.to(dtype)
     return net.to(memory_format=torch.channels_last)
 

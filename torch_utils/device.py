@@ -14,7 +14,7 @@ import torch
 
 # Operations of a run from which compiling pays: it takes half a minute to a minute. On a CPU it gains about a fifth. An
 # H200 trained the demo's networks at some 50 TFLOP/s as they come; this is a minute of it, of which half is hoped for.
-COMPILE_FLOPS = {'cpu': 1.5e14, 'cuda': 3e15}
+COMPILE_FLOPS = {'cpu': 2e14, 'cuda': 3e15}
 CPU_COMPILERS = {'Darwin': 'clang++', 'Windows': 'cl'}  # what torch.compile calls; elsewhere g++
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 PRECISIONS = ('auto', 'fp32', 'tf32', 'bf16', 'fp16')

@@ -1,0 +1,49 @@
+"""Winograd's minimal filtering F(2x2, 3x3): four pixels of a 3x3 convolution by 16 products instead of 36.
+
+Tiles of 4x4 pixels and the filters become 16 numbers per channel each. 16 matrix products multiply them and sum over
+the channels, and what comes out becomes 2x2 pixels (Lavin and Gray, CVPR 2016, section 4.1). What happens before and
+after are additions, of which torch.compile makes one loop each; one by one they take longer than the products save.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def pays(in_channels: int, out_channels: int) -> bool:
+    """Whether it is faster than a direct convolution: with enough products for each addition, but not by AMX."""
+    return in_channels * out_channels >= 40 * (in_channels + out_channels) and not torch.cpu._is_amx_tile_supported()
+
+
+def transform_filters(weight: torch.Tensor) -> torch.Tensor:
+    """Filters [out, in, 3, 3] as `conv2d` takes them: G w G^T of each as [16, in, out], in the dtype of `weight`."""
+    G = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=weight.dtype)
+    return torch.einsum('pa,qb,oiab->pqio', G, G, weight).flatten(0, 1).contiguous()
+
+
+def conv2d(x: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """A 3x3 convolution with a border of zeros: x [N, in, H, W], H and W even -> [N, out, H, W], channels last.
+
+    `filters` [16, in, out] come from `transform_filters`. The products are in their dtype, the additions in that of x.
+    """
+    n, channels, height, width = x.shape
+    padded = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).contiguous()
+    image, row, column, channel = padded.stride()
+    # tiles[i, j] is pixel (i, j) of each tile. As slices, the compiler would pad anew for each of the 16.
+    tiles = padded.as_strided([4, 4, n, height // 2, width // 2, channels],
+                              [row, column, image, 2 * row, 2 * column, channel])
+    numbers = [number.to(filters.dtype) for line in _before(*tiles) for number in _before(*line)]
+    sums = torch.bmm(torch.stack(numbers).flatten(1, 3), filters).to(x.dtype)
+    sums = sums.view(4, 4, n, height // 2, width // 2, -1)
+    pixels = torch.stack([pixel for line in _after(*sums) for pixel in _after(*line)])
+    pixels = pixels.view(2, 2, *sums.shape[2:]).permute(2, 3, 0, 4, 1, 5).reshape(n, height, width, -1)
+    return (pixels if bias is None else pixels + bias.to(x.dtype)).permute(0, 3, 1, 2)
+
+
+def _before(d0, d1, d2, d3):
+    """B^T d, of the pixels of a tile along one direction."""
+    return d0 - d2, d1 + d2, d2 - d1, d1 - d3
+
+
+def _after(m0, m1, m2, m3):
+    """A^T m: two pixels along one direction."""
+    return m0 + m1 + m2, m1 - m2 - m3
