@@ -256,7 +256,7 @@ def bench_growth(setup: Setup, batches: list[int]) -> None:
     jobs = {}
     for size in (32, 64):  # the same layers on larger images, with random weights
         net = networks.construct(mode.net.constructor, mode.net.init_kwargs | dict(img_resolution=size))
-        net = networks.set_precision(net, mode.dtype).to(device).eval().requires_grad_(False)
+        net = networks.set_precision(net.to(device), mode.dtype).eval().requires_grad_(False)
         flops = count_flops(lambda net=net: call(net, 1, 1))  # of what is not compiled yet
         if name.endswith('compiled'):
             net.compile(dynamic=False)

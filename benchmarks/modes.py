@@ -34,7 +34,7 @@ class Mode:
     dtype: torch.dtype
     net: networks.Precond
     log_ratio: classifier_lib.LogRatio
-    net_flops: float  # operations per image of one evaluation
+    net_flops: float  # operations per image of one evaluation, by direct convolutions
     log_ratio_flops: float
 
 

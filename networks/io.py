@@ -25,7 +25,7 @@ def load_network(path_or_url: str | os.PathLike, device: torch.device | str = 'c
     """
     path = fetch(path_or_url, sha256=sha256)
     net = build_network(read_network_file(path), path)
-    return set_precision(net, dtype).to(device).eval().requires_grad_(False)
+    return set_precision(net.to(device), dtype).eval().requires_grad_(False)
 
 
 def build_network(file: checkpoint.NetworkFile, path) -> Precond:

@@ -61,6 +61,20 @@ class Conv2d(torch.nn.Module):
         self.register_buffer('repeating_weight', None, persistent=False)
         self.register_buffer('winograd_filters', None, persistent=False)
 
+    def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
+        """Convolve in `dtype`, with weights stored in it, from here on; None: in the dtype of x, whatever the weights'.
+
+        On a CPU, in any dtype but float32, which keeps to the published order, also with fewer operations.
+        """
+        self.compute_dtype = self.repeating_weight = self.winograd_filters = None
+        if self.weight is None or dtype is None:
+            return
+        self.compute_dtype = dtype
+        if dtype != torch.float32 and self.weight.device.type == 'cpu':
+            self.merge_repetition()
+            self.transform_filters(dtype)
+        self.to(dtype)
+
     def merge_repetition(self) -> None:
         """From here on, a repetition by two and its 3x3 convolution are one transposed convolution on CPUs.
 
@@ -75,8 +89,8 @@ class Conv2d(torch.nn.Module):
     def transform_filters(self, dtype: torch.dtype) -> None:
         """From here on, a plain 3x3 convolution is Winograd's on CPUs, in `dtype`, where it is compiled and that pays.
 
-        It has four ninths of the products, and is no further from float32 than `dtype` is (networks/winograd.py). The
-        weights of today are transformed, so this is for sampling.
+        It has four ninths of the products (networks/winograd.py), and a result in the dtype of x. The weights of today
+        are transformed, so this is for sampling.
         """
         if (self.weight is not None and self.weight.shape[-1] == 3 and not (self.up or self.down)
                 and winograd.pays(self.in_channels, self.out_channels)):

@@ -159,17 +159,14 @@ def set_precision(net: Precond, dtype: torch.dtype, training: bool = False) -> P
     """Run the U-Net's convolutions and attention in `dtype`, channels last.
 
     For sampling, norms, activations and sums stay float32, and so do the two convolutions at the image: in bfloat16
-    that makes the error of the samples five times smaller. The other convolutions are stored in `dtype`, once. For
+    that makes the error of the samples five times smaller. The other convolutions are stored in `dtype` and, on a
+    CPU, in the form they are computed in there, which follows no later change of the weights or the device. For
     `training` everything in the body runs in `dtype`, and the weights stay float32 and are cast where they are used.
     """
     net.body_dtype = dtype if training else torch.float32
     for module in net.model.modules():
-        if isinstance(module, Conv2d) and module.weight is not None and not training and not _at_image(net, module):
-            module.compute_dtype = dtype
-            if dtype != torch.float32:  # which keeps to the published order
-                module.merge_repetition()
-                module.transform_filters(dtype)
-            module.to(dtype)
+        if isinstance(module, Conv2d):
+            module.set_compute_dtype(None if training or _at_image(net, module) else dtype)
     return net.to(memory_format=torch.channels_last)
 
 

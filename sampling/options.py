@@ -11,6 +11,7 @@ from torch_utils import distributed as dist
 from torch_utils.device import (
     PRECISIONS,
     go_on_uncompiled,
+    is_lack_of_memory,
     prepare_compiler,
     select_compile,
     select_device,
@@ -159,9 +160,9 @@ def compiled_or_plain(mode: str, compiled, plain):
             return chosen(*args, **kwargs)
         try:
             result = compiled(*args, **kwargs)
-        except torch.OutOfMemoryError:  # nor would it fit as it is
-            raise
         except Exception as error:  # compilers fail in many ways; what failed otherwise fails again
+            if is_lack_of_memory(error):  # nor would it fit as it is
+                raise
             go_on_uncompiled(mode, error)
             chosen = plain
             return plain(*args, **kwargs)

@@ -10,6 +10,7 @@ from metrics.detectors import load_detector
 from metrics.frechet import frechet_distance
 from metrics.moments import Moments
 from metrics.reference import load_reference
+from networks import winograd
 from sampling.diffrs import WARMUP_SEED, calibrate, diffrs_sampler
 from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance
@@ -39,6 +40,21 @@ def pair():
 
 
 @pytest.fixture(scope='module')
+def compiled():
+    """(network, log-ratio, samples) in bfloat16, with the operations of a compiled network, but no compiler."""
+    torch.compiler.reset()
+    seen = []
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(winograd, 'cpu_flags', lambda: {'avx512_bf16'})
+        net, log_ratio = load(torch.bfloat16)
+        net.compile(dynamic=False, backend=lambda graph, _: seen.extend(node.target for node in graph.graph.nodes)
+                    or graph.forward)
+        samples = guided_samples(net, log_ratio)
+    assert torch.bmm in seen
+    return net, log_ratio, samples
+
+
+@pytest.fixture(scope='module')
 def noisy(pair):
     """Noise level -> (x [6, 3, 32, 32], sigma [6])."""
     noise = torch.randn(pair[0][2].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -63,11 +79,12 @@ def test_log_ratios_are_not_rounded(pair, noisy):
 
 
 @torch.no_grad()
-def test_denoised_images(pair, noisy):
+def test_denoised_images(pair, compiled, noisy):
     """Relative L2: 1e-3 up to sigma 0.5, where the picture is made; 4e-3 where the denoised image is a blurred mean."""
     for sigma, (x, level) in noisy.items():
-        exact, half = (net(x, level) for net, _, _ in pair)
-        assert (half - exact).norm() < (1e-3 if sigma < 0.5 else 4e-3) * exact.norm(), sigma
+        exact, *halves = (net(x, level) for net, _, _ in (*pair, compiled))
+        for half in halves:
+            assert (half - exact).norm() < (1e-3 if sigma < 0.5 else 4e-3) * exact.norm(), sigma
 
 
 def test_log_ratios(pair, noisy):
@@ -78,10 +95,11 @@ def test_log_ratios(pair, noisy):
         assert (gradient - exact_gradient).norm() < 0.015 * exact_gradient.norm(), sigma
 
 
-def test_guided_samples(pair):
+def test_guided_samples(pair, compiled):
     """Half a uint8 level on average, in every image."""
-    exact, half = (torch.as_tensor(to_uint8(samples)).float() for _, _, samples in pair)
-    assert ((half - exact).abs().mean((1, 2, 3)) < 0.5).all()
+    exact, *halves = (torch.as_tensor(to_uint8(samples)).float() for _, _, samples in (*pair, compiled))
+    for half in halves:
+        assert ((half - exact).abs().mean((1, 2, 3)) < 0.5).all()
 
 
 def draw(sampler, loaded, seeds, batch, steps, calibration, device):

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 import click
 import torch
 
-# Operations of a run from which compiling pays: it takes half a minute to a minute. On a CPU it gains about a fifth. An
-# H200 trained the demo's networks at some 50 TFLOP/s as they come; this is a minute of it, of which half is hoped for.
+# Operations of a run from which compiling pays. On a CPU it takes one to two and a half minutes and gains a fifth to a
+# third: two minutes or more of what is ahead. An H200 trained the demo's networks at some 50 TFLOP/s as they come; this
+# is a minute of it, of which half is hoped for.
 COMPILE_FLOPS = {'cpu': 2e14, 'cuda': 3e15}
 CPU_COMPILERS = {'Darwin': 'clang++', 'Windows': 'cl'}  # what torch.compile calls; elsewhere g++
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -71,13 +72,18 @@ def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that a device, the CPU too, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 @contextlib.contextmanager
 def enough_memory(option: str) -> Iterator[None]:
     """Turn a device's lack of memory, in a block or a decorated script, into one line that names `option`."""
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # of a CPU
+        if not is_lack_of_memory(error):
             raise
         raise click.ClickException(f'{option}: so many images do not fit into memory; use fewer') from None
 
@@ -88,18 +94,21 @@ def has_fast_bf16(device_type: str) -> bool:
     if device_type == 'cuda':
         return torch.cuda.get_device_capability() >= (8, 0)
     try:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _cpu_has_bf16_units()
+        supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return bool(supported) and not cpu_flags().isdisjoint(('amx_bf16', 'avx512_bf16', 'bf16'))
     except (AttributeError, RuntimeError):
         return False
 
 
-def _cpu_has_bf16_units() -> bool:
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """What this CPU can do, by Linux's names (avx512_bf16, amx_bf16, ...); empty on other systems."""
     try:
         with open('/proc/cpuinfo') as file:
-            flags = next((line for line in file if line.startswith(('flags', 'Features'))), '')
+            line = next((line for line in file if line.startswith(('flags', 'Features'))), '')
     except OSError:
-        return False
-    return any(name in flags.split() for name in ('amx_bf16', 'avx512_bf16', 'bf16'))
+        line = ''
+    return frozenset(line.partition(':')[2].split())
 
 
 def select_precision(name: str, device: torch.device, tf32_beside_half: bool = False) -> torch.dtype:
