@@ -2,7 +2,7 @@
 
 Tiles of 4x4 pixels and the filters become 16 numbers per channel each. 16 matrix products multiply them and sum over
 the channels, and what comes out becomes 2x2 pixels (Lavin and Gray, CVPR 2016, section 4.1). What happens before and
-after are additions, of which torch.compile makes one loop each; one by one they take longer than the products save.
+after are additions, of which torch.compile makes few loops; one by one they take longer than the products save.
 """
 
 import torch
