@@ -81,7 +81,7 @@ class Conv2d(torch.nn.Module):
         It has four ninths of the operations: two filters in a row are one, and the 2x2 box makes 3x3 taps 4x4, of which
         each pixel of the larger image meets four. The weights of today are merged, so this is for sampling.
         """
-        if self.up and self.box and self.weight is not None and self.weight.shape[-1] == 3:
+        if self.up and self.box and self.weight.shape[-1] == 3:
             taps = self.weight.detach().float().flip(2, 3).transpose(0, 1)  # [in, out, 3, 3]
             merged = F.conv_transpose2d(taps.flatten(0, 1)[:, None], torch.ones_like(taps[:1, :1, :2, :2]))
             self.repeating_weight = merged.unflatten(0, taps.shape[:2])[:, :, 0].to(self.weight.dtype)
@@ -92,8 +92,8 @@ class Conv2d(torch.nn.Module):
         It has four ninths of the products (networks/winograd.py), and a result in the dtype of x. The weights of today
         are transformed, so this is for sampling.
         """
-        if (self.weight is not None and self.weight.shape[-1] == 3 and not (self.up or self.down)
-                and winograd.pays(self.in_channels, self.out_channels)):
+        plain = self.weight.shape[-1] == 3 and not (self.up or self.down)
+        if plain and winograd.pays(self.in_channels, self.out_channels):
             self.winograd_filters = winograd.transform_filters(self.weight.detach().float()).to(dtype)
 
     def _upsample(self, x, padding):

@@ -1,6 +1,8 @@
 """Winograd's convolution against torch's: closed form in float64, rounding in bfloat16, and where networks take it."""
 
 import shutil
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,7 +46,8 @@ def test_rounding(dtype):
         assert (found - exact).norm() < 1.9 * (direct - exact).norm()
 
 
-@pytest.mark.skipif(shutil.which('g++') is None, reason='needs a C++ compiler')
+@pytest.mark.skipif(shutil.which('g++') is None or not Path(sysconfig.get_path('include'), 'Python.h').is_file(),
+                    reason='needs a C++ compiler and the headers of Python')
 def test_compiled():
     """What the compiler makes of it: the strides of the padded images are its own choice."""
     x, weight, bias = images_and_filters(2, 24, 40, 12, 8, torch.float32)
