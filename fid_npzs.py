@@ -28,7 +28,7 @@ from torch_utils.device import PRECISIONS, enough_memory, select_device, select_
               metavar='NPZ|URL', type=str)
 @click.option('--num_samples',        help='Images to use; fewer are refused. Of more the first are taken; of image '
               'files that are not named by seeds random ones, always the same', metavar='INT',
-              type=click.IntRange(min=2), default=50000, show_default=True)
+              type=click.IntRange(min=4), default=50000, show_default=True)
 @click.option('--blocks',             help='Measure so many disjoint blocks of --num_samples, give mean and deviation',
               metavar='INT', type=click.IntRange(min=1), default=1, show_default=True)
 @click.option('--detector',           help='Feature network; auto: the one that made the statistics',

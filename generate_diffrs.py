@@ -4,7 +4,6 @@ import functools
 from pathlib import Path
 
 import click
-import numpy as np
 import torch
 
 import classifier_lib
@@ -24,6 +23,7 @@ from torch_utils.device import enough_memory
 from torch_utils.progress import progress
 
 THRESHOLDS = 'thresholds.json'
+WARMUP_PART = 'thresholds-part-{}.json'  # a batch of the warm-up, by its first trajectory, until all are there
 LOW_ACCEPTANCE = 0.02  # of a step; below it a run gets a warning
 RULE_NAMES = ('rej_percentile', 'backsteps', 'min_backsteps', 'max_backsteps', 'iter_warmup', 'max_iter', 'no_zero',
               'rule')
@@ -100,14 +100,15 @@ def main(**opts):
         rules.check_cap(opts['max_iter'], grid.num_steps)
 
     outdir = resolve_output(opts['outdir'])
-    record |= schedule | {name: opts[name] for name in RULE_NAMES} | dict(
-        class_idx=opts['class_idx'], device=device.type, precision=str(dtype).removeprefix('torch.'),
-        tf32=opts['precision'] == 'tf32')
+    machine = dict(device=device.type, precision=str(dtype).removeprefix('torch.'), tf32=opts['precision'] == 'tf32',
+                   compile=record['compile'])
+    record |= schedule | {name: opts[name] for name in RULE_NAMES} | dict(class_idx=opts['class_idx']) | machine
     reserve = functools.partial(
         runner.reserve, seeds, outdir, batch=opts['batch'], options=record, undecided=['thresholds'],
         save_type=opts['save_type'], overwrite=opts['overwrite'])
     origin = origin_of(record)
-    warm_up = functools.partial(calibrate, opts['iter_warmup'], net, log_ratio, labels, grid, **common)
+    warm_up = functools.partial(calibrate, outdir, opts['iter_warmup'], origin | machine, net, log_ratio, labels, grid,
+                                **common)
     calibration = load_thresholds(opts, outdir, grid, origin, reserve, warm_up)
     warn_of_tests(opts, calibration)
     record |= dict(thresholds=rules.digest(calibration))
@@ -201,32 +202,53 @@ def load_thresholds(opts, outdir: Path, grid, origin: dict, reserve, warm_up) ->
             return calibration
     with blame('--outdir'):
         click.get_current_context().with_resource(reserve())  # until the script ends
-    with blame('--network, --discriminator_ckpt'):
-        calibration = warm_up()
+    calibration = warm_up()
     if dist.get_rank() == 0:
-        with blame('--outdir'), atomic_write(path) as file:  # now: a run that is killed need not calibrate again
+        with blame('--outdir'), atomic_write(path) as file:  # sampling removes the parts
             file.write(rules.thresholds_to_json(calibration, origin).encode())
     return calibration
 
 
-def calibrate(rounds: int, net, log_ratio, labels, grid, *, batch_size: int, **common) -> rules.Calibration:
-    """The warm-up, each rank drawing its share of the batches; the same for any number of ranks."""
+def calibrate(outdir: Path, rounds: int, origin: dict, net, log_ratio, labels, grid, *, batch_size: int,
+              **common) -> rules.Calibration:
+    """The warm-up, each rank drawing its share of the batches; the same for any number of ranks.
+
+    Each batch is kept in `outdir`, so that after a kill a run of the same `origin` draws only what is missing.
+    """
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    seeds = np.arange(diffrs.WARMUP_SEED, diffrs.WARMUP_SEED + diffrs.WARMUP_ROUND * rounds)
-    mine = np.arange(len(seeds)) // batch_size % ranks == rank
+    seeds = range(diffrs.WARMUP_SEED, diffrs.WARMUP_SEED + diffrs.WARMUP_ROUND * rounds)
+    origin = origin | dict(trajectories=len(seeds), batch=batch_size)
+    batches = [slice(first, first + batch_size) for first in range(rank * batch_size, len(seeds), ranks * batch_size)]
+    paths = [outdir / WARMUP_PART.format(batch.start) for batch in batches]
+    parts = [read_part(path, grid, origin) for path in paths]
+    there = ranks * sum(part.log_ratio.shape[1] for part in parts if part)
     log_ratios = torch.zeros([grid.num_steps + 1, len(seeds)], dtype=torch.float64)
-    with progress(total=len(seeds), desc='warm-up') as bar:
+    with progress(total=len(seeds), initial=min(there, len(seeds)), desc='warm-up') as bar:
         def step_taken(ended):
             dist.show_life()
             bar.update(min(ranks * ended, bar.total - bar.n))
 
-        if mine.any():
-            drawn = diffrs.calibrate(net, log_ratio, seeds[mine].tolist(), labels, batch_size=batch_size,
-                                     progress=step_taken, **common)
-            log_ratios[:, torch.from_numpy(mine)] = torch.from_numpy(drawn.log_ratio)
+        for batch, path, part in zip(batches, paths, parts):
+            if part is None:
+                with blame('--network, --discriminator_ckpt'):
+                    part = diffrs.calibrate(net, log_ratio, seeds[batch], labels, batch_size=batch_size,
+                                            progress=step_taken, **common)
+                with blame('--outdir'), atomic_write(path) as file:
+                    file.write(rules.thresholds_to_json(part, origin).encode())
+            log_ratios[:, batch] = torch.from_numpy(part.log_ratio)
         dist.wait_for_all('warm-up')
         dist.all_reduce_(log_ratios)
     return rules.Calibration(grid.t_steps, log_ratios.numpy())
+
+
+def read_part(path: Path, grid, origin: dict) -> rules.Calibration | None:
+    """A batch of the warm-up that a run of the same `origin` has left, if any."""
+    try:
+        part = rules.thresholds_from_json(path.read_text(), origin)
+        part.check(grid.t_steps)
+    except (OSError, ValueError):
+        return None
+    return part
 
 
 def warn_of_tests(opts, calibration) -> None:

@@ -13,7 +13,7 @@ from .sources import ImageSource
 
 
 class Measured(NamedTuple):
-    """Moments of all images, and the features [n, D] float32 of an evenly spread sample of them, on the CPU."""
+    """Moments of all images, and the features [n, D] float32 of a sample (`sample_positions`), on the CPU."""
 
     moments: Moments
     features: torch.Tensor
@@ -51,6 +51,11 @@ def measure(source: ImageSource, detector: Detector, start: int, stop: int, *, b
 
 
 def sample_positions(count: int, most: int) -> torch.Tensor:
-    """At most `most` of the positions 0 .. count - 1, evenly spread, ascending, int64."""
+    """At most `most` of the positions 0 .. count - 1, ascending, int64: one from each of `most` equal stretches.
+
+    Where in its stretch is drawn at random, always alike: classes may repeat at any interval.
+    """
     kept = min(count, most)
-    return torch.arange(kept) * count // max(kept, 1)
+    edges = torch.arange(kept + 1) * count // max(kept, 1)
+    shares = torch.rand([kept], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return edges[:-1] + (shares * edges.diff()).to(torch.int64)

@@ -19,8 +19,8 @@ from torch_utils.images import image_grid, png_bytes
 GRIDS = 4  # shards that get a picture
 GRID_IMAGES = 256  # at most, in one picture
 SAMPLE_FILE = re.compile(r'samples.*\.npz|sample_.*\.png|\d{6,}\.png')
-TEMPORARY_FILE = re.compile(r'\.(samples.*\.npz|sample_.*\.png|\d{6,}\.png|(options|thresholds)\.json)'
-                            r'\..*\.tmp')
+LEFTOVER = re.compile(r'\.(samples.*\.npz|sample_.*\.png|\d{6,}\.png|(options|thresholds.*)\.json)\..*\.tmp'
+                      r'|thresholds-part-\d+\.json')  # of a run that was killed; sampling begins when the parts are one
 REPORT = 'report'  # entry of options.json: what the run has cost; it decides nothing
 COUNTS = 'counts'  # text of a PNG: what the sample has cost, as JSON
 LOCK = '.lock'  # in a folder that cannot be locked itself
@@ -98,7 +98,7 @@ class SampleFolder:
                 (self.path / name).unlink(missing_ok=True)
         self.check()
         for name in os.listdir(self.path) if self.path.resolve() in _locked else ():
-            if TEMPORARY_FILE.fullmatch(name):  # left by a run that was killed
+            if LEFTOVER.fullmatch(name):
                 (self.path / name).unlink(missing_ok=True)
         if not (self.path / 'options.json').exists():
             _write_json(self.path / 'options.json', self.record)

@@ -139,8 +139,11 @@ def test_several_folders(place):
     assert 'run, ' in result.output and 'other.npz, ' in result.output
 
 
-def test_sample_of_features_is_even():
-    assert sample_positions(10, 3).tolist() == [0, 3, 6]
+def test_sample_of_features():
+    """One from each stretch, and not all of one class where classes repeat."""
+    found = sample_positions(50_000, 5000)
+    assert (found // 10).tolist() == list(range(5000)) and (found % 10).bincount(minlength=10).min() > 400
+    assert (sample_positions(10, 3) // torch.tensor([3, 3, 4])).tolist() == [0, 1, 1]
     assert sample_positions(3, 10).tolist() == [0, 1, 2]
     assert sample_positions(5, 0).tolist() == []
 

@@ -101,6 +101,33 @@ def test_same_command_finishes_what_is_missing(files, run):
     assert code == 1 and 'max_iter' in output and len(output.strip().splitlines()[-1]) < 400
 
 
+def test_warmup_goes_on_where_it_was_killed(files, tmp_path, monkeypatch):
+    """Batches of the warm-up that are there are not drawn again, unless other options made them."""
+    drawn, calibrate = [], diffrs.calibrate
+
+    def warm_up(folder, *args, killed_after=99):
+        """The sizes of the batches that a run draws until it ends or is killed."""
+        def counted(net, log_ratio, seeds, *args, **kwargs):
+            if len(drawn) == killed_after:
+                raise KeyboardInterrupt
+            drawn.append(len(seeds))
+            return calibrate(net, log_ratio, seeds, *args, **kwargs)
+
+        drawn.clear()
+        monkeypatch.setattr(diffrs, 'calibrate', counted)
+        CliRunner().invoke(generate_diffrs.main, arguments(files, f'--outdir={tmp_path}/{folder}', '--seeds=0-1',
+                                                           '--batch=40', *args))
+        return list(drawn)
+
+    assert warm_up('whole') == [40, 40, 20]
+    assert warm_up('killed', killed_after=2) == [40, 40]
+    assert len(list(tmp_path.glob('killed/*'))) == 2
+    assert warm_up('killed', '--S_churn=1', killed_after=1) == [40]  # takes the place of the first one
+    assert warm_up('killed', '--rej_percentile=0.5') == [40, 20]
+    assert (tmp_path / 'killed/thresholds.json').read_bytes() == (tmp_path / 'whole/thresholds.json').read_bytes()
+    assert not list(tmp_path.glob('*/.*')) and not list(tmp_path.glob('*/thresholds-*'))
+
+
 def test_pictures_carry_what_they_cost(files, run, tmp_path):
     """--save_type=png: the same samples, the same report, also where some of them were there already."""
     command = [f'--outdir={tmp_path}/out', '--seeds=0-6', '--batch=3', '--save_type=png',
