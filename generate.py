@@ -15,6 +15,7 @@ from sampling.counted import Counted
 from sampling.edm import edm_sampler
 from sampling.folder import file_digest
 from sampling.guidance import DiscriminatorGuidance
+from sampling.inputs import check_class, draw_inputs
 from torch_utils import distributed as dist
 from torch_utils.device import enough_memory
 
@@ -73,7 +74,7 @@ def main(**opts):
     def sample_batch(batch_seeds, tick):
         nonlocal batches
         batches += 1
-        rnd, latents, labels = runner.draw_inputs(net, batch_seeds, device, opts['class_idx'])
+        rnd, latents, labels = draw_inputs(net, batch_seeds, device, opts['class_idx'])
         with blame('--network'):
             images = sampler(net, latents, labels, randn_like=rnd.randn_like, guidance=guidance, **kwargs,
                              callback=lambda step: tick((step.index + 1) / step.num_steps))
@@ -103,7 +104,7 @@ def load_network(opts, device, dtype):
         with dist.rank0_first():  # it downloads
             net = networks.load_network(source, device=device, dtype=dtype)
     with blame('--class'):
-        runner.check_class(net, opts['class_idx'])
+        check_class(net, opts['class_idx'])
     return net
 
 

@@ -17,6 +17,7 @@ from sampling import diffrs, diffrs_report, options, runner
 from sampling import diffrs_rules as rules
 from sampling.folder import file_digest, read_report, write_report
 from sampling.guidance import DiscriminatorGuidance
+from sampling.inputs import check_class
 from sampling.padding import Padded
 from torch_utils import distributed as dist
 from torch_utils.device import enough_memory
@@ -146,7 +147,7 @@ def load_networks(opts, device, dtype, images: int):
     with blame('--network'), dist.rank0_first():
         net = networks.load_network(source, device=device, dtype=dtype)
     with blame('--class'):
-        runner.check_class(net, opts['class_idx'])
+        check_class(net, opts['class_idx'])
     with blame('--pretrained_classifier_ckpt, --discriminator_ckpt'):
         log_ratio = classifier_lib.load_log_ratio(classifier, discriminator, net, bool(opts['cond']), device, dtype,
                                                   clip=opts['log_ratio'] == 'clipped')

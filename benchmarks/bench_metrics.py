@@ -18,7 +18,8 @@ from metrics.inception import InceptionV3
 from metrics.measure import measure
 from metrics.moments import Moments
 from metrics.sources import open_source
-from torch_utils.device import PRECISIONS, count_flops, select_device, select_precision
+from torch_utils.compiler import count_flops
+from torch_utils.device import PRECISIONS, select_device, select_precision
 
 from .bench_sampling import CommaList
 from .common import Timing, interleave, machine, matrix_peak, peak_memory, print_table

@@ -17,6 +17,7 @@ from dnnlib import demo
 from sampling import runner
 from sampling.diffrs import WARMUP_SEED, calibrate, diffrs_sampler
 from sampling.edm import edm_sampler
+from sampling.inputs import draw_inputs
 from torch_utils import distributed as dist
 
 from .common import machine
@@ -122,7 +123,7 @@ def draw(folder: Path, method: str, images: int, batch: int, steps: int, slowdow
 
     def sample(seeds, tick):
         began = time.monotonic()  # of the machine: ranks can be compared
-        rnd, latents, labels = runner.draw_inputs(net, seeds, 'cpu')
+        rnd, latents, labels = draw_inputs(net, seeds, 'cpu')
         drawn = edm_sampler(score, latents, labels, randn_like=rnd.randn_like, num_steps=steps)
         blocks.append((began, time.monotonic(), len(seeds)))
         return runner.Samples(drawn, labels)

@@ -18,7 +18,8 @@ from sampling.diffrs import WARMUP_SEED, Calibration, calibrate, diffrs_sampler
 from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance
 from sampling.padding import Padded
-from torch_utils.device import PRECISIONS, count_flops, select_device, select_precision
+from torch_utils.compiler import count_flops
+from torch_utils.device import PRECISIONS, select_device, select_precision
 
 from .common import Timing, interleave, machine, matrix_peak, print_table, synchronize
 from .modes import Mode, Part, call_network, load_modes, network_files, noise

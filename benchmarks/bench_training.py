@@ -14,7 +14,8 @@ from diffusion.losses import EDMLoss
 from diffusion.vpsde import VPSDE
 from dnnlib.cli import IntList, blame
 from networks.io import build_network
-from torch_utils.device import PRECISIONS, count_flops, select_device, select_precision
+from torch_utils.compiler import count_flops
+from torch_utils.device import PRECISIONS, select_device, select_precision
 from training.data import BatchLoader
 from training.discriminator import DiscriminatorLoss
 from training.ema import Ema

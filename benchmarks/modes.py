@@ -13,7 +13,8 @@ from dnnlib import demo
 from guided_diffusion import create_classifier
 from sampling.options import compile_networks
 from torch_utils.checkpoint import save_network
-from torch_utils.device import count_flops, select_precision
+from torch_utils.compiler import count_flops
+from torch_utils.device import select_precision
 from train_score import PRESETS
 
 from .common import synchronize

@@ -52,11 +52,12 @@ def _below_working_folder(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike, flush: bool = True) -> Iterator[BinaryIO]:
     """Open a binary file that takes the name `path` only when the block ends without an error.
 
     It is written beside its destination under a temporary name, flushed to disk and renamed;
     after an error the temporary file is removed and an older `path` is left as it was.
+    Without `flush` a crash of the machine (not of the program) may leave an incomplete file.
     Raises OSError with `path` and a remedy where the place is full, read-only or closed to the user.
     """
     path = Path(path)
@@ -65,8 +66,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, 'xb') as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):

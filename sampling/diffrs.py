@@ -15,7 +15,7 @@ from . import diffrs_rules as rules
 from .diffrs_rules import RULES, Calibration, Rule, Thresholds
 from .edm import added_noise, churned_steps, edm_sampler, rounded_steps
 from .guidance import Unguided, per_row
-from .runner import draw_inputs
+from .inputs import draw_inputs
 
 WARMUP_SEED = 3_000_000_000  # first seed of the warm-up, out of the way of the samples' seeds
 WARMUP_ROUND = 100  # trajectories in one round of the warm-up, whatever the batch size

@@ -8,15 +8,8 @@ import torch
 from dnnlib import demo
 from dnnlib.cli import IntList, blame
 from torch_utils import distributed as dist
-from torch_utils.device import (
-    PRECISIONS,
-    go_on_uncompiled,
-    is_lack_of_memory,
-    prepare_compiler,
-    select_compile,
-    select_device,
-    select_precision,
-)
+from torch_utils.compiler import compiled_or_plain, prepare_compiler, select_compile
+from torch_utils.device import PRECISIONS, select_device, select_precision
 
 from .runner import choose_seeds
 
@@ -117,8 +110,9 @@ def start(opts: dict):
         device = select_device(opts['device'])
     with blame('--precision'):
         dtype = select_precision(opts['precision'], device)
-        if (found := dist.broadcast_object(str(dtype))) != str(dtype):
-            raise ValueError(f'{opts["precision"]} is {dtype} here and {found} in the first process; name one')
+        first = dist.broadcast_object(str(dtype))
+        if first != str(dtype):  # ranks on unlike machines
+            raise ValueError(f'{opts["precision"]} is {dtype} here and {first} in the first process; name one')
     return seeds, device, dtype
 
 
@@ -141,32 +135,10 @@ def compile_networks(opts: dict, net, log_ratio, device, images: int) -> bool:
     mode = opts['compile_mode']
     if not dist.broadcast_object(select_compile(mode, device, evaluate, images * (2 * opts['num_steps'] - 1))):
         return False
-    prepare_compiler()
+    prepare_compiler(reproducible=device.type == 'cuda')
     choose = functools.partial(compiled_or_plain, mode)
     net.compile(dynamic=False)
     net._compiled_call_impl = choose(net._compiled_call_impl, net._call_impl)
     if log_ratio is not None and device.type == 'cuda':
         log_ratio.compile(choose)
     return True
-
-
-def compiled_or_plain(mode: str, compiled, plain):
-    """The function `compiled`, or from its first call on, where that fails and the mode is 'auto', `plain`."""
-    chosen = None
-
-    def function(*args, **kwargs):
-        nonlocal chosen
-        if chosen is not None:
-            return chosen(*args, **kwargs)
-        try:
-            result = compiled(*args, **kwargs)
-        except Exception as error:  # compilers fail in many ways; what failed otherwise fails again
-            if is_lack_of_memory(error):  # nor would it fit as it is
-                raise
-            go_on_uncompiled(mode, error)
-            chosen = plain
-            return plain(*args, **kwargs)
-        chosen = compiled
-        return result
-
-    return function

@@ -16,7 +16,6 @@ import torch
 from torch_utils import distributed as dist
 from torch_utils.images import to_uint8
 from torch_utils.progress import progress
-from torch_utils.rng import StackedRandomGenerator
 
 from .folder import SampleFolder, Shard
 
@@ -59,33 +58,6 @@ class Report:
     images: int  # asked for, and now all there
     drawn: int  # drawn by this call; the rest was there already
     seconds: float
-
-
-def draw_inputs(net, seeds: Sequence[int], device, class_idx: int | None = None):
-    """What a batch starts from: (generators, latents [n, C, H, W] float32, one-hot labels [n, K] or None).
-
-    As EDM draws them, one generator per seed: latents first, then the label (drawn also where `class_idx`
-    fixes it, so that later noise is the same). Raises ValueError for a class that the network does not have.
-    """
-    check_class(net, class_idx)
-    rnd = StackedRandomGenerator(device, seeds)
-    size = net.img_resolution
-    latents = rnd.randn([len(seeds), net.img_channels, size, size])
-    if not net.label_dim:
-        return rnd, latents, None
-    index = rnd.randint(net.label_dim, size=[len(seeds)])
-    if class_idx is not None:
-        index = torch.full_like(index, class_idx)
-    return rnd, latents, torch.eye(net.label_dim, device=index.device)[index]  # one_hot would wait for the device
-
-
-def check_class(net, class_idx: int | None) -> None:
-    """Raise ValueError for a class that `net` does not have."""
-    if class_idx is None or class_idx < net.label_dim:
-        return
-    if not net.label_dim:
-        raise ValueError('the network is unconditional; leave this option out')
-    raise ValueError(f'{class_idx} is beyond the network\'s labels; use 0 to {net.label_dim - 1}')
 
 
 def choose_seeds(seeds: Sequence[int] | None, num_samples: int | None, seed: int | None) -> Sequence[int]:
@@ -141,14 +113,23 @@ def reserve(seeds: Sequence[int], outdir, *, batch: int, options: dict, undecide
     """
     folder = SampleFolder(outdir, seeds, batch, options, save_type)
     with contextlib.ExitStack() as stack:
-        _on_rank0(lambda: (stack.enter_context(folder.lock()), overwrite or folder.check(undecided)))
+        def claim():
+            stack.enter_context(folder.lock())
+            if not overwrite:
+                folder.check(undecided)
+
+        _on_rank0(claim)
         yield
 
 
 def _run(work: Callable[[SampleFolder, str], int], folder: SampleFolder, overwrite: bool) -> Report:
     started = time.time()
     with contextlib.ExitStack() as stack:
-        _on_rank0(lambda: (stack.enter_context(folder.lock()), folder.prepare(overwrite)))
+        def claim():
+            stack.enter_context(folder.lock())
+            folder.prepare(overwrite)
+
+        _on_rank0(claim)
         key = f'samples/{next(_runs)}'
         drawn = work(folder, key)
         dist.wait_for_all(f'{key}/done')
@@ -277,6 +258,7 @@ class Writer:
         self.bar = _Bar(folder)
         self._queue: queue.Queue = queue.Queue(QUEUE_DEPTH)
         self._error: Exception | None = None
+        self._device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         self._thread = threading.Thread(target=self._loop, name='writer', daemon=True)
 
     def __enter__(self) -> 'Writer':
@@ -309,6 +291,8 @@ class Writer:
             raise self._error
 
     def _loop(self) -> None:
+        if self._device is not None:  # a thread begins on the first GPU, and would take memory there on every rank
+            torch.cuda.set_device(self._device)
         while (item := self._queue.get()) is not None:
             if self._error is None:  # after an error the queue is only emptied, so that `put` never hangs
                 try:
@@ -377,6 +361,6 @@ def _start_copy(tensors: dict[str, torch.Tensor]):
     for name, tensor in tensors.items():
         pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         host[name] = pinned.copy_(tensor.detach(), non_blocking=True)
-    event = torch.cuda.Event()
+    event = torch.cuda.Event(blocking=True)  # else the writer's waiting takes a core
     event.record(torch.cuda.current_stream(device))
     return host, event

@@ -11,7 +11,7 @@ from sampling import diffrs
 from sampling.diffrs import calibrate, diffrs_sampler, make_grid
 from sampling.diffrs_rules import RULES, Thresholds, thresholds
 from sampling.edm import edm_sampler
-from sampling.runner import draw_inputs
+from sampling.inputs import draw_inputs
 
 CORNERS = [[4.0, 0.0], [-2.0, 3.4641], [-2.0, -3.4641]]
 MODEL, DATA = GaussianMixture(CORNERS, [0.7, 0.2, 0.1], 0.6), GaussianMixture(CORNERS, [0.25, 0.35, 0.4], 0.5)

@@ -16,8 +16,8 @@ from torch._dynamo.backends.common import aot_autograd
 
 import classifier_lib as lib
 from guided_diffusion import create_classifier
-from sampling.options import compiled_or_plain
 from torch_utils import checkpoint
+from torch_utils.compiler import compiled_or_plain
 
 IN_RANGE = slice(1, 4)  # of the five noise levels: 0.03 lies below time_min, 200 above time_max
 CASES = [(repo, kind, res) for repo in ('dg', 'diffrs') for kind in ('uncond', 'cond') for res in (32, 64)]

@@ -14,8 +14,8 @@ from sampling import diffrs
 from sampling.diffrs import calibrate, diffrs_sampler, make_grid
 from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance
+from sampling.inputs import draw_inputs
 from sampling.padding import Padded
-from sampling.runner import draw_inputs
 
 # What rejection must not change.
 

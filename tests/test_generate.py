@@ -21,7 +21,8 @@ from sampling import options
 from sampling.counted import Counted
 from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance
-from sampling.runner import draw_inputs
+from sampling.inputs import draw_inputs
+from torch_utils.compiler import compiled_or_plain
 from torch_utils.images import to_uint8
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -255,8 +256,9 @@ def test_what_is_compiled(monkeypatch, device):
     monkeypatch.setattr(classifier_lib.LogRatio, 'compile', lambda log_ratio, choose: asked.append('log-ratio'))
     log_ratio = Counted(classifier_lib.LogRatio(None, None))
     opts = dict(compile_mode='on', num_steps=18)
+    monkeypatch.setattr(options, 'prepare_compiler', lambda reproducible: asked.append(reproducible))
     assert options.compile_networks(opts, Doubled(), log_ratio, torch.device(device), 1)
-    assert asked == ['network', 'log-ratio'][:1 if device == 'cpu' else 2]
+    assert asked == ([False, 'network'] if device == 'cpu' else [True, 'network', 'log-ratio'])
 
 
 def test_any_number_of_ranks_compiles_alike(monkeypatch):
@@ -269,13 +271,15 @@ def test_any_number_of_ranks_compiles_alike(monkeypatch):
     assert asked == [8 * 35, 8 * 35]
 
 
-@pytest.mark.parametrize('error', [torch.OutOfMemoryError(), RuntimeError("can't allocate memory")])
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError(), RuntimeError("can't allocate memory"),
+                                   RuntimeError('CUDA error: out of memory'),
+                                   RuntimeError('CUDNN_STATUS_ALLOC_FAILED')])
 def test_too_little_memory_is_no_fault_of_the_compiler(error):
     def full(x):
         raise error
 
     with pytest.raises(type(error)):
-        options.compiled_or_plain('auto', full, lambda x: x)(0)
+        compiled_or_plain('auto', full, lambda x: x)(0)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from networks import winograd
 from sampling.diffrs import WARMUP_SEED, calibrate, diffrs_sampler
 from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance
-from sampling.runner import draw_inputs
+from sampling.inputs import draw_inputs
 from torch_utils.images import to_uint8
 
 SIGMAS = (0.002, 0.02, 0.1, 0.5, 2.0, 10.0, 80.0)

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from sampling import folder, runner
+from sampling.inputs import draw_inputs
 from torch_utils.images import to_uint8
 from torch_utils.rng import StackedRandomGenerator
 
@@ -42,7 +43,7 @@ class Sampler:
         if len(self.batches) == self.fail_at:
             raise KeyboardInterrupt
         self.batches.append(list(seeds))
-        _, latents, labels = runner.draw_inputs(self.net, seeds, 'cpu')
+        _, latents, labels = draw_inputs(self.net, seeds, 'cpu')
         if self.bad_seed in seeds:
             latents[seeds.index(self.bad_seed), 0, 0, 0] = float('nan')
         tick(0.5)
@@ -74,24 +75,24 @@ def test_files_of_a_run(tmp_path):
 
 def test_latents_and_labels_are_those_of_edm():
     """Per seed: normal latents first, then the label; a fixed class does not change later draws."""
-    rnd, latents, labels = runner.draw_inputs(Net, [3, 2**32 + 7], 'cpu')
+    rnd, latents, labels = draw_inputs(Net, [3, 2**32 + 7], 'cpu')
     after = rnd.randn_like(latents)
     for row, seed in enumerate([3, 7]):
         generator = torch.Generator().manual_seed(seed)
         assert torch.equal(latents[row], torch.randn([3, 8, 8], generator=generator))
         assert labels[row].argmax() == torch.randint(4, [], generator=generator)
         assert torch.equal(after[row], torch.randn([3, 8, 8], generator=generator))
-    fixed, same_latents, fixed_labels = runner.draw_inputs(Net, [3, 7], 'cpu', class_idx=2)
+    fixed, same_latents, fixed_labels = draw_inputs(Net, [3, 7], 'cpu', class_idx=2)
     assert torch.equal(same_latents, latents) and (fixed_labels.argmax(1) == 2).all()
-    other, _, _ = runner.draw_inputs(Net, [3, 7], 'cpu')
+    other, _, _ = draw_inputs(Net, [3, 7], 'cpu')
     assert torch.equal(fixed.randn_like(latents), other.randn_like(latents))
-    assert runner.draw_inputs(Unconditional, [1], 'cpu')[2] is None
+    assert draw_inputs(Unconditional, [1], 'cpu')[2] is None
 
 
 @pytest.mark.parametrize('net, class_idx', [(Net, 4), (Unconditional, 0)])
 def test_classes_that_do_not_exist(net, class_idx):
     with pytest.raises(ValueError):
-        runner.draw_inputs(net, [1], 'cpu', class_idx)
+        draw_inputs(net, [1], 'cpu', class_idx)
 
 
 @pytest.mark.parametrize('batch', [1, 3, 10, 64])
@@ -398,7 +399,7 @@ def stream_of(seeds, wait=0.0):
         if not under_way:
             return
         time.sleep(wait)
-        yield runner.Samples(runner.draw_inputs(Unconditional, [under_way.popleft()], 'cpu')[1])
+        yield runner.Samples(draw_inputs(Unconditional, [under_way.popleft()], 'cpu')[1])
 
 
 @pytest.mark.parametrize('processes', [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -466,7 +467,7 @@ def test_a_rank_is_waited_for_while_it_shows_life(tmp_path, rank):
 def test_samples_on_the_gpu(tmp_path):
     """Images leave the device while sampling goes on; each image follows its own CUDA generator."""
     def sample(seeds, tick):
-        _, latents, labels = runner.draw_inputs(Net, seeds, 'cuda')
+        _, latents, labels = draw_inputs(Net, seeds, 'cuda')
         return runner.Samples(latents, labels)
 
     run(tmp_path / 'a', sample, batch=4)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from tiny_run import TinyNet, tiny_run
 
-from torch_utils import device
+from torch_utils import compiler as compiler_lib
 from torch_utils.checkpoint import load_state
 from torch_utils.stats import JsonLines
 from training import loop
@@ -326,7 +326,7 @@ def compiler(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.nn.Module, 'compile', compile)
     monkeypatch.setattr(loop, 'AUTO_COMPILE', ('cpu',))
-    monkeypatch.setattr(device.shutil, 'which', lambda name: name)
+    monkeypatch.setattr(compiler_lib.shutil, 'which', lambda name: name)
     return asked
 
 
@@ -334,7 +334,7 @@ def compiler(monkeypatch):
     ('on', False, True), ('auto', False, False), ('auto', True, True), ('off', True, False)])
 def test_what_is_compiled(monkeypatch, tmp_path, compiler, mode, long, compiled):
     """The module and the frozen networks that the loss calls."""
-    monkeypatch.setattr(device, 'COMPILE_FLOPS', dict(cpu=0 if long else 1e30))
+    monkeypatch.setattr(compiler_lib, 'COMPILE_FLOPS', dict(cpu=0 if long else 1e30))
     run = tiny_run(tmp_path, compile=mode, frozen=(torch.nn.Identity(),))
     refused = pytest.raises(click.ClickException, match='--compile: .* use --compile=off')
     with refused if mode == 'on' else contextlib.nullcontext():
@@ -373,7 +373,7 @@ def test_the_average_has_the_layout_of_the_network(tmp_path):
 
 def test_a_compiler_that_fails(monkeypatch, compiler, capsys, tmp_path, undisturbed):
     """With 'auto' the run goes on without it; what was evaluated to find out leaves no trace."""
-    monkeypatch.setattr(device, 'COMPILE_FLOPS', dict(cpu=0))
+    monkeypatch.setattr(compiler_lib, 'COMPILE_FLOPS', dict(cpu=0))
     run = tiny_run(tmp_path / 'run', dropout=0.2, compile='auto', frozen=(torch.nn.Identity(),))
 
     def count(net, *call):

@@ -1,33 +1,26 @@
-"""The one place that decides on device and precision."""
+"""The one place that decides on device and precision, and what memory they have."""
 
 import contextlib
 import ctypes
 import functools
-import os
-import platform
-import shutil
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import click
 import torch
 
-# Operations of a run from which compiling pays. On a CPU it takes one to two and a half minutes and gains a fifth to a
-# third: two minutes or more of what is ahead. An H200 trained the demo's networks at some 50 TFLOP/s as they come; this
-# is a minute of it, of which half is hoped for.
-COMPILE_FLOPS = {'cpu': 2e14, 'cuda': 3e15}
-CPU_COMPILERS = {'Darwin': 'clang++', 'Windows': 'cl'}  # what torch.compile calls; elsewhere g++
+from . import distributed as dist
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+# What else says so: torch on a CPU; CUDA's driver and Triton; cuBLAS and cuDNN.
+LACK_OF_MEMORY = ("can't allocate memory", 'out of memory', 'STATUS_ALLOC_FAILED')
 PRECISIONS = ('auto', 'fp32', 'tf32', 'bf16', 'fp16')
 
 
 def select_device(name: str = 'auto') -> torch.device:
     """'auto' (CUDA where there is one, this process's own under torchrun), 'cpu', 'cuda' or 'cuda:N'.
 
-    For a CPU, also has the C library `keep_freed_memory`. Raises ValueError where the device does not exist.
+    On a CPU it also calls `keep_freed_memory`. Raises ValueError where the device does not exist.
     """
-    from . import distributed as dist
-
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
@@ -54,8 +47,8 @@ def select_device(name: str = 'auto') -> torch.device:
 def keep_freed_memory() -> None:
     """Have glibc keep freed memory of up to 1 GiB a piece for the next request.
 
-    As it comes, it gives every larger tensor back to the system, which clears the pages that the next one gets: a
-    fifth of the time of the demo's score network at batch 32, half of it at batch 256. Elsewhere nothing happens.
+    By default it returns each large block to the system, which clears the pages of the next one: a fifth of the time
+    of the demo's score network at batch 32, half of it at batch 256. With another C library nothing happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -74,7 +67,7 @@ def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def is_lack_of_memory(error: BaseException) -> bool:
     """Whether an exception says that a device, the CPU too, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in LACK_OF_MEMORY)
 
 
 @contextlib.contextmanager
@@ -127,53 +120,3 @@ def select_precision(name: str, device: torch.device, tf32_beside_half: bool = F
     tf32 = name == 'tf32' or tf32_beside_half and name in ('bf16', 'fp16')
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     return {'fp32': torch.float32, 'tf32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[name]
-
-
-def prepare_compiler() -> None:
-    """Let torch.compile make a graph for each network, shape and use of gradients, without advice on TF32.
-
-    By default a process makes 8 of them, and what comes after that runs as it is, without a word. TF32 is what
-    `select_precision` decides about: what is float32 beside a bf16 body is little, and float32 on purpose.
-    """
-    torch._dynamo.config.recompile_limit = 64
-    warnings.filterwarnings('ignore', message='TensorFloat32 tensor cores for float32 matrix multiplication available')
-
-
-def go_on_uncompiled(mode: str, error: Exception) -> None:
-    """What a run says when it fails as compiled, and goes on without; where the mode is 'on', it ends in one line."""
-    from . import distributed as dist
-
-    reason = f'torch.compile does not work here ({type(error).__name__})'
-    if mode != 'on':
-        dist.print0(f'{reason}; going on without it')
-    elif isinstance(error, torch._dynamo.exc.TorchDynamoException):
-        raise click.ClickException(f'--compile: {reason}; use --compile=off') from error
-    else:
-        raise error
-
-
-def count_flops(work: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products and convolutions in a call (a multiply-add is two)."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
-
-
-def select_compile(mode: str, device: torch.device, evaluate: Callable[[], object], evaluations: int) -> bool:
-    """Whether to compile a network of which `evaluate()` is one evaluation, for a run of so many: 'on', 'off', 'auto'.
-
-    'auto' compiles where the work ahead is worth it, and where there is a compiler. It follows from the machine and
-    the run's options alone, so that the same command decides alike when it resumes.
-    """
-    if mode != 'auto':
-        return mode == 'on'
-    if device.type == 'cpu':
-        compilers = [os.environ.get('CXX', CPU_COMPILERS.get(platform.system(), 'g++'))]
-    else:  # Triton compiles what launches its kernels
-        compilers = [os.environ['CC']] if 'CC' in os.environ else ['gcc', 'clang']
-    if not any(map(shutil.which, compilers)):
-        return False
-    return evaluations * count_flops(evaluate) >= COMPILE_FLOPS[device.type]
-

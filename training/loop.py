@@ -15,7 +15,7 @@ import torch
 from dnnlib.files import atomic_write
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import load_state, save_state
-from torch_utils.device import go_on_uncompiled, prepare_compiler, select_compile
+from torch_utils.compiler import go_on_uncompiled, prepare_compiler, select_compile
 from torch_utils.progress import progress
 from torch_utils.rng import step_seed
 from torch_utils.stats import JsonLines, Sums

@@ -1,0 +1,94 @@
+"""torch.compile: whether it pays, its settings, and what happens where it fails."""
+
+import os
+import platform
+import shutil
+import warnings
+from collections.abc import Callable
+
+import click
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import distributed as dist
+from .device import is_lack_of_memory
+
+# Operations of a run from which compiling pays. On a CPU it takes one to two and a half minutes and gains a fifth to a
+# third: two minutes or more of what is ahead. An H200 trained the demo's networks at some 50 TFLOP/s uncompiled: 3e15
+# are one minute of it, of which compiling should save half.
+COMPILE_FLOPS = {'cpu': 2e14, 'cuda': 3e15}
+CPU_COMPILERS = {'Darwin': 'clang++', 'Windows': 'cl'}  # what torch.compile calls; elsewhere g++
+
+
+def prepare_compiler(reproducible: bool = False) -> None:
+    """Let torch.compile make a graph for each network, shape and use of gradients, without advice on TF32.
+
+    By default a process makes 8 of them, and what comes after that runs as it is, without a word. TF32 is what
+    `select_precision` decides about: what is float32 beside a bf16 body is little, and float32 on purpose.
+    `reproducible`: on GPUs kernels with sums are not chosen by their time, by which two processes may choose, and so
+    round, differently. torch 2.8 and 2.9 don't know that.
+    """
+    if reproducible:
+        import torch._inductor.config as inductor  # takes two seconds
+
+        if hasattr(inductor, 'deterministic'):
+            inductor.deterministic = True
+    torch._dynamo.config.recompile_limit = 64
+    warnings.filterwarnings('ignore', message='TensorFloat32 tensor cores for float32 matrix multiplication available')
+
+
+def go_on_uncompiled(mode: str, error: Exception) -> None:
+    """Report that a run goes on without torch.compile, which failed; where the mode is 'on', end it in one line."""
+    reason = f'torch.compile does not work here ({type(error).__name__})'
+    if mode != 'on':
+        dist.print0(f'{reason}; going on without it')
+    elif isinstance(error, torch._dynamo.exc.TorchDynamoException):
+        raise click.ClickException(f'--compile: {reason}; use --compile=off') from error
+    else:
+        raise error
+
+
+def count_flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products and convolutions in a call (a multiply-add is two)."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def select_compile(mode: str, device: torch.device, evaluate: Callable[[], object], evaluations: int) -> bool:
+    """Whether to compile a network of which `evaluate()` is one evaluation, for a run of so many: 'on', 'off', 'auto'.
+
+    'auto' compiles where the work ahead is worth it, and where there is a compiler. It follows from the machine and
+    the run's options alone, so that the same command decides alike when it resumes.
+    """
+    if mode != 'auto':
+        return mode == 'on'
+    if device.type == 'cpu':
+        compilers = [os.environ.get('CXX', CPU_COMPILERS.get(platform.system(), 'g++'))]
+    else:  # Triton compiles what launches its kernels
+        compilers = [os.environ['CC']] if 'CC' in os.environ else ['gcc', 'clang']
+    if not any(map(shutil.which, compilers)):
+        return False
+    return evaluations * count_flops(evaluate) >= COMPILE_FLOPS[device.type]
+
+
+def compiled_or_plain(mode: str, compiled, plain):
+    """The function `compiled`, or from its first call on, where that fails and the mode is 'auto', `plain`."""
+    chosen = None
+
+    def function(*args, **kwargs):
+        nonlocal chosen
+        if chosen is not None:
+            return chosen(*args, **kwargs)
+        try:
+            result = compiled(*args, **kwargs)
+        except Exception as error:  # compilers fail in many ways; what failed otherwise fails again
+            if is_lack_of_memory(error):  # nor would it fit as it is
+                raise
+            go_on_uncompiled(mode, error)
+            chosen = plain
+            return plain(*args, **kwargs)
+        chosen = compiled
+        return result
+
+    return function
