@@ -20,6 +20,8 @@ from metrics.sources import open_source
 from torch_utils import distributed as dist
 from torch_utils.device import PRECISIONS, enough_memory, select_device, select_precision
 
+MAX_FEATURES = 10_000  # for KID, whose time grows with their square; of more images a part is drawn
+
 
 @click.command()
 @click.option('--images', 'folders',  help='A folder of samples*.npz or of PNG files, an npz or a zip; repeatable',
@@ -109,7 +111,7 @@ def compare(source, ref, detector, num_samples: int, blocks: int, batch: int, sa
     for block in range(blocks):
         first = block * num_samples
         desc = source.name if blocks == 1 else f'{source.name} {block + 1}/{blocks}'
-        wanted = 5000 if ref.features is not None or save_stats else 0
+        wanted = MAX_FEATURES if ref.features is not None or save_stats else 0
         measured = measure(source, detector, first, first + num_samples, batch=batch, max_features=wanted, desc=desc)
         entry = dict(first=first, distance=frechet_distance(*measured.moments.finish(), ref.mu, ref.sigma))
         if ref.features is not None:

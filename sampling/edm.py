@@ -48,10 +48,10 @@ def edm_sampler(net, latents, class_labels=None, *, randn_like=torch.randn_like,
                 guidance=None, callback=None):
     """Draw images [N, C, H, W], float64 in about [-1, 1], from standard normal latents [N, C, H, W].
 
-    net(x, sigma, class_labels) denoises (docs: "One interface for every score network"); class_labels [N, K] or
-    None. `randn_like` is called only in steps where a row may take noise. `guidance` is a DiscriminatorGuidance;
-    `callback` gets a `Step` after every step. 2 num_steps - 1 network calls. Raises ValueError for an empty
-    range of noise levels. The schedule lives on the host, so that no step waits for the device.
+    net(x, sigma, class_labels) denoises (`networks.precond.Precond`); class_labels [N, K] or None. `randn_like` is
+    called only in steps where a row may take noise. `guidance` is a DiscriminatorGuidance; `callback` gets a `Step`
+    after every step. 2 num_steps - 1 network calls. The schedule lives on the host, so that no step waits for the
+    device. Raises ValueError for an empty range of noise levels.
     """
     low, high = clamp_range(net, sigma_min, sigma_max)
     levels = rounded_steps(net, edm_steps(num_steps, low, high, rho))  # t_0 > ... > t_{n-1}, host
