@@ -2,25 +2,20 @@
 
 import concurrent.futures
 import contextlib
-import io
-import math
 import queue
 import re
 import threading
-import zipfile
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import torch
 
-from dnnlib.files import DAMAGED, resolve_path
+from dnnlib.files import resolve_path
+from torch_utils import image_files
 
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 GRID_NAME = re.compile(r'sample_\d+\.png')  # the pictures that generate.py puts beside its shards
 SEED_NAME = re.compile(r'\d+\.\w+')  # its PNG files
-ARRAYS = ('samples', 'arr_0', 'images')
-BLOCK = 256  # images decoded or inflated at a time
+BLOCK = 256  # image files decoded at a time
 
 
 def open_source(path) -> 'ImageSource':
@@ -31,21 +26,8 @@ def open_source(path) -> 'ImageSource':
     Raises FileNotFoundError, and ValueError for a place without images.
     """
     path = resolve_path(path)
-    if not path.exists():
-        raise FileNotFoundError(f'{path} does not exist')
-    if path.is_dir():
-        shards = sorted(path.glob('samples*.npz'), key=lambda shard: natural_key(shard.name))
-        return ShardSource(path, shards) if shards else FileSource(path)
-    if path.suffix == '.npz':
-        return ShardSource(path, [path])
-    if zipfile.is_zipfile(path):
-        return FileSource(path)
-    raise ValueError(f'{path} is neither a folder nor a complete .npz or .zip file')
-
-
-def natural_key(name: str) -> list:
-    """A sorting key that puts samples_731 before samples_20044."""
-    return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', name)]
+    shards = image_files.find_npz(path)
+    return ShardSource(path, shards) if shards else FileSource(path)
 
 
 class ImageSource:
@@ -54,7 +36,7 @@ class ImageSource:
     def __init__(self, path: Path, count: int):
         self.path, self._count = path, count
         if not count:
-            raise ValueError(f'{path} holds no images (samples*.npz, {", ".join(IMAGE_SUFFIXES)})')
+            raise ValueError(f'{path} holds no images (samples*.npz, {", ".join(image_files.IMAGE_SUFFIXES)})')
 
     def __len__(self) -> int:
         return self._count
@@ -90,33 +72,25 @@ class ShardSource(ImageSource):
     """npz files with `samples` (or `arr_0`, `images`) uint8 [N, H, W, C]; counted by their headers alone."""
 
     def __init__(self, path: Path, shards: list[Path]):
-        self.shards = [(shard, *_shard_header(shard)) for shard in shards]  # path, array name, shape
-        super().__init__(path, sum(shape[0] for _, _, shape in self.shards))
+        self.shards = [image_files.find_array(shard, channels=(1, 3)) for shard in shards]
+        super().__init__(path, sum(shard.shape[0] for shard in self.shards))
 
     def blocks(self, start, stop):
         first = 0  # position of the shard's first image
-        for shard, array, shape in self.shards:
-            low, high = max(start - first, 0), min(stop - first, shape[0])
+        for shard in self.shards:
+            low, high = max(start - first, 0), min(stop - first, shard.shape[0])
             if low < high:
-                yield from _read_rows(shard, array, shape, low, high)
-            first += shape[0]
+                for rows in image_files.read_rows(shard, low, high):
+                    yield np.repeat(rows, 3, axis=3) if shard.shape[3] == 1 else rows
+            first += shard.shape[0]
 
 
 class FileSource(ImageSource):
     """Image files in a folder and its subfolders, or in a zip, decoded by a few threads."""
 
     def __init__(self, path: Path):
-        self.zipped = path.is_file()
-        if self.zipped:
-            try:
-                with zipfile.ZipFile(path) as archive:
-                    names = archive.namelist()
-            except DAMAGED as error:
-                raise ValueError(f'{path} is not a complete zip file: {error}') from None
-        else:
-            names = [file.relative_to(path).as_posix() for file in path.rglob('*') if file.is_file()]
-        self.names = sorted((name for name in names if name.lower().endswith(IMAGE_SUFFIXES)
-                             and not GRID_NAME.fullmatch(name)), key=natural_key)
+        self.names = [name for name in image_files.list_files(path)
+                      if name.lower().endswith(image_files.IMAGE_SUFFIXES) and not GRID_NAME.fullmatch(name)]
         super().__init__(path, len(self.names))
 
     def choose(self, count, blocks=1):
@@ -130,20 +104,9 @@ class FileSource(ImageSource):
             self.names = [self.names[i] for i in np.random.RandomState(0).permutation(len(self))]
 
     def blocks(self, start, stop):
-        with contextlib.ExitStack() as stack:
-            pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(4))
-            archive = stack.enter_context(zipfile.ZipFile(self.path)) if self.zipped else None
-
+        with image_files.open_files(self.path) as read, concurrent.futures.ThreadPoolExecutor(4) as pool:
             def decode(name):
-                try:
-                    blob = archive.read(name) if archive else (self.path / name).read_bytes()
-                    with PIL.Image.open(io.BytesIO(blob)) as image:
-                        if image.mode.startswith(('I', 'F')):  # a conversion would cut off what is above 255
-                            raise ValueError(f'{name} in {self.path} has 16 or 32 bits per pixel (mode {image.mode}); '
-                                             'make it one of 8 bits')
-                        return np.asarray(image.convert('RGB'))
-                except DAMAGED as error:
-                    raise ValueError(f'{name} in {self.path} is not a readable image: {error}') from None
+                return image_files.decode_image(read, name, shown=f'{name} in {self.path}')
 
             for low in range(start, stop, BLOCK):
                 images = list(pool.map(decode, self.names[low:min(low + BLOCK, stop)]))
@@ -151,47 +114,6 @@ class FileSource(ImageSource):
                     if image.shape != images[0].shape:
                         raise ValueError(f'images of different sizes in {self.path}: {self.names[low]} and {name}')
                 yield np.stack(images)
-
-
-def _shard_header(shard):
-    """Name and shape of the image array. Raises ValueError where there is none."""
-    try:
-        with zipfile.ZipFile(shard) as archive:
-            members = {name.removesuffix('.npy') for name in archive.namelist()}
-            array = next((name for name in ARRAYS if name in members), None)
-            if array is not None:
-                with archive.open(f'{array}.npy') as file:
-                    shape, fortran, dtype = _npy_header(file)
-    except (*DAMAGED, ValueError) as error:
-        raise ValueError(f'{shard} is not a complete npz file: {error}') from None
-    if array is None:
-        raise ValueError(f'{shard} has no array {", ".join(ARRAYS)}; it holds {", ".join(sorted(members))}')
-    if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or fortran:
-        raise ValueError(f'{shard}: {array} is {dtype} {list(shape)}, expected uint8 [N, H, W, 3]')
-    return array, shape
-
-
-def _npy_header(file):
-    """Shape, Fortran order and dtype of a .npy stream, which is left at the first element."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
-
-
-def _read_rows(shard, array, shape, low, high):
-    """Yields rows low to high - 1 of one array in blocks, without holding the whole array."""
-    row_bytes = math.prod(shape[1:])
-    try:
-        with zipfile.ZipFile(shard) as archive, archive.open(f'{array}.npy') as file:
-            _npy_header(file)
-            for skipped in range(0, low, BLOCK):  # a deflated stream cannot jump
-                file.read(min(BLOCK, low - skipped) * row_bytes)
-            for first in range(low, high, BLOCK):
-                count = min(BLOCK, high - first)
-                rows = np.frombuffer(file.read(count * row_bytes), dtype=np.uint8).reshape(count, *shape[1:])
-                yield np.repeat(rows, 3, axis=3) if shape[3] == 1 else rows
-    except (*DAMAGED, ValueError) as error:  # a short read fails to reshape
-        raise ValueError(f'{shard} is damaged: {error}') from None
 
 
 def _regroup(blocks, batch, path):

@@ -4,25 +4,21 @@ import concurrent.futures
 import contextlib
 import functools
 import hashlib
-import io
 import json
 import os
-import zipfile
 
 import numpy as np
-import PIL.Image
 import torch
 
 from dnnlib.files import DAMAGED, resolve_path
+from torch_utils import image_files
 from torch_utils.device import upload
 from torch_utils.images import from_uint8
 from torch_utils.progress import progress
 
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 LABEL_FILE = 'dataset.json'
 ON_DEVICE_BYTES = 2 << 30  # data sets below this size are kept on the GPU as a whole
 _DECODE_CHUNK = 256
-_STREAM_ROWS = 1024
 
 #----------------------------------------------------------------------------
 # The data set.
@@ -34,22 +30,24 @@ class ImageData:
     `name`, `resolution`, `channels`, `num_classes` (largest label + 1; 0 without labels).
 
     What is read: an EDM-style zip or a folder of images, with labels from dataset.json or, for a folder, from one
-    level of class subfolders in alphabetical order; an npz with `arr_0`, `samples` or `images` ([N, H, W, C] uint8)
-    and, optionally, `label` (class indices or one-hot rows); a folder of `samples*.npz` shards of that kind.
+    level of class subfolders in alphabetical order; an npz with `samples`, `arr_0` or `images` ([N, H, W, C] uint8)
+    and, optionally, `label` (class indices or one-hot rows); a folder of `samples*.npz` shards of that kind. Shards
+    and files come in the order of their names, with numbers in them compared as numbers.
 
     Args:
         path: where the data is.
         max_images: use at most so many images, a subset fixed by this number alone.
         resolution, channels: what the images must have; None accepts anything square.
 
-    Raises ValueError with one line for an empty source, a damaged file, more than 8 bits per channel, mixed sizes,
-    missing arrays or incomplete labels.
+    Raises FileNotFoundError, and ValueError with one line for an empty source, a damaged file, more than 8 bits per
+    channel, mixed sizes, missing arrays or incomplete labels.
     """
 
-    def __init__(self, path, max_images=None, resolution=None, channels=None, num_workers=None, quiet=False):
-        path = str(resolve_path(path))
+    def __init__(self, path, max_images=None, resolution=None, channels=None, quiet=False):
+        path = resolve_path(path)
         self.name = os.path.splitext(os.path.basename(os.path.normpath(path)))[0]
-        images, labels = _read(path, max_images, num_workers or min(8, os.cpu_count() or 1), quiet)
+        shards = image_files.find_npz(path)
+        images, labels = _read_npz(shards, max_images, quiet) if shards else _read_files(path, max_images, quiet)
         self.images = torch.from_numpy(images)  # [N, C, H, W] uint8
         self.labels = None if labels is None else torch.from_numpy(labels)
         _check_shape(path, images.shape, resolution, channels)
@@ -78,26 +76,6 @@ class ImageData:
         return 0 if self.labels is None else int(self.labels.max()) + 1
 
 
-def _read(path, max_images, num_workers, quiet):
-    if not os.path.exists(path):
-        raise ValueError(f'{path} does not exist')
-    if os.path.isdir(path):
-        shards = sorted(e.path for e in os.scandir(path) if e.name.startswith('samples') and e.name.endswith('.npz'))
-        if shards:
-            return _read_npz(shards, max_images, quiet)
-        return _read_files(_Folder(path), path, max_images, num_workers, quiet)
-    if path.endswith('.npz'):
-        return _read_npz([path], max_images, quiet)
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f'{path} is neither a folder nor a complete .zip or .npz file')
-    try:
-        source = _Zip(path)
-    except DAMAGED as error:
-        raise ValueError(f'{path} is not a complete .zip file: {error}') from None
-    with source:
-        return _read_files(source, path, max_images, num_workers, quiet)
-
-
 def _check_shape(path, shape, resolution, channels):
     _, c, h, w = shape
     if h != w:
@@ -117,48 +95,33 @@ def _subset(count, max_images):
 #----------------------------------------------------------------------------
 # Image files, in a folder or a zip.
 
-class _Folder:
-    def __init__(self, path):
-        self.path = path
-        self.names = sorted(os.path.relpath(os.path.join(root, name), path).replace(os.sep, '/')
-                            for root, _, names in os.walk(path) for name in names)
-
-    def read(self, name):
-        with open(os.path.join(self.path, name), 'rb') as f:
-            return f.read()
-
-    def class_labels(self, names):
-        """Labels from class subfolders. EDM-style number folders (00000, 00001, ...) only split a long list."""
-        folders = [name.split('/')[0] if name.count('/') == 1 else None for name in names]
-        if None in folders or all(f.isdigit() and len(f) >= 5 for f in folders):
-            return None
-        index = {f: i for i, f in enumerate(sorted(set(folders)))}
-        return np.array([index[f] for f in folders], dtype=np.int64)
-
-
-class _Zip(zipfile.ZipFile):
-    @property
-    def names(self):
-        return sorted(self.namelist())
-
-    def class_labels(self, names):
-        return None
-
-
-def _read_files(source, path, max_images, num_workers, quiet):
-    every = source.names
-    names = [name for name in every if name.lower().endswith(IMAGE_SUFFIXES)]
+def _read_files(path, max_images, quiet):
+    every = image_files.list_files(path)
+    names = [name for name in every if name.lower().endswith(image_files.IMAGE_SUFFIXES)]
     if not names:
-        raise ValueError(f'{path} contains no images ({", ".join(IMAGE_SUFFIXES)}) and no samples*.npz')
-    labels = _json_labels(source, path, names) if LABEL_FILE in every else source.class_labels(names)
-    index = _subset(len(names), max_images)
-    names = [names[i] for i in index]
-    return _decode_all(source.read, names, num_workers, quiet), None if labels is None else labels[index]
+        raise ValueError(f'{path} contains no images ({", ".join(image_files.IMAGE_SUFFIXES)}) and no samples*.npz')
+    with image_files.open_files(path) as read:
+        if LABEL_FILE in every:
+            labels = _json_labels(read, path, names)
+        else:
+            labels = _folder_labels(names) if path.is_dir() else None
+        index = _subset(len(names), max_images)
+        images = _decode_all(read, [names[i] for i in index], quiet)
+    return images, None if labels is None else labels[index]
 
 
-def _json_labels(source, path, names):
+def _folder_labels(names):
+    """Labels from class subfolders. EDM-style number folders (00000, 00001, ...) only split a long list."""
+    folders = [name.split('/')[0] if name.count('/') == 1 else None for name in names]
+    if None in folders or all(f.isdigit() and len(f) >= 5 for f in folders):
+        return None
+    index = {f: i for i, f in enumerate(sorted(set(folders)))}  # as torchvision's ImageFolder: 10 before 9
+    return np.array([index[f] for f in folders], dtype=np.int64)
+
+
+def _json_labels(read, path, names):
     try:
-        pairs = json.loads(source.read(LABEL_FILE)).get('labels')
+        pairs = json.loads(read(LABEL_FILE)).get('labels')
         table = None if pairs is None else dict(pairs)
     except (*DAMAGED, ValueError, TypeError, AttributeError) as error:  # the last three: JSON of another kind
         raise ValueError(f'{path}: {LABEL_FILE} does not hold labels: {error}') from None
@@ -171,17 +134,11 @@ def _json_labels(source, path, names):
 
 
 def _decode(read, name):
-    try:
-        with PIL.Image.open(io.BytesIO(read(name))) as image:
-            if image.mode.startswith(('I', 'F')):  # a conversion would cut off what is above 255
-                raise ValueError(f'{name} has 16 or 32 bits per pixel (mode {image.mode}); make it one of 8 bits')
-            pixels = np.asarray(image if image.mode in ('L', 'RGB', 'RGBA') else image.convert('RGB'))
-    except DAMAGED as error:
-        raise ValueError(f'{name} is not a readable image: {error}') from None
+    pixels = image_files.decode_image(read, name, modes=('L', 'RGB', 'RGBA'))
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)  # [C, H, W]
 
 
-def _decode_all(read, names, num_workers, quiet):
+def _decode_all(read, names, quiet):
     """Decode into one preallocated array: [N, C, H, W] uint8."""
     shape = _decode(read, names[0]).shape
     images = np.empty([len(names), *shape], dtype=np.uint8)
@@ -195,7 +152,8 @@ def _decode_all(read, names, num_workers, quiet):
             images[i] = pixels
         return len(chunk)
 
-    with concurrent.futures.ThreadPoolExecutor(num_workers) as pool, _bar(len(names), quiet) as advance:
+    workers = min(8, os.cpu_count() or 1)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool, _bar(len(names), quiet) as advance:
         futures = [pool.submit(work, begin) for begin in range(0, len(names), _DECODE_CHUNK)]
         try:
             for future in concurrent.futures.as_completed(futures):
@@ -216,17 +174,17 @@ def _bar(total, quiet):
             yield bar.update
 
 #----------------------------------------------------------------------------
-# NumPy archives, streamed: one array is allocated, no shard is ever held as a whole.
+# npz files: one array is allocated, no shard is ever held as a whole.
 
 def _read_npz(paths, max_images, quiet):
-    headers = [_npz_header(path) for path in paths]
-    shape = headers[0]['shape'][1:]
-    for path, header in zip(paths, headers):
-        if header['shape'][1:] != shape:
-            raise ValueError(f'mixed image shapes: {paths[0]} has {list(shape)}, {path} {list(header["shape"][1:])}')
-        if (header['label'] is None) != (headers[0]['label'] is None):
-            raise ValueError(f'labels are in some shards only: {paths[0]} and {path} differ')
-    total = sum(header['shape'][0] for header in headers)
+    arrays = [image_files.find_array(path, channels=(1, 3, 4)) for path in paths]
+    shape = arrays[0].shape[1:]
+    for array in arrays:
+        if array.shape[1:] != shape:
+            raise ValueError(f'mixed image shapes: {paths[0]} has {list(shape)}, {array.path} {list(array.shape[1:])}')
+        if (array.label is None) != (arrays[0].label is None):
+            raise ValueError(f'labels are in some shards only: {paths[0]} and {array.path} differ')
+    total = sum(array.shape[0] for array in arrays)
     if total == 0:
         raise ValueError(f'{paths[0]} contains no images')
     index = _subset(total, max_images)
@@ -234,64 +192,26 @@ def _read_npz(paths, max_images, quiet):
     images = np.empty([len(index), c, h, w], dtype=np.uint8)
     labels, position, filled = [], 0, 0
     with _bar(len(index), quiet) as advance:
-        for path, header in zip(paths, headers):
-            for rows in _stream_rows(path, header['array']):
+        for array in arrays:
+            for rows in image_files.read_rows(array, 0, array.shape[0]):
                 keep = index[filled:np.searchsorted(index, position + len(rows))] - position
                 images[filled:filled + len(keep)] = rows[keep].transpose(0, 3, 1, 2)
                 filled, position = filled + len(keep), position + len(rows)
                 advance(len(keep))
-            if header['label'] is not None:
-                labels.append(_npz_labels(path, header))
+            if array.label is not None:
+                labels.append(_npz_labels(array))
     return images, np.concatenate(labels)[index] if labels else None
 
 
-def _npz_header(path):
-    """Names and shapes of the arrays, from the .npy headers alone."""
+def _npz_labels(array):
     try:
-        with zipfile.ZipFile(path) as z:
-            members = {name[:-4] for name in z.namelist() if name.endswith('.npy')}
-            array = next((name for name in ('samples', 'arr_0', 'images') if name in members), None)
-            if array is not None:
-                with z.open(array + '.npy') as f:
-                    shape, fortran, dtype = _npy_header(f)
+        with np.load(array.path, allow_pickle=False) as archive:
+            labels = archive[array.label]
     except (*DAMAGED, ValueError) as error:
-        raise ValueError(f'{path} is not a complete .npz file: {error}') from None
-    if array is None:
-        raise ValueError(f'{path} has no array `arr_0`, `samples` or `images`, only {sorted(members)}')
-    if dtype != np.uint8 or len(shape) != 4 or fortran or shape[3] not in (1, 3, 4):
-        raise ValueError(f'{path}: `{array}` is {dtype} {list(shape)}, expected uint8 [N, H, W, C]')
-    label = next((name for name in ('label', 'labels') if name in members), None)
-    return dict(array=array, shape=shape, label=label)
-
-
-def _npy_header(f):
-    version = np.lib.format.read_magic(f)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(f)
-
-
-def _stream_rows(path, array):
-    """Yield [<=1024, H, W, C] blocks of one array."""
-    try:
-        with zipfile.ZipFile(path) as z, z.open(array + '.npy') as f:
-            shape, _, _ = _npy_header(f)
-            row_bytes = int(np.prod(shape[1:]))
-            for begin in range(0, shape[0], _STREAM_ROWS):
-                count = min(_STREAM_ROWS, shape[0] - begin)
-                yield np.frombuffer(f.read(count * row_bytes), dtype=np.uint8).reshape(count, *shape[1:])
-    except (*DAMAGED, ValueError) as error:  # a short read fails to reshape
-        raise ValueError(f'{path} is damaged: {error}') from None
-
-
-def _npz_labels(path, header):
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            labels = archive[header['label']]
-    except (*DAMAGED, ValueError) as error:
-        raise ValueError(f'{path} is damaged: {error}') from None
-    labels = _class_indices(labels, f'{path}: `{header["label"]}`')
-    if len(labels) != header['shape'][0]:
-        raise ValueError(f'{path}: {header["shape"][0]} images but {len(labels)} labels')
+        raise ValueError(f'{array.path} is damaged: {error}') from None
+    labels = _class_indices(labels, f'{array.path}: `{array.label}`')
+    if len(labels) != array.shape[0]:
+        raise ValueError(f'{array.path}: {array.shape[0]} images but {len(labels)} labels')
     return labels
 
 
