@@ -15,6 +15,7 @@ from dnnlib.files import atomic_write, resolve_output, resolve_path
 from networks.edm_pickle import read_pickle
 from sampling import diffrs, diffrs_report, options, runner
 from sampling import diffrs_rules as rules
+from sampling.diffrs_slots import HopelessSample
 from sampling.folder import file_digest, read_report, write_report
 from sampling.guidance import DiscriminatorGuidance
 from sampling.inputs import check_class
@@ -118,7 +119,7 @@ def main(**opts):
         results = diffrs.diffrs_sampler(
             net, log_ratio, claimed, labels, thresholds=calibration, rule=opts['rule'],
             rej_percentile=opts['rej_percentile'], backsteps=opts['backsteps'], min_backsteps=opts['min_backsteps'],
-            max_backsteps=opts['max_backsteps'], max_iter=opts['max_iter'], no_zero=bool(opts['no_zero']),
+            max_backsteps=opts['max_backsteps'], max_iter=opts['max_iter'], clamp=not opts['no_zero'],
             progress=dist.show_life, **common)
         for result in results:
             yield runner.Samples(result.images, result.labels, dict(
@@ -133,7 +134,7 @@ def main(**opts):
     except runner.NonFiniteSample as error:
         raise click.ClickException(f'--network: {error}; --precision=fp32 may help, '
                                    f'else the checkpoint is broken') from None
-    except diffrs.HopelessSample as error:
+    except HopelessSample as error:
         raise click.ClickException(f'--rej_percentile: {error}') from None
     finish(outdir, calibration, report, record['precision'])
     dist.shutdown()
@@ -256,7 +257,7 @@ def warn_of_tests(opts, calibration) -> None:
     """Say so where levels go untested, or where the warm-up predicts that nearly all steps into one are rejected."""
     rule = rules.RULES[opts['rule']]
     steps = len(calibration.sigmas) - 1
-    last = min(opts['max_backsteps'], steps) if opts['backsteps'] else 0
+    last = rules.last_level(steps, opts['backsteps'], opts['max_backsteps'])
     if 0 < last < steps:
         dist.print0(f'States after the last {steps - last} of {steps} steps are not tested; '
                     f'--max_backsteps={steps} tests them too')

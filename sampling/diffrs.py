@@ -1,60 +1,21 @@
-"""Diffusion rejection sampling (Na et al. 2024): a state machine over slots, one sample each, refilled at once."""
+"""Diffusion rejection sampling (Na et al. 2024): the noise levels, the warm-up, the sampler."""
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from diffusion.schedules import clamp_range, edm_steps
-from torch_utils.device import upload
 
 from . import diffrs_rules as rules
 from .diffrs_rules import RULES, Calibration, Rule, Thresholds
+from .diffrs_slots import DiffRSResult, Grid, Rejection, SlotMachine
 from .edm import added_noise, churned_steps, edm_sampler, rounded_steps
-from .guidance import Unguided, per_row
 from .inputs import draw_inputs
 
 WARMUP_SEED = 3_000_000_000  # first seed of the warm-up, out of the way of the samples' seeds
 WARMUP_ROUND = 100  # trajectories in one round of the warm-up, whatever the batch size
-DECISIONS = 0xD1FF  # sets the stream of uniform draws of a seed apart from its stream of noise
-LOOKAHEAD = 64  # batches that may be begun before the oldest sample under way has ended
-HOPELESS = 100_000  # rejections of one sample after which it is given up
-
-FREE, TEST, PREDICT, CORRECT = range(4)  # what a slot waits for
-
-
-class HopelessSample(ArithmeticError):
-    """A sample is rejected without end; the message names its seed."""
-
-
-@dataclass(frozen=True)
-class DiffRSResult:
-    """Finished samples in the order of the seeds, and what each of them cost."""
-
-    images: torch.Tensor  # [n, C, H, W] float64, about [-1, 1]
-    seeds: np.ndarray  # [n]
-    labels: torch.Tensor | None  # [n, K] one-hot, the labels the samples were made with
-    nfe: np.ndarray  # [n] network evaluations, those before a restart included
-    discriminator_calls: np.ndarray  # [n] evaluations of the log-ratio, for guidance too
-    tests: np.ndarray  # [n, num_steps + 1] tests by level
-    rejections: np.ndarray  # [n, num_steps + 1] rejections by level
-    cap_hits: np.ndarray  # [n] restarts because of max_iter
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Noise levels of a run, on the host in float64: [num_steps + 1] t_steps, [num_steps] t_hat and noise."""
-
-    t_steps: np.ndarray
-    t_hat: np.ndarray  # levels after churn
-    noise: np.ndarray  # standard deviation of the noise that churn adds
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.t_hat)
 
 
 def make_grid(net, num_steps=18, sigma_min=0.002, sigma_max=80, rho=7, S_churn=0, S_min=0, S_max=float('inf'),
@@ -73,8 +34,8 @@ def calibrate(net, log_ratio, seeds: Iterable[int] | None = None, class_labels=N
     """The warm-up: log-ratios along EDM trajectories on which nothing is rejected, one for each seed.
 
     Defaults: 10 rounds of `WARMUP_ROUND` seeds from `WARMUP_SEED` on. class_labels [1, K] for all trajectories or
-    None (each drawn from its seed); `schedule` as in `make_grid`; progress(n) is called after each step, with which n
-    trajectories have ended.
+    None (each drawn from its seed); `schedule` as in `make_grid`; progress(n) is called after each step, n being the
+    number of trajectories that ended with it.
     """
     seeds = list(range(WARMUP_SEED, WARMUP_SEED + 10 * WARMUP_ROUND) if seeds is None else seeds)
     if not seeds:
@@ -84,27 +45,35 @@ def calibrate(net, log_ratio, seeds: Iterable[int] | None = None, class_labels=N
     for first in range(0, len(seeds), batch_size):
         batch = seeds[first:first + batch_size]
         rnd, latents, labels = draw_inputs(net, batch, device)
-        labels = labels if class_labels is None else class_labels.expand(len(batch), -1).to(device)
-
-        def observe(x, sigma, labels=labels):
-            return log_ratio(x, torch.full([len(x)], sigma, dtype=torch.float64, device=device), labels)
-
-        rows = [observe(latents.to(torch.float64) * grid.t_steps[0], grid.t_steps[0])]
-
-        def follow(step, rows=rows, observe=observe, batch=batch):
-            rows.append(observe(step.x, step.sigma_next))
-            if progress is not None:
-                progress(len(batch) if step.index == step.num_steps - 1 else 0)
-
-        edm_sampler(net, latents, labels, randn_like=rnd.randn_like, guidance=guidance, **schedule, callback=follow)
-        batches.append(torch.stack(rows).to(torch.float64))
+        if class_labels is not None:
+            labels = class_labels.expand(len(batch), -1).to(device)
+        watch = _Watch(log_ratio, labels, progress)
+        watch.observe(latents.to(torch.float64) * grid.t_steps[0], grid.t_steps[0])
+        edm_sampler(net, latents, labels, randn_like=rnd.randn_like, guidance=guidance, **schedule, callback=watch)
+        batches.append(torch.stack(watch.rows).to(torch.float64))
     return Calibration(grid.t_steps, torch.cat(batches, dim=1).cpu().numpy())
+
+
+class _Watch:
+    """A sampler's callback that notes the log-ratios [N] at every level, in `rows`."""
+
+    def __init__(self, log_ratio, labels, progress):
+        self.log_ratio, self.labels, self.progress, self.rows = log_ratio, labels, progress, []
+
+    def observe(self, x, sigma: float) -> None:
+        levels = torch.full([len(x)], sigma, dtype=torch.float64, device=x.device)
+        self.rows.append(self.log_ratio(x, levels, self.labels))
+
+    def __call__(self, step) -> None:
+        self.observe(step.x, step.sigma_next)
+        if self.progress is not None:
+            self.progress(len(step.x) if step.index == step.num_steps - 1 else 0)
 
 
 def diffrs_sampler(net, log_ratio, seeds: Iterable[int], class_labels=None, *, batch_size: int = 64, device='cpu',
                    rej_percentile: float = 0.75, rule: str | Rule = 'published', backsteps: int = 1,
                    min_backsteps: int = 0, max_backsteps: int = 18, iter_warmup: int = 10, max_iter: float = math.inf,
-                   no_zero: bool = False, thresholds: Thresholds | Calibration | None = None, guidance=None,
+                   clamp: bool = True, thresholds: Thresholds | Calibration | None = None, guidance=None,
                    progress: Callable[[], object] | None = None, **schedule) -> Iterator[DiffRSResult]:
     """Draw one sample per seed by diffusion rejection sampling; yields results in the order of `seeds`.
 
@@ -114,8 +83,8 @@ def diffrs_sampler(net, log_ratio, seeds: Iterable[int], class_labels=None, *, b
     has labels. States at levels min_backsteps < k <= max_backsteps are tested (and the prior where min_backsteps
     is 0); `backsteps` levels are taken back after a rejection (0: only the prior is tested; the exact rule goes
     back to the prior always). A sample that would need more than `max_iter` evaluations begins anew. Without
-    `thresholds`, `calibrate` makes them in `iter_warmup` rounds. progress() is called after each evaluation of a
-    network. `schedule` as in `make_grid`.
+    `thresholds`, `calibrate` makes them in `iter_warmup` rounds; `clamp` raises those below 0 to 0. progress() is
+    called after each evaluation of a network. `schedule` as in `make_grid`.
     Raises ValueError for options that contradict each other, and HopelessSample.
     """
     rule = RULES[rule] if isinstance(rule, str) else rule
@@ -128,279 +97,11 @@ def diffrs_sampler(net, log_ratio, seeds: Iterable[int], class_labels=None, *, b
         label = class_labels if class_labels is not None and len(class_labels) == 1 else None
         thresholds = calibrate(net, log_ratio, warmup, label, batch_size=batch_size, device=device,
                                guidance=guidance, **schedule)
-    last_level = min(max_backsteps, grid.num_steps) if backsteps else 0
+    last_level = rules.last_level(grid.num_steps, backsteps, max_backsteps)
     if isinstance(thresholds, Calibration):
         thresholds.check(grid.t_steps)
-        thresholds = rules.thresholds(thresholds, rej_percentile, rule, clamp=not no_zero, last_level=last_level)
-    machine = SlotMachine(net, log_ratio, seeds, class_labels, batch_size, device, grid, thresholds, rule,
-                          backsteps, min_backsteps, last_level, max_iter, guidance)
+        thresholds = rules.thresholds(thresholds, rej_percentile, rule, clamp=clamp, last_level=last_level)
+    machine = SlotMachine(net, log_ratio, seeds, class_labels, grid=grid, guidance=guidance, batch_size=batch_size,
+                          device=device, rejection=Rejection(rule, thresholds, last_level, backsteps=backsteps,
+                                                             min_backsteps=min_backsteps, max_iter=max_iter))
     return machine.results(progress or (lambda: None))
-
-
-class SlotMachine:
-    """Twice `batch_size` slots, each with one sample; every call of a network gets a full batch of them.
-
-    Whole numbers (level, counts, what a slot waits for) and uniform draws live on the host, states and log-ratios
-    on the device. A call of the score network needs no answer from the device; a test needs one mask.
-    As a slot's draws come from its own seed and its events follow its own decisions, the order in which slots
-    are served changes nothing but the rounding of the networks.
-    """
-
-    def __init__(self, net, log_ratio, seeds, class_labels, batch_size, device, grid, thresholds, rule, backsteps,
-                 min_backsteps, last_level, max_iter, guidance):
-        self.net, self.log_ratio, self.guide = net, log_ratio, (guidance or Unguided()).start()
-        self.guidance, self.grid, self.thresholds, self.rule = guidance, grid, thresholds, rule
-        self.backsteps, self.min_backsteps, self.last_level = backsteps, min_backsteps, last_level
-        self.max_iter, self.batch_size, self.device = max_iter, batch_size, torch.device(device)
-        self.class_labels = None if class_labels is None else torch.as_tensor(class_labels).to(device, torch.float32)
-        self.waiting = enumerate(seeds)  # (position, seed)
-        self.unfinished: dict[int, int] = {}  # position -> slot, in the order of positions
-        self.finished: dict[int, dict] = {}  # position -> sample, until its turn has come
-
-        slots, levels = 2 * batch_size, grid.num_steps + 1
-        shape = [slots, net.img_channels, net.img_resolution, net.img_resolution]
-        self.x, self.x_hat, self.d_cur = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(3))
-        self.log_ratio_prev = torch.zeros([slots], dtype=torch.float64, device=device)
-        self.labels = torch.zeros([slots, net.label_dim], device=device) if net.label_dim else None
-        self.noise_streams: list[torch.Generator | None] = [None] * slots
-        self.decision_streams: list[np.random.Generator | None] = [None] * slots
-        self.waits_for = np.full(slots, FREE)
-        self.level, self.nfe, self.spent, self.calls, self.caps = np.zeros([5, slots], dtype=np.int64)
-        self.position, self.seed = np.zeros([2, slots], dtype=np.int64)
-        self.after_rewind = np.zeros(slots, dtype=bool)  # has not moved since it was rejected (or is at the prior)
-        self.u = np.zeros(slots)  # the uniform draw of the next test
-        self.tests, self.rejections = np.zeros([2, slots, levels], dtype=np.int64)
-
-    @torch.no_grad()
-    def results(self, progress: Callable[[], object]) -> Iterator[DiffRSResult]:
-        """Run; yields what is next in the order of the seeds as soon as it is there."""
-        due = 0
-        self.refill()
-        while self.unfinished:
-            self.turn()
-            progress()
-            while due in self.finished:
-                ready = itertools.takewhile(self.finished.__contains__, range(due, due + self.batch_size))
-                samples = [self.finished.pop(position) for position in list(ready)]
-                yield self.collect(samples)
-                due += len(samples)
-            self.refill()
-
-    def collect(self, samples: list[dict]) -> DiffRSResult:
-        def stack(name):
-            return np.array([sample[name] for sample in samples])
-
-        return DiffRSResult(images=torch.stack([sample['image'] for sample in samples]),
-                            labels=torch.stack([sample['label'] for sample in samples]) if self.net.label_dim else None,
-                            seeds=stack('seed'), nfe=stack('nfe'), discriminator_calls=stack('calls'),
-                            tests=stack('tests'), rejections=stack('rejections'), cap_hits=stack('caps'))
-
-    def turn(self) -> None:
-        """Serve the oldest samples: those that wait for the score network while they fill its batch, else tests."""
-        slots = np.fromiter(self.unfinished.values(), dtype=np.int64)
-        waits = self.waits_for[slots]
-        tests, steps = slots[waits == TEST], slots[waits != TEST]
-        if len(tests) and (len(tests) >= self.batch_size or len(steps) < self.batch_size):
-            self.test(tests[:self.batch_size])
-        else:
-            self.evaluate(steps[:self.batch_size])
-
-    # Beginning and ending a sample.
-
-    def refill(self) -> None:
-        """Give every free slot the next seed."""
-        begun = []
-        for slot in np.flatnonzero(self.waits_for == FREE).tolist():
-            if len(self.finished) >= LOOKAHEAD * self.batch_size:
-                break
-            position, seed = next(self.waiting, (None, None))
-            if seed is None:
-                break
-            begun.append(slot)
-            self.unfinished[position] = slot
-            self.position[slot], self.seed[slot] = position, seed
-        if begun:
-            self.begin(np.array(begun))
-
-    def begin(self, rows: np.ndarray) -> None:
-        """Draw the prior states (and labels) of the slots `rows`, as `draw_inputs` does for every sampler."""
-        rnd, latents, labels = draw_inputs(self.net, self.seed[rows].tolist(), self.device)
-        index, = self.upload(rows)
-        self.x[index] = latents.to(torch.float64) * self.grid.t_steps[0]
-        self.log_ratio_prev[index] = 0.0  # not the last sample's, where the first levels go untested
-        if self.labels is not None:
-            if self.class_labels is not None:
-                place, = self.upload(self.position[rows] if len(self.class_labels) > 1 else np.zeros(len(rows)))
-                labels = self.class_labels[place]
-            self.labels[index] = labels
-        for row, stream in zip(rows.tolist(), rnd.generators):
-            self.noise_streams[row] = stream
-            self.decision_streams[row] = np.random.default_rng([DECISIONS, int(self.seed[row])])
-        for counts in (self.nfe, self.spent, self.calls, self.caps, self.tests, self.rejections):
-            counts[rows] = 0
-        self.begin_path(rows)
-
-    def begin_path(self, rows: np.ndarray) -> None:
-        """Set slots whose states are fresh from the prior to level 0."""
-        self.level[rows] = 0
-        if self.rule.one_draw:
-            self.draw_decisions(rows)
-        self.rest(rows)
-
-    def finish(self, rows: np.ndarray) -> None:
-        """Take finished samples out of their slots."""
-        for row in rows.tolist():
-            position = int(self.position[row])
-            self.finished[position] = dict(
-                image=self.x[row].clone(), label=None if self.labels is None else self.labels[row].clone(),
-                seed=int(self.seed[row]), nfe=int(self.spent[row]), calls=int(self.calls[row]),
-                caps=int(self.caps[row]), tests=self.tests[row].copy(), rejections=self.rejections[row].copy())
-            del self.unfinished[position]
-        self.waits_for[rows] = FREE
-
-    # Draws, from the sample's own streams.
-
-    def draw_decisions(self, rows: np.ndarray) -> None:
-        """A new uniform draw for each slot."""
-        self.u[rows] = [self.decision_streams[row].random() for row in rows.tolist()]
-
-    def normal(self, rows: np.ndarray) -> torch.Tensor:
-        """Standard normal noise [n, C, H, W] for the slots `rows`."""
-        return torch.stack([torch.randn(self.x.shape[1:], generator=self.noise_streams[row], dtype=torch.float64,
-                                        device=self.device) for row in rows.tolist()])
-
-    def upload(self, rows: np.ndarray, *values: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """Slots as an index and numbers [n] for them, float64, on the device: one transfer that nothing waits for."""
-        packed = upload(torch.from_numpy(np.stack([rows, *values]).astype(np.float64)), self.device)
-        return packed[0].to(torch.int64), *packed[1:]
-
-    # Events.
-
-    def evaluate(self, rows: np.ndarray) -> None:
-        """Call the score network for the next half step of each slot."""
-        level, second = self.level[rows], self.waits_for[rows] == CORRECT
-        t_hat, t_next = self.grid.t_hat[level], self.grid.t_steps[level + 1]
-        sigmas = np.where(second, t_next, t_hat)
-        index, sigma, h, on_second = self.upload(rows, sigmas, t_next - t_hat, second)
-        self.add_churn(rows[~second])
-
-        x, labels = self.x[index], self.labels_of(index)
-        denoised = self.net(x, sigma, labels).to(torch.float64)
-        if self.guidance is not None:
-            denoised = self.guided(denoised, rows, second, x, sigma, sigmas, labels)
-        on_second = on_second > 0
-        x_hat = self.x_hat[index] = torch.where(per_row(on_second, x), self.x_hat[index], x)
-        self.x[index], self.d_cur[index] = rules.propose(x, x_hat, self.d_cur[index], sigma, h, denoised, on_second)
-
-        self.nfe[rows] += 1
-        self.spent[rows] += 1
-        first = ~second & (level < self.grid.num_steps - 1)  # no second half in the step to zero noise
-        self.waits_for[rows[first]] = CORRECT
-        self.arrive(rows[~first])
-
-    def add_churn(self, rows: np.ndarray) -> None:
-        """Increase the noise of slots that begin a step, where the schedule says so."""
-        std = self.grid.noise[self.level[rows]]
-        rows, std = rows[std > 0], std[std > 0]
-        if len(rows):
-            index, std = self.upload(rows, std)
-            self.x[index] += per_row(std, self.x) * self.normal(rows)
-
-    def guided(self, denoised, rows, second, x, sigma, sigmas, labels):
-        """The denoised images with the discriminator's guidance, where it acts."""
-        acts = self.guidance.acts(torch.from_numpy(sigmas)).numpy()
-        for half, weight in ((False, self.guidance.weight_1st), (True, self.guidance.weight_2nd)):
-            chosen = np.flatnonzero(acts & (second == half))
-            if weight == 0 or not len(chosen):
-                continue
-            at, = self.upload(chosen)
-            levels, given = torch.from_numpy(sigmas[chosen]), None if labels is None else labels[at]
-            correction = (self.guide.second(x[at], sigma[at], levels, given) if half
-                          else self.guide.first(1, x[at], sigma[at], levels, given))
-            denoised = denoised.index_add(0, at, correction.to(denoised.dtype))
-            self.calls[rows[chosen]] += 1
-        return denoised
-
-    def arrive(self, rows: np.ndarray) -> None:
-        """A step has ended."""
-        self.level[rows] += 1
-        self.after_rewind[rows] = False
-        tested = (self.level[rows] > self.min_backsteps) & (self.level[rows] <= self.last_level)
-        self.waits_for[rows[tested]] = TEST
-        self.proceed(rows[~tested])
-
-    def rest(self, rows: np.ndarray) -> None:
-        """States have come to their level by noise, not by a step."""
-        level = self.level[rows]
-        tested = np.where(level == 0, self.min_backsteps == 0, level > self.min_backsteps)
-        self.after_rewind[rows] = True
-        self.waits_for[rows] = np.where(tested, TEST, PREDICT)
-
-    def test(self, rows: np.ndarray) -> None:
-        """Accept or reject the state of each slot by its log-ratio."""
-        if not self.rule.one_draw:
-            self.draw_decisions(rows)
-        level, rewound = self.level[rows], self.after_rewind[rows]
-        limit = np.where(rewound, self.thresholds.after_rewind[level], self.thresholds.after_step[level])
-        transition = ~rewound & (not self.rule.one_draw)
-        index, sigma, limit, u, transition = self.upload(rows, self.grid.t_steps[level], limit, self.u[rows],
-                                                         transition)
-
-        log_ratio = self.log_ratio(self.x[index], sigma, self.labels_of(index)).to(torch.float64)
-        before = self.log_ratio_prev[index]
-        rejected = rules.rejects(log_ratio, torch.where(transition > 0, before, 0.0), limit, u)
-        self.log_ratio_prev[index] = torch.where(rejected, before, log_ratio)
-        rejected = rejected.cpu().numpy()  # the one copy that the host waits for
-
-        self.calls[rows] += 1
-        self.tests[rows, level] += 1
-        self.rejections[rows, level] += rejected
-        self.proceed(rows[~rejected])
-        if rejected.any():
-            self.reject(rows[rejected])
-
-    def reject(self, rows: np.ndarray) -> None:
-        """Take rejected states back: by added noise, or to a new draw of the prior."""
-        hopeless = rows[self.rejections[rows].sum(1) > HOPELESS]
-        if len(hopeless):
-            raise HopelessSample(f'the sample of seed {self.seed[hopeless[0]]} was rejected {HOPELESS} times; lower '
-                                 f'the percentile, or check that thresholds and discriminator belong together')
-        from_prior = (self.level[rows] == 0) | (not self.rule.rewinds)
-        self.restart(rows[from_prior])
-        back = rows[~from_prior]
-        if len(back):
-            level = self.level[back]
-            target = rules.level_behind(level, self.backsteps)
-            index, sigma, sigma_back = self.upload(back, self.grid.t_steps[level], self.grid.t_steps[target])
-            self.x[index] = rules.rewind(self.x[index], sigma, sigma_back, self.normal(back))
-            self.level[back] = target
-            self.rest(back)
-        # Rewound states above level 0 keep the cap once they are accepted; all others have to keep it now.
-        self.keep_cap(rows[(self.waits_for[rows] != TEST) | (self.level[rows] == 0)])
-
-    def restart(self, rows: np.ndarray) -> None:
-        """Draw new states from the prior."""
-        if len(rows):
-            index, = self.upload(rows)
-            self.x[index] = self.grid.t_steps[0] * self.normal(rows)
-            self.log_ratio_prev[index] = 0.0
-            self.begin_path(rows)
-
-    def keep_cap(self, rows: np.ndarray) -> np.ndarray:
-        """Begin samples anew that cannot end within the cap; the others."""
-        over = rules.exceeds_cap(self.nfe[rows], self.level[rows], self.grid.num_steps, self.max_iter)
-        self.caps[rows[over]] += 1
-        self.nfe[rows[over]] = 0
-        self.restart(rows[over])
-        return rows[~over]
-
-    def proceed(self, rows: np.ndarray) -> None:
-        """Go on from a level whose test, if any, has been passed."""
-        rows = self.keep_cap(rows)
-        ended = self.level[rows] == self.grid.num_steps
-        self.waits_for[rows[~ended]] = PREDICT
-        if ended.any():
-            self.finish(rows[ended])
-
-    def labels_of(self, index: torch.Tensor) -> torch.Tensor | None:
-        return None if self.labels is None else self.labels[index]

@@ -159,6 +159,11 @@ def acceptance_probability(log_ratio, previous, threshold):
     return (log_ratio - previous - threshold).exp().clip(max=1)
 
 
+def last_level(num_steps: int, backsteps: int, max_backsteps: int) -> int:
+    """The last level that is tested; 0, the prior, where nothing is taken back."""
+    return min(max_backsteps, num_steps) if backsteps else 0
+
+
 def level_behind(level, backsteps: int):
     """The level to which a state rejected at `level` is taken back, never above the first one."""
     return np.maximum(level - backsteps, 0)

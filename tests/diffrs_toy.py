@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from mixtures import GaussianMixture, MixtureNet, exact_log_ratio
 
-from sampling import diffrs
+from sampling import diffrs, diffrs_slots
 from sampling.diffrs import calibrate, diffrs_sampler, make_grid
 from sampling.diffrs_rules import RULES, Thresholds, thresholds
 from sampling.edm import edm_sampler
@@ -65,7 +65,7 @@ def published_loop(seed, calibration, backsteps=1, min_backsteps=0, max_backstep
     """(image, evaluations in all) of one sample by the published loop, step after step, without slots."""
     grid, limits = make_grid(NET, STEPS, **schedule), thresholds(calibration, 0.95, RULES['published'])
     rnd, latents, _ = draw_inputs(NET, [seed], 'cpu')
-    decisions = np.random.default_rng([diffrs.DECISIONS, seed])
+    decisions = np.random.default_rng([diffrs_slots.DECISIONS, seed])
     t = torch.from_numpy(grid.t_steps)
 
     def normal():

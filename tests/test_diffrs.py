@@ -10,7 +10,7 @@ import torch
 from diffrs_toy import LOG_RATIO, MODEL, NET, RULE_NAMES, STEPS, always, plain, published_loop, sample, warmup
 from mixtures import MixtureNet
 
-from sampling import diffrs
+from sampling import diffrs, diffrs_slots
 from sampling.diffrs import calibrate, diffrs_sampler, make_grid
 from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance
@@ -164,8 +164,8 @@ def test_many_backsteps_end_at_the_prior():
 
 
 def test_sample_that_is_never_accepted(monkeypatch):
-    monkeypatch.setattr(diffrs, 'HOPELESS', 30)
-    with pytest.raises(diffrs.HopelessSample, match='seed 7 was rejected 30 times'):
+    monkeypatch.setattr(diffrs_slots, 'HOPELESS', 30)
+    with pytest.raises(diffrs_slots.HopelessSample, match='seed 7 was rejected 30 times'):
         sample([7], thresholds=always(math.inf))
 
 

@@ -11,6 +11,7 @@ from sampler_goldens import network
 
 from classifier_lib import LogRatio
 from sampling import diffrs
+from sampling import diffrs_slots as slots
 from sampling.diffrs_rules import RULES, Thresholds, calibration_from_lists, thresholds
 
 CALLS = [(kind, call) for kind in ('uncond', 'cond') for call in range(4)]
@@ -31,7 +32,7 @@ def labels_of(kind):
     return torch.as_tensor(recorded(kind)['class_labels']) if kind == 'cond' else None
 
 
-class Replay(diffrs.SlotMachine):
+class Replay(slots.SlotMachine):
     """Eight slots in a recorded state, which draw what was recorded, in the order of the published loop."""
 
     def __init__(self, kind, call):
@@ -39,9 +40,11 @@ class Replay(diffrs.SlotMachine):
         net, log_ratio = networks(kind)
         limits = Thresholds(after_step=self.arrays['adaptive2'], after_rewind=self.arrays['adaptive'])
         grid = diffrs.make_grid(net, num_steps=int(self.arrays['num_steps']))
-        super().__init__(net, log_ratio, [], None, 4, 'cpu', grid, limits, RULES['published'],
-                         int(self.arrays['backsteps']), int(self.arrays['min_backsteps']),
-                         int(self.arrays['max_backsteps']), float('inf'), None)
+        rejection = slots.Rejection(RULES['published'], limits, last_level=int(self.arrays['max_backsteps']),
+                                    backsteps=int(self.arrays['backsteps']),
+                                    min_backsteps=int(self.arrays['min_backsteps']))
+        super().__init__(net, log_ratio, [], None, grid=grid, rejection=rejection, guidance=None, batch_size=4,
+                         device='cpu')
         names = sorted(name for name in self.arrays if name.startswith(prefix + 'draw'))
         self.recorded_draws = [(name.split('_')[-1], self.arrays[name]) for name in names]
         self.rows = np.arange(8)
@@ -53,7 +56,7 @@ class Replay(diffrs.SlotMachine):
         self.nfe[:] = self.arrays[prefix + 'in_nfe']
         if self.labels is not None:
             self.labels[:] = labels_of(kind)
-        self.waits_for[:] = np.where(self.level == 0, diffrs.TEST, diffrs.PREDICT)
+        self.waits_for[:] = np.where(self.level == 0, slots.TEST, slots.PREDICT)
         self.after_rewind[:] = True
 
     def next_draw(self, kinds, count):
@@ -62,7 +65,7 @@ class Replay(diffrs.SlotMachine):
         return values
 
     def draw_decisions(self, rows):
-        self.u[rows] = self.next_draw(['uniform'], len(rows))
+        self.uniform[rows] = self.next_draw(['uniform'], len(rows))
 
     def normal(self, rows):
         return torch.as_tensor(self.next_draw(['prior', 'rewind'], len(rows)), dtype=torch.float64)
@@ -73,11 +76,11 @@ class Replay(diffrs.SlotMachine):
     @torch.no_grad()
     def call(self):
         """One call of the published loop, for all slots side by side."""
-        while len(rows := self.those_for(diffrs.TEST)):
+        while len(rows := self.those_for(slots.TEST)):
             self.test(rows)
-        self.evaluate(self.those_for(diffrs.PREDICT))
-        self.evaluate(self.those_for(diffrs.CORRECT))
-        while len(rows := self.those_for(diffrs.TEST, above=0)):
+        self.evaluate(self.those_for(slots.PREDICT))
+        self.evaluate(self.those_for(slots.CORRECT))
+        while len(rows := self.those_for(slots.TEST, above=0)):
             self.test(rows)
 
 

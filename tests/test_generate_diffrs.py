@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 import generate_diffrs
 import plot
-from sampling import diffrs, options
+from sampling import diffrs, diffrs_slots, options
 from sampling.folder import read_counts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -187,7 +187,7 @@ def test_thresholds_of_another_run_are_refused(files, run, tmp_path):
 
 
 def test_a_sample_without_end(files, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(diffrs, 'HOPELESS', 0)
+    monkeypatch.setattr(diffrs_slots, 'HOPELESS', 0)
     code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-6', '--batch=3',
                           f'--thresholds={run[0] / "thresholds.json"}')
     assert code == 1, output

@@ -41,6 +41,19 @@ def test_rooms_import_only_downwards(room):
         assert imported(path) & (ROOMS | SCRIPTS) <= MAY_IMPORT[room], path.relative_to(ROOT)
 
 
+SAMPLERS = sorted((ROOT / 'sampling').glob('*.py'))
+NOT_SAMPLERS = {'runner', 'folder', 'options', 'diffrs_report'}  # they know files, ranks and the command line
+
+
+@pytest.mark.parametrize('path', [path for path in SAMPLERS if path.stem not in NOT_SAMPLERS], ids=lambda p: p.stem)
+def test_samplers_know_no_files_ranks_or_commands(path):
+    tree = ast.parse(path.read_text())
+    siblings = {name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level
+                for name in [node.module, *(alias.name for alias in node.names)]}
+    assert not siblings & NOT_SAMPLERS
+    assert 'click' not in imported(path) and 'distributed' not in path.read_text()
+
+
 def test_scripts_do_not_import_scripts():
     for script in SCRIPTS:
         assert not imported(ROOT / f'{script}.py') & SCRIPTS, script
