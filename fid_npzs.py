@@ -10,7 +10,7 @@ import torch
 from dnnlib import demo
 from dnnlib.cli import blame
 from dnnlib.download import fetch
-from dnnlib.files import atomic_write, resolve_output
+from dnnlib.files import atomic_write, check_writable, resolve_output
 from metrics.detectors import DETECTORS, load_detector
 from metrics.frechet import frechet_distance
 from metrics.kid import kernel_distance
@@ -71,6 +71,10 @@ def main(folders, ref_path, num_samples, blocks, **opts):
     dist.init()
     if opts['save_stats'] and (len(folders) > 1 or blocks > 1):
         raise click.ClickException('--save_stats: takes one --images and one block')
+    for option in ('json_path', 'save_stats'):
+        if opts[option] is not None:
+            with blame('--json' if option == 'json_path' else '--save_stats'):
+                check_writable(resolve_output(opts[option]))
     with blame('--device'):
         device = select_device(opts['device'])
     with blame('--precision'):
@@ -80,8 +84,8 @@ def main(folders, ref_path, num_samples, blocks, **opts):
     with blame('--images'):
         sources = [open_source(folder) for folder in folders]
         for source in sources:
-            dist.print0(f'{source.path}: {len(source)} images, {num_samples * blocks} used')
             source.choose(num_samples, blocks)
+            dist.print0(f'{source.path}: {len(source)} images, {num_samples * blocks} used')
     with blame('--detector'):
         name = ref.default_detector() if opts['detector'] == 'auto' else opts['detector']
         with dist.rank0_first():
@@ -92,8 +96,13 @@ def main(folders, ref_path, num_samples, blocks, **opts):
     results = []
     for source in sources:
         with blame('--images'):
-            results.append(compare(source, ref, detector, num_samples, blocks, opts['batch'], opts['save_stats']))
-        dist.print0(f'{source.name}, {results[-1]["distance"]:g}')
+            result, measured = compare(source, ref, detector, num_samples, blocks, opts['batch'],
+                                       keep_features=opts['save_stats'] is not None)
+        results.append(result)
+        dist.print0(f'{source.name}, {result["distance"]:g}')
+        if opts['save_stats'] and dist.get_rank() == 0:
+            with blame('--save_stats'):
+                make_reference(measured, detector, source=source.name).save(resolve_output(opts['save_stats']))
     if ref.features is not None or blocks > 1:
         dist.print0(table(results, detector.distance))
     if opts['json_path'] and dist.get_rank() == 0:
@@ -105,27 +114,24 @@ def main(folders, ref_path, num_samples, blocks, **opts):
     dist.shutdown()
 
 
-def compare(source, ref, detector, num_samples: int, blocks: int, batch: int, save_stats=None) -> dict:
-    """Distances of `blocks` blocks of images in order; the summary over blocks stands beside them. JSON-able."""
+def compare(source, ref, detector, num_samples: int, blocks: int, batch: int, keep_features: bool):
+    """(the distances of `blocks` blocks of images in order, beside a summary over blocks, JSON-able; `Measured`)."""
     found = []
     for block in range(blocks):
         first = block * num_samples
         desc = source.name if blocks == 1 else f'{source.name} {block + 1}/{blocks}'
-        wanted = MAX_FEATURES if ref.features is not None or save_stats else 0
+        wanted = MAX_FEATURES if ref.features is not None or keep_features else 0
         measured = measure(source, detector, first, first + num_samples, batch=batch, max_features=wanted, desc=desc)
         entry = dict(first=first, distance=frechet_distance(*measured.moments.finish(), ref.mu, ref.sigma))
         if ref.features is not None:
             entry['kid'], entry['kid_error'] = kernel_distance(measured.features, torch.from_numpy(ref.features))
         found.append(entry)
-        if save_stats and dist.get_rank() == 0:
-            with blame('--save_stats'):
-                make_reference(measured, detector, source=source.name).save(resolve_output(save_stats))
     summary = dict(name=source.name, images=str(source.path), num_samples=num_samples, blocks=found)
     for key in [key for key in ('distance', 'kid') if key in found[0]]:
         values = [entry[key] for entry in found]
         summary[key] = statistics.fmean(values)
         summary[f'{key}_deviation'] = statistics.stdev(values) if blocks > 1 else None
-    return summary | dict(options=_options(source.path))
+    return summary | dict(options=_options(source.path)), measured
 
 
 def table(results: list[dict], distance: str) -> str:

@@ -20,12 +20,13 @@ from torch_utils import distributed as dist
 from torch_utils.device import enough_memory
 
 ABLATION = [
-    click.option('--solver', help='Ablate ODE solver', metavar='euler|heun', type=click.Choice(SOLVERS)),
-    click.option('--disc', 'discretization', help='Ablate time step discretization {t_i}', metavar='vp|ve|iddpm|edm',
+    click.option('--solver', help='Ablate ODE solver', metavar='|'.join(SOLVERS), type=click.Choice(SOLVERS)),
+    click.option('--disc', 'discretization', help='Ablate time step discretization {t_i}', metavar='|'.join(GRIDS),
                  type=click.Choice(GRIDS)),
-    click.option('--schedule', help='Ablate noise schedule sigma(t)', metavar='vp|ve|linear',
+    click.option('--schedule', help='Ablate noise schedule sigma(t)', metavar='|'.join(SCHEDULES),
                  type=click.Choice(SCHEDULES)),
-    click.option('--scaling', help='Ablate signal scaling s(t)', metavar='vp|none', type=click.Choice(SCALINGS)),
+    click.option('--scaling', help='Ablate signal scaling s(t)', metavar='|'.join(SCALINGS),
+                 type=click.Choice(SCALINGS)),
 ]
 ABLATION_NAMES = ('solver', 'discretization', 'schedule', 'scaling')
 
@@ -136,7 +137,7 @@ def choose_sampler(opts, net, guidance):
     kwargs = {name: opts[name] for name in options.EDM_NAMES + ABLATION_NAMES if opts[name] is not None}
     grid = opts['discretization'] or 'edm'
     low, high = default_range(grid)
-    with blame('--sigma_min'):
+    with blame('--sigma_min, --sigma_max, --rho'):
         low, high = clamp_range(net, opts['sigma_min'] or low, opts['sigma_max'] or high)
         grid_steps(grid, opts['num_steps'], low, high, opts['rho'])
     if not any(opts[name] for name in ABLATION_NAMES):
@@ -144,6 +145,8 @@ def choose_sampler(opts, net, guidance):
     if guidance is not None and guidance.boosting:
         raise click.ClickException('--boosting: works with the EDM sampler alone; leave out --solver, --disc, '
                                    '--schedule and --scaling')
+    if guidance is not None and guidance.weight_2nd and opts['solver'] == 'euler':
+        raise click.ClickException('--dg_weight_2nd_order: Euler\'s steps have no second evaluation; leave it out')
     return ablation_sampler, kwargs
 
 

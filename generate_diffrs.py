@@ -9,7 +9,7 @@ import torch
 import classifier_lib
 import networks
 from dnnlib import demo
-from dnnlib.cli import SectionedCommand, blame
+from dnnlib.cli import FloatRange, SectionedCommand, blame
 from dnnlib.download import fetch
 from dnnlib.files import atomic_write, resolve_output, resolve_path
 from networks.edm_pickle import read_pickle
@@ -40,7 +40,7 @@ def none_if_named(ctx, param, value):
 
 REJECTION = [
     click.option('--rej_percentile', help='Percentile gamma of the warm-up that sets the thresholds', metavar='FLOAT',
-                 type=click.FloatRange(0, 1), default=0., show_default=True),
+                 type=FloatRange(0, 1), default=0., show_default=True),
     click.option('--rule', help='published: test, rewind, test again; exact: one draw for a whole path, see '
                  'docs/equations.md', type=click.Choice([*rules.RULES]), default='published', show_default=True),
     click.option('--backsteps', help='Steps back after a rejection; 0: test the prior alone', metavar='INT',
@@ -96,7 +96,7 @@ def main(**opts):
     schedule = {name: opts[name] for name in options.EDM_NAMES if opts[name] is not None}
     labels = None if opts['class_idx'] is None else torch.eye(net.label_dim)[opts['class_idx']][None]
     common = dict(batch_size=opts['batch'], device=device, guidance=guidance, **schedule)
-    with blame('--sigma_min'):
+    with blame('--sigma_min, --sigma_max, --rho'):
         grid = diffrs.make_grid(net, **schedule)
     with blame('--max_iter'):
         rules.check_cap(opts['max_iter'], grid.num_steps)

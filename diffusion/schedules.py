@@ -33,8 +33,14 @@ def _fractions(num_steps: int) -> torch.Tensor:
 
 def edm_steps(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80, rho: float = 7,
               device: torch.device | str = 'cpu') -> torch.Tensor:
-    """EDM's grid [num_steps], from sigma_max down to sigma_min, without the final 0 (Karras et al. 2022, eq. 5)."""
-    top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    """EDM's grid [num_steps], from sigma_max down to sigma_min, without the final 0 (Karras et al. 2022, eq. 5).
+
+    Raises ValueError where rho is too small for float64.
+    """
+    try:
+        top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    except OverflowError:
+        raise ValueError(f'{rho:g} is too small for rho; EDM uses 7') from None
     return (top + _fractions(num_steps) * (bottom - top)).pow(rho).to(device)
 
 

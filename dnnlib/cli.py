@@ -1,6 +1,7 @@
 """What every command-line script shares: one-line errors and lists of integers."""
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 
@@ -47,6 +48,16 @@ class IntList(click.ParamType):
         if not isinstance(numbers, range) and len(set(numbers)) != len(numbers):
             self.fail('a number occurs twice', param, ctx)
         return numbers
+
+
+class FloatRange(click.FloatRange):
+    """click's, but without NaN, which lies in all of its ranges."""
+
+    def convert(self, value, param, ctx):
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f'{value} is not a number', param, ctx)
+        return number
 
 
 class SectionedCommand(click.Command):

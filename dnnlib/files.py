@@ -79,6 +79,16 @@ def atomic_write(path: str | os.PathLike, flush: bool = True) -> Iterator[Binary
         raise OSError(refused.errno, f'{os.strerror(refused.errno)} ({REMEDIES[refused.errno]})', str(path)) from error
 
 
+def check_writable(path: str | os.PathLike) -> None:
+    """Raise OSError where `atomic_write` may not make `path`; for results that take long to come."""
+    path = Path(path)
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f'{os.strerror(errno.EACCES)} ({REMEDIES[errno.EACCES]})', str(path))
+
+
 def _refused(error: BaseException | None, temporary: Path) -> OSError | None:
     """The error of the file system behind `error`, if any: torch.save raises a RuntimeError over it."""
     while error is not None:

@@ -42,7 +42,7 @@ def measure(source: ImageSource, detector: Detector, start: int, stop: int, *, b
             if low < high:
                 features[low:high] = f[rows[low:high] - first]
             first += len(f)
-            bar.update(len(f) * ranks)
+            bar.update(min(len(f) * ranks, count - bar.n))  # seen from rank 0, whose part may be the largest
     moments.all_reduce()
     dist.all_reduce_(features)  # each row is zero on all ranks but one
     if moments.count != count:

@@ -6,7 +6,7 @@ import click
 import torch
 
 from dnnlib import demo
-from dnnlib.cli import IntList, blame
+from dnnlib.cli import FloatRange, IntList, blame
 from torch_utils import distributed as dist
 from torch_utils.compiler import compiled_or_plain, prepare_compiler, select_compile
 from torch_utils.device import PRECISIONS, select_device, select_precision
@@ -15,7 +15,7 @@ from .runner import choose_seeds
 
 CLASSIFIER = '/checkpoints/ADM_classifier/32x32_classifier.pt'
 DISCRIMINATOR = '/checkpoints/discriminator/cifar_uncond/discriminator_60.pt'
-POSITIVE = click.FloatRange(min=0, min_open=True)
+POSITIVE = FloatRange(min=0, min_open=True)
 
 SAMPLES = [
     click.option('--network', help='Score network: EDM pickle or .safetensors  [default: the demo that ships]',
@@ -38,18 +38,18 @@ SAMPLES = [
 ]
 
 EDM = [
-    click.option('--steps', 'num_steps', help='Number of sampling steps', metavar='INT', type=click.IntRange(min=1),
-                 default=18, show_default=True),
+    click.option('--steps', 'num_steps', help='Number of sampling steps', metavar='INT',
+                 type=click.IntRange(1, 1_000_000), default=18, show_default=True),
     click.option('--sigma_min', help='Lowest noise level  [default: varies]', metavar='FLOAT', type=POSITIVE),
     click.option('--sigma_max', help='Highest noise level  [default: varies]', metavar='FLOAT', type=POSITIVE),
     click.option('--rho', help='Time step exponent', metavar='FLOAT', type=POSITIVE, default=7, show_default=True),
-    click.option('--S_churn', 'S_churn', help='Stochasticity strength', metavar='FLOAT', type=click.FloatRange(min=0),
+    click.option('--S_churn', 'S_churn', help='Stochasticity strength', metavar='FLOAT', type=FloatRange(min=0),
                  default=0, show_default=True),
-    click.option('--S_min', 'S_min', help='Stoch. min noise level', metavar='FLOAT', type=click.FloatRange(min=0),
+    click.option('--S_min', 'S_min', help='Stoch. min noise level', metavar='FLOAT', type=FloatRange(min=0),
                  default=0, show_default=True),
-    click.option('--S_max', 'S_max', help='Stoch. max noise level', metavar='FLOAT', type=click.FloatRange(min=0),
+    click.option('--S_max', 'S_max', help='Stoch. max noise level', metavar='FLOAT', type=FloatRange(min=0),
                  default='inf', show_default=True),
-    click.option('--S_noise', 'S_noise', help='Stoch. noise inflation', metavar='FLOAT', type=click.FloatRange(min=0),
+    click.option('--S_noise', 'S_noise', help='Stoch. noise inflation', metavar='FLOAT', type=FloatRange(min=0),
                  default=1, show_default=True),
 ]
 EDM_NAMES = ('num_steps', 'sigma_min', 'sigma_max', 'rho', 'S_churn', 'S_min', 'S_max', 'S_noise')
@@ -59,12 +59,12 @@ def guidance(first_weight: float) -> list:
     """Options of discriminator guidance, `first_weight` being the default of the first-order weight."""
     return [
         click.option('--dg_weight_1st_order', help='Weight in the first evaluation of a step; both 0: no guidance',
-                     metavar='FLOAT', type=click.FloatRange(min=0), default=first_weight, show_default=True),
+                     metavar='FLOAT', type=FloatRange(min=0), default=first_weight, show_default=True),
         click.option('--dg_weight_2nd_order', help='Weight in the second one', metavar='FLOAT',
-                     type=click.FloatRange(min=0), default=0., show_default=True),
-        click.option('--time_min', help='Least VP time to guide at', metavar='FLOAT', type=click.FloatRange(0, 1),
+                     type=FloatRange(min=0), default=0., show_default=True),
+        click.option('--time_min', help='Least VP time to guide at', metavar='FLOAT', type=FloatRange(0, 1),
                      default=0.01, show_default=True),
-        click.option('--time_max', help='Largest VP time to guide at', metavar='FLOAT', type=click.FloatRange(0, 1),
+        click.option('--time_max', help='Largest VP time to guide at', metavar='FLOAT', type=FloatRange(0, 1),
                      default=1.0, show_default=True),
         click.option('--boosting', help='1: guide samples with a negative log-ratio harder', metavar='INT',
                      type=click.IntRange(min=0), default=0, show_default=True),
@@ -106,6 +106,8 @@ def start(opts: dict):
     dist.init()
     with blame('--seeds'):
         seeds = choose_seeds(opts['seeds'], opts['num_samples'], opts['seed'])
+    if opts['S_churn'] and opts['S_min'] > opts['S_max']:
+        raise click.ClickException(f'--S_min: {opts["S_min"]:g} is above --S_max, so that --S_churn would never act')
     with blame('--device'):
         device = select_device(opts['device'])
     with blame('--precision'):
@@ -133,8 +135,10 @@ def compile_networks(opts: dict, net, log_ratio, device, images: int) -> bool:
         net(x, torch.ones([1], device=device))
 
     mode = opts['compile_mode']
-    if not dist.broadcast_object(select_compile(mode, device, evaluate, images * (2 * opts['num_steps'] - 1))):
+    evaluations = opts['num_steps'] if opts.get('solver') == 'euler' else 2 * opts['num_steps'] - 1
+    if not dist.broadcast_object(select_compile(mode, device, evaluate, images * evaluations)):
         return False
+    dist.print0('Compiling the networks, in the first batch: one to two and a half minutes')
     prepare_compiler(reproducible=device.type == 'cuda')
     choose = functools.partial(compiled_or_plain, mode)
     net.compile(dynamic=False)

@@ -1,5 +1,6 @@
 """fid_npzs.py from the command line: published output, agreement with a direct computation, bad input."""
 
+import errno
 import json
 import os
 import re
@@ -108,6 +109,15 @@ def test_statistics_of_the_images(place):
     assert (saved.detector, saved.count, saved.source, saved.features.shape) == ('cifar10', 60, 'run', (60, 12))
     again = run('--images=samples/run', '--num_samples=60', '--ref=mine.npz')
     assert abs(printed(again)) < 1e-6
+
+
+def test_a_full_disk_leaves_the_distance(place, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(Reference, 'save', full)
+    result = run('--images=samples/run', '--num_samples=60', '--save_stats=mine.npz')
+    assert result.exit_code == 1 and 'Error: --save_stats: ' in result.output and printed(result) > 0
 
 
 def test_image_files_in_order_of_class_are_not_taken_in_order(place):

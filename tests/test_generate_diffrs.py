@@ -243,6 +243,7 @@ def test_published_warmup_is_read_without_running_it(files, run, tmp_path):
 
 @pytest.mark.parametrize(('args', 'words'), [
     (['--max_iter=3'], '--max_iter'),
+    (['--rej_percentile=nan'], '--rej_percentile'),
     (['--boosting=1', '--dg_weight_1st_order=1'], '--boosting'),
     (['--class=1'], '--class'),
     (['--cond=1'], '--cond'),

@@ -134,7 +134,8 @@ def test_too_little_memory(tmp_path, monkeypatch, place, command, option, argume
     monkeypatch.setattr(place, 'select_device', full)
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 1
-    assert result.output.splitlines()[-1] == f'Error: {option}: so many images do not fit into memory; use fewer'
+    said = f'Error: {option}: so many images at a time do not fit into memory; use fewer'
+    assert result.output.splitlines()[-1] == said
 
 
 def test_other_errors_are_not_taken_for_it(monkeypatch):

@@ -78,7 +78,7 @@ def enough_memory(option: str) -> Iterator[None]:
     except RuntimeError as error:
         if not is_lack_of_memory(error):
             raise
-        raise click.ClickException(f'{option}: so many images do not fit into memory; use fewer') from None
+        raise click.ClickException(f'{option}: so many images at a time do not fit into memory; use fewer') from None
 
 
 @functools.cache

@@ -30,10 +30,12 @@ def natural_key(name: str) -> tuple:
 def find_npz(path: Path) -> list[Path]:
     """The npz files at `path` in natural order: the samples*.npz of a folder, or one npz; [] where image files are.
 
-    Raises FileNotFoundError, and ValueError for a file that is neither npz nor zip.
+    Raises FileNotFoundError, PermissionError, and ValueError for a file that is neither npz nor zip.
     """
     if not path.exists():
         raise FileNotFoundError(f'{path} does not exist')
+    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):  # else it would look empty or damaged
+        raise PermissionError(f'{path} may not be read by this user')
     if path.is_dir():
         return sorted(path.glob('samples*.npz'), key=lambda shard: natural_key(shard.name))
     if path.suffix == '.npz':
