@@ -3,7 +3,8 @@
 # repository; REFERENCE is a folder with checkouts of the published code (edm, DG, DiffRS), as for the benchmarks:
 #   REFERENCE=DIR OUT=bench-gpu sh benchmarks/gpu.sh                # all parts that are not there yet
 #   REFERENCE=DIR OUT=bench-gpu sh benchmarks/gpu.sh networks dg    # of these
-# `vanilla` draws IMAGES (50000) samples; BATCH (512) images ride together, in `dg-published` DG's 100.
+# `vanilla` draws IMAGES (50000) samples; BATCH (512) images ride together, in `dg-published` DG's 100. `gates-*` are
+# FD-CIFAR10 of 3 x 10,000 samples in float32 and bfloat16.
 OUT=${OUT:-bench-gpu}
 IMAGES=${IMAGES:-50000}
 BATCH=${BATCH:-512}
@@ -28,7 +29,7 @@ vanilla() {
 part() {
     case $1 in
     tests)         $PYTHON -m pytest -q -k "cuda or gpu or waiting" ;;
-    gates)         $PYTHON -m pytest -q -m slow tests/test_precision.py ;;  # FD-CIFAR10 of 3 x 10,000 samples
+    gates-*)       $PYTHON -m pytest -q -m slow tests/test_precision.py -k "test_distances and ${1#gates-}" ;;
     vanilla)       vanilla ;;
     dg)            bench sampling --network=full --compile --what=dg --batch="$BATCH" --precision=bf16 ;;
     dg-published)  bench sampling --network=full --compile --what=dg --batch=100 --precision=bf16 ;;
@@ -46,7 +47,9 @@ part() {
 
 mkdir -p "$OUT" || exit 1
 failed=
-for name in ${*:-tests vanilla networks dg diffrs discriminator metrics score dg-published growth gates}; do
+ALL="tests vanilla networks dg diffrs discriminator metrics score dg-published growth gates-edm gates-guidance \
+    gates-rejection"
+for name in ${*:-$ALL}; do
     [ ! -s "$OUT/$name.txt" ] || { echo "== $name is there"; continue; }
     echo "== $name"
     if part "$name" > "$OUT/$name.part" 2>&1; then

@@ -208,6 +208,8 @@ class Published:
         """EDM's network in training, its loss and optimizer, as its train.py makes them."""
         from training import loss
 
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         average = copy.deepcopy(self.net)
         net = self.net.train().requires_grad_(True)
         return net, average, loss.EDMLoss(), torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
