@@ -105,7 +105,9 @@ def curve(files, out, x_name, values, y_name, by, lines, xlabel):
     if lines is None:
         with blame('--by'):
             names = ['' if by is None else f'{by} = {option(result, by)}' for result in results]
-    elif by is not None or len(names := lines.split(',')) != len(results):
+    else:
+        names = lines.split(',')
+    if lines is not None and (by is not None or len(names) != len(results)):
         raise click.ClickException(f'--lines: give one name for each of the {len(results)} results, and no --by')
     metric = metrics.pop() if y_name == 'distance' else 'KID'
     counts = sorted({result['num_samples'] for result in results})
@@ -151,7 +153,7 @@ def profile(runs, out):
 
 
 def profile_curves(reports: dict[str, dict]):
-    """Three panels: acceptance rate and rejections per image against the noise level, evaluations per image."""
+    """Three panels: acceptance rate and rejections per image against the step, evaluations per image."""
     figure, (rate, count, cost) = plt.subplots(1, 3, figsize=(13, 3.6), layout='constrained')
     names = list(reports)
     for name in names:

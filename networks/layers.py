@@ -34,9 +34,9 @@ class Linear(torch.nn.Module):
 class Conv2d(torch.nn.Module):
     """Convolution with optional resampling by two; kernel 0 means resampling alone.
 
-    x [N, in, H, W] -> [N, out, H', W'], computed in `compute_dtype` (None: the dtype of x). `fused` puts the filter
-    after the convolution when down-sampling and leaves out the padding between the two (the residual encoder of
-    NCSN++).
+    x [N, in, H, W] -> [N, out, H', W'], computed in `compute_dtype` (None: the dtype of x). `fused_resample` puts the
+    filter after the convolution when down-sampling and leaves out the padding between the two (the residual encoder
+    of NCSN++).
     """
 
     compute_dtype: torch.dtype | None = None
@@ -64,7 +64,7 @@ class Conv2d(torch.nn.Module):
     def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
         """Convolve in `dtype`, with weights stored in it, from here on; None: in the dtype of x, whatever the weights'.
 
-        On a CPU, in any dtype but float32, which keeps to the published order, also with fewer operations.
+        On a CPU all dtypes but float32, which keeps to the published order, take forms with fewer operations.
         """
         self.compute_dtype = self.repeating_weight = self.winograd_filters = None
         if self.weight is None or dtype is None:
@@ -108,30 +108,34 @@ class Conv2d(torch.nn.Module):
         taps = self.resample_filter.to(x.dtype).expand(x.shape[1], 1, -1, -1)
         return F.conv2d(x, taps, groups=x.shape[1], stride=2, padding=padding)
 
+    def _bias(self, dtype):
+        return None if self.bias is None else self.bias.to(dtype)
+
     def _convolve(self, x, padding):
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.conv2d(x, self.weight.to(x.dtype), bias, padding=padding)
+        return F.conv2d(x, self.weight.to(x.dtype), self._bias(x.dtype), padding=padding)
 
     def forward(self, x):
-        pad = 0 if self.weight is None else self.weight.shape[-1] // 2
-        if (self.winograd_filters is not None and x.device.type == 'cpu' and torch.compiler.is_compiling()
-                and x.shape[2] % 2 == x.shape[3] % 2 == 0):
+        on_cpu, even = x.device.type == 'cpu', not (x.shape[2] % 2 or x.shape[3] % 2)
+        if self.winograd_filters is not None and on_cpu and even and torch.compiler.is_compiling():
             return winograd.conv2d(x, self.winograd_filters, self.bias)
         x = x.to(self.compute_dtype or x.dtype)
-        if self.repeating_weight is not None and x.device.type == 'cpu':
-            bias = None if self.bias is None else self.bias.to(x.dtype)
-            return F.conv_transpose2d(x, self.repeating_weight.to(x.dtype), bias, stride=2, padding=1)
-        if self.fused_resample and self.weight is not None and self.up:
+        if self.repeating_weight is not None and on_cpu:
+            return F.conv_transpose2d(x, self.repeating_weight.to(x.dtype), self._bias(x.dtype), stride=2, padding=1)
+        if self.weight is None:
+            return self._resample(x)
+        pad = self.weight.shape[-1] // 2
+        if self.fused_resample and self.up:
             return self._convolve(self._upsample(x, max(self.filter_pad - pad, 0)), max(pad - self.filter_pad, 0))
-        if self.fused_resample and self.weight is not None and self.down:
+        if self.fused_resample and self.down:
             return self._downsample(self._convolve(x, pad + self.filter_pad), 0)
-        if self.up and self.box and pad == 0 and self.weight is not None:  # they commute, this is a quarter of the work
+        if self.up and self.box and pad == 0:  # they commute, and this is a quarter of the work
             return self._upsample(self._convolve(x, 0), 0)
+        return self._convolve(self._resample(x), pad)
+
+    def _resample(self, x):
         if self.up:
             x = self._upsample(x, self.filter_pad)
-        if self.down:
-            x = self._downsample(x, self.filter_pad)
-        return x if self.weight is None else self._convolve(x, pad)
+        return self._downsample(x, self.filter_pad) if self.down else x
 
 
 def level_resolutions(img_resolution: int, levels: int) -> list[int]:

@@ -10,8 +10,9 @@ from torch_utils.rng import StackedRandomGenerator
 def draw_inputs(net, seeds: Sequence[int], device, class_idx: int | None = None):
     """What a batch starts from: (generators, latents [n, C, H, W] float32, one-hot labels [n, K] or None).
 
-    As EDM draws them, one generator per seed: latents first, then the label (drawn also where `class_idx`
-    fixes it, so that later noise is the same). Raises ValueError for a class that the network does not have.
+    device: of the generators and what they draw; class_idx: one label for all, or None: drawn for each seed. As EDM
+    draws them, one generator per seed: latents first, then the label (drawn also where `class_idx` fixes it, so that
+    later noise is the same). Raises ValueError for a class that the network does not have.
     """
     check_class(net, class_idx)
     rnd = StackedRandomGenerator(device, seeds)

@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import torch
-from mixtures import GaussianMixture, MixtureNet, exact_log_ratio
 
+from benchmarks.mixtures import GaussianMixture, MixtureNet, exact_log_ratio
 from sampling import diffrs, diffrs_slots
 from sampling.diffrs import calibrate, diffrs_sampler, make_grid
 from sampling.diffrs_rules import RULES, Thresholds, thresholds

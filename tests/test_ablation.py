@@ -8,9 +8,9 @@ import math
 
 import pytest
 import torch
-from mixtures import GaussianMixture, MixtureNet
 from sampler_goldens import RecordedNoise, goldens, network
 
+from benchmarks.mixtures import GaussianMixture, MixtureNet
 from diffusion import schedules
 from sampling.ablation import ablation_sampler
 from sampling.edm import edm_sampler

@@ -8,9 +8,9 @@ import math
 
 import pytest
 import torch
-from mixtures import GaussianMixture, MixtureNet, exact_log_ratio, same_distribution_pvalue
 from scipy import stats
 
+from benchmarks.mixtures import GaussianMixture, MixtureNet, exact_log_ratio, same_distribution_pvalue
 from sampling.ablation import ablation_sampler
 from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from diffrs_toy import LOG_RATIO, MODEL, NET, RULE_NAMES, STEPS, always, plain, published_loop, sample, warmup
-from mixtures import MixtureNet
 
+from benchmarks.mixtures import MixtureNet
 from sampling import diffrs, diffrs_slots
 from sampling.diffrs import calibrate, diffrs_sampler, make_grid
 from sampling.edm import edm_sampler

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from diffrs_toy import DATA, LOG_RATIO, MODEL, NET, RULE_NAMES, STEPS, data, distance, plain, sample, warmup
-from mixtures import MixtureNet, same_distribution_pvalue
 
+from benchmarks.mixtures import MixtureNet, same_distribution_pvalue
 from sampling import diffrs_rules as rules
 from sampling.diffrs import calibrate, make_grid
 from sampling.diffrs_rules import RULES, Thresholds, acceptance_probability, expected_acceptance, thresholds

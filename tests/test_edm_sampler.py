@@ -5,9 +5,9 @@ Goldens: tests/goldens/sampler/edm_dg.npz, many network calls in fp32, so atol 2
 
 import pytest
 import torch
-from mixtures import GaussianMixture, MixtureNet
 from sampler_goldens import CountedNet, RecordedNoise, goldens, network
 
+from benchmarks.mixtures import GaussianMixture, MixtureNet
 from diffusion.schedules import edm_steps
 from sampling.edm import edm_sampler
 

@@ -6,10 +6,10 @@ Goldens: tests/goldens/sampler/edm_dg.npz, atol 2e-4 (6 steps) and 1e-4 (18 step
 import pytest
 import torch
 from dg_goldens import classifier, discriminator
-from mixtures import GaussianMixture, MixtureNet, exact_log_ratio
 from sampler_goldens import CountedNet, RecordedNoise, goldens, network
 
 import classifier_lib
+from benchmarks.mixtures import GaussianMixture, MixtureNet, exact_log_ratio
 from diffusion.schedules import edm_steps
 from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance

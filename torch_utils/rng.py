@@ -1,5 +1,7 @@
 """Random numbers that belong to a sample's seed, or to a training step, never to a batch."""
 
+import functools
+
 import numpy as np
 import torch
 
@@ -21,11 +23,11 @@ class StackedRandomGenerator:
         if size[0] != len(self.generators):
             raise ValueError(f'a draw of {size[0]} rows from {len(self.generators)} generators')
         kwargs = dict(device=self.device) | kwargs
-        return torch.stack([draw(size[1:], generator, kwargs) for generator in self.generators])
+        return torch.stack([draw(size[1:], generator=generator, **kwargs) for generator in self.generators])
 
     def randn(self, size, **kwargs) -> torch.Tensor:
         """Standard normal [N, ...]."""
-        return self._stack(lambda shape, g, kw: torch.randn(shape, generator=g, **kw), size, **kwargs)
+        return self._stack(torch.randn, size, **kwargs)
 
     def randn_like(self, input: torch.Tensor) -> torch.Tensor:
         """Standard normal of the shape, dtype and device of `input` [N, ...]."""
@@ -33,17 +35,17 @@ class StackedRandomGenerator:
 
     def rand(self, size, **kwargs) -> torch.Tensor:
         """Uniform on [0, 1), [N, ...]."""
-        return self._stack(lambda shape, g, kw: torch.rand(shape, generator=g, **kw), size, **kwargs)
+        return self._stack(torch.rand, size, **kwargs)
 
     def randint(self, high: int, *, size, **kwargs) -> torch.Tensor:
         """Integers from 0 to high - 1, [N, ...]."""
-        return self._stack(lambda shape, g, kw: torch.randint(high, shape, generator=g, **kw), size, **kwargs)
+        return self._stack(functools.partial(torch.randint, high), size, **kwargs)
 
 
 def step_seed(*key: int) -> int:
     """A well-mixed 63-bit seed from integers such as (run seed, step)."""
     words = np.random.SeedSequence([int(k) for k in key]).generate_state(2, np.uint32)
-    return (int(words[0]) << 31 | int(words[1]) >> 1) & (1 << 63) - 1
+    return int(words[0]) << 31 | int(words[1]) >> 1
 
 
 def step_generator(*key: int, device: torch.device | str = 'cpu') -> torch.Generator:
