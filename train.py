@@ -113,8 +113,7 @@ def main(**opts):
     torch.backends.cudnn.benchmark = True
     with blame('--pretrained_classifier_ckpt'):
         extractor, time_convention = _load_extractor(opts, device, dtype)
-    pairs, held_out, sources = _load_pairs(opts, extractor.in_channels)
-    num_classes = int(pairs.labels.max()) + 1 if opts['cond'] else 0
+    pairs, held_out, num_classes, sources = _load_pairs(opts, extractor.in_channels)
     torch.manual_seed(opts['seed'])
     with blame('--width'):
         net, architecture = _build(opts, extractor, num_classes, device)
@@ -171,7 +170,10 @@ def _load_extractor(opts, device, dtype):
 
 
 def _load_pairs(opts, channels):
-    """(training pairs, held-out pairs, their sources for options.json); images must have `channels`."""
+    """(training pairs, held-out pairs, number of classes, their sources for options.json); images have `channels`.
+
+    The classes are those of all of --datadir: the last one may be too rare for a part of it.
+    """
     def read(path):
         data = ImageData(path, max_images=opts['num_data'], resolution=opts['img_resolution'], channels=channels,
                          quiet=dist.get_rank() != 0)
@@ -198,8 +200,8 @@ def _load_pairs(opts, channels):
         dist.print0('the two counts differ: the log-ratio will be off by the logarithm of their quotient')
     if opts['patience'] and not len(held_out):
         raise click.ClickException('--patience: needs held-out images; raise --val_fraction, or leave it out')
-    return pairs, held_out, dict(num_real=len(real), num_generated=len(generated),
-                                 real_sha256=real.digest(), generated_sha256=generated.digest())
+    return pairs, held_out, real.num_classes, dict(num_real=len(real), num_generated=len(generated),
+                                                   real_sha256=real.digest(), generated_sha256=generated.digest())
 
 
 def _build(opts, extractor, num_classes, device):

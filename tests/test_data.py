@@ -129,6 +129,15 @@ def test_subset_is_the_same_from_every_source(tmp_path):
     assert len(ImageData(tmp_path / 'set.zip', max_images=100)) == 12
 
 
+@pytest.mark.parametrize('name', ['set.zip', 'set.npz'])
+def test_a_subset_has_the_classes_of_the_whole(tmp_path, name):
+    labels = np.arange(12)[::-1]
+    write_zip(tmp_path / 'set.zip', PIXELS, labels.tolist())
+    np.savez(tmp_path / 'set.npz', samples=PIXELS, label=labels)
+    data = ImageData(tmp_path / name, max_images=2, quiet=True)
+    assert len(data) == 2 and data.labels.max() < 11 and data.num_classes == 12
+
+
 def bad_zip(path):
     write_zip(path / 'x.zip', PIXELS[:3], [0, 1])
     return path / 'x.zip'

@@ -14,6 +14,7 @@ from diffusion.vpsde import VPSDE
 from guided_diffusion import create_classifier
 from torch_utils.checkpoint import read_network
 from torch_utils.images import from_uint8
+from torch_utils.rng import step_generator
 from training import discriminator as lib
 from training.data import BatchLoader
 from training.loop import TrainRun, train
@@ -256,6 +257,18 @@ def test_other_files_are_another_run(room, tmp_path):
         result = run(room, tmp_path / 'run', '--epoch=1', **kwargs)
         assert result.exit_code == 1 and f'--savedir: {tmp_path}/run holds a run with other options: {name} (' in \
             result.output, result.output
+
+
+def test_a_class_that_is_held_out_is_counted(room, tmp_path):
+    """The last class has a single image: the file says how many classes --datadir has, not the part trained on."""
+    labels = np.arange(48) % 2
+    np.savez(tmp_path / 'gen.npz', samples=texture(48, True, 1), label=labels)
+    labels[torch.randperm(48, generator=step_generator(0, 1, 7))[0]] = 2  # the first that `split_pairs` holds out
+    np.savez(tmp_path / 'rare.npz', samples=texture(48, False, 0), label=labels)
+    result = run(room, tmp_path / 'run', '--cond=1', '--epoch=1', gendir=tmp_path / 'gen.npz',
+                 datadir=tmp_path / 'rare.npz')
+    assert result.exit_code == 0, result.output
+    assert read_network(tmp_path / 'run' / 'best.safetensors').metadata['classes'] == 3
 
 
 def test_a_rate_too_large_is_one_line(room):

@@ -27,7 +27,8 @@ class ImageData:
     """All images of a zip, a folder, an npz, or a folder of npz shards.
 
     Attributes: `images` uint8 [N, C, H, W]; `labels` int64 [N], or None where the source has none;
-    `name`, `resolution`, `channels`, `num_classes` (largest label + 1; 0 without labels).
+    `name`, `resolution`, `channels`, `num_classes` (largest label of the whole source, also where `max_images` takes a
+    part of it, + 1; 0 without labels).
 
     What is read: an EDM-style zip or a folder of images, with labels from dataset.json or, for a folder, from one
     level of class subfolders in alphabetical order; an npz with `samples`, `arr_0` or `images` ([N, H, W, C] uint8)
@@ -47,7 +48,8 @@ class ImageData:
         path = resolve_path(path)
         self.name = os.path.splitext(os.path.basename(os.path.normpath(path)))[0]
         shards = image_files.find_npz(path)
-        images, labels = _read_npz(shards, max_images, quiet) if shards else _read_files(path, max_images, quiet)
+        read = _read_npz if shards else _read_files
+        images, labels, self._classes = read(shards or path, max_images, quiet)
         self.images = torch.from_numpy(images)  # [N, C, H, W] uint8
         self.labels = None if labels is None else torch.from_numpy(labels)
         _check_shape(path, images.shape, resolution, channels)
@@ -73,7 +75,7 @@ class ImageData:
 
     @property
     def num_classes(self):
-        return 0 if self.labels is None else int(self.labels.max()) + 1
+        return 0 if self.labels is None else self._classes
 
 
 def _check_shape(path, shape, resolution, channels):
@@ -84,6 +86,11 @@ def _check_shape(path, shape, resolution, channels):
         raise ValueError(f'{path} has images of {h}x{w} pixels, expected {resolution}x{resolution}')
     if channels is not None and c != channels:
         raise ValueError(f'{path} has images of {c} channels, expected {channels}')
+
+
+def _chosen(labels, index):
+    """(labels at `index`, number of classes of all labels); (None, 0) of None."""
+    return (None, 0) if labels is None else (labels[index], int(labels.max()) + 1)
 
 
 def _subset(count, max_images):
@@ -107,7 +114,7 @@ def _read_files(path, max_images, quiet):
             labels = _folder_labels(names) if path.is_dir() else None
         index = _subset(len(names), max_images)
         images = _decode_all(read, [names[i] for i in index], quiet)
-    return images, None if labels is None else labels[index]
+    return images, *_chosen(labels, index)
 
 
 def _folder_labels(names):
@@ -200,7 +207,7 @@ def _read_npz(paths, max_images, quiet):
                 advance(len(keep))
             if array.label is not None:
                 labels.append(_npz_labels(array))
-    return images, np.concatenate(labels)[index] if labels else None
+    return images, *_chosen(np.concatenate(labels) if labels else None, index)
 
 
 def _npz_labels(array):
