@@ -1,7 +1,5 @@
 """A folder of samples: which files belong to it, which are complete, and what made them (options.json)."""
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -13,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from dnnlib.files import DAMAGED, atomic_write
+from dnnlib.files import DAMAGED, atomic_write, check_options, lock_folder
 from torch_utils.images import image_grid, png_bytes
 
 GRIDS = 4  # shards that get a picture
@@ -23,8 +21,6 @@ LEFTOVER = re.compile(r'\.(samples.*\.npz|sample_.*\.png|\d{6,}\.png|(options|th
                       r'|thresholds-part-\d+\.json')  # of a run that was killed; sampling begins when the parts are one
 REPORT = 'report'  # entry of options.json: what the run has cost; it decides nothing
 COUNTS = 'counts'  # text of a PNG: what the sample has cost, as JSON
-LOCK = '.lock'  # in a folder that cannot be locked itself
-_locked: set[Path] = set()  # folders that this process has locked
 
 
 @dataclass(frozen=True)
@@ -90,14 +86,17 @@ class SampleFolder:
         record = options | dict(seeds=format_int_list(seeds), batch=batch, save_type=save_type)
         self.record = json.loads(json.dumps(record))  # as it will be read back
 
-    def prepare(self, overwrite: bool = False) -> None:
-        """Make the folder, or check that it holds this very run. Raises ValueError or OSError."""
+    def prepare(self, overwrite: bool = False, locked: bool = False) -> None:
+        """Make the folder, or check that it holds this very run; clear it of what a killed run left, where `locked`.
+
+        Raises ValueError or OSError.
+        """
         self._make()
         if overwrite:
             for name in ['options.json', *self._sample_files()]:
                 (self.path / name).unlink(missing_ok=True)
         self.check()
-        for name in os.listdir(self.path) if self.path.resolve() in _locked else ():
+        for name in os.listdir(self.path) if locked else ():
             if LEFTOVER.fullmatch(name):
                 (self.path / name).unlink(missing_ok=True)
         if not (self.path / 'options.json').exists():
@@ -129,18 +128,7 @@ class SampleFolder:
                 raise ValueError(f'{self.path} holds samples but no options.json that says what made them; '
                                  f'use another folder or --overwrite')
             return
-        try:
-            found = dict(json.loads(path.read_text()))
-        except (TypeError, ValueError):
-            raise ValueError(f'{path} is not readable; use another folder or --overwrite') from None
-        missing = object()
-        names = [name for name in self.record | found if name not in {REPORT, *undecided}
-                 and self.record.get(name, missing) != found.get(name, missing)]
-        if names:
-            differences = '; '.join(f'{name} was {found.get(name)!r}, now {self.record.get(name)!r}'
-                                    for name in names[:4])
-            raise ValueError(f'{self.path} holds a run with other options ({differences}); '
-                             f'use another folder or --overwrite')
+        check_options(path, self.record, {REPORT, *undecided})
 
     def is_complete(self, shard: Shard) -> bool:
         """Whether all files of `shard` exist and can be read to their end."""
@@ -179,42 +167,10 @@ class SampleFolder:
         with atomic_write(self.path / shard.name) as file:
             np.savez(file, **arrays)  # compressing saves 3 % of such images and takes twenty times as long
 
-    @contextlib.contextmanager
     def lock(self):
-        """Keep a second run out of the folder while the block runs. Raises ValueError where one is at work.
-
-        A process that holds the lock may take it again. It ends with the process that holds it, however that dies.
-        Where the file system knows no locks, nothing is locked, and temporary files of runs that were killed stay;
-        files are whole in any case.
-        """
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            yield
-            return
+        """As `dnnlib.files.lock_folder`, of a folder that is made first. Raises ValueError or OSError."""
         self._make()
-        place = self.path.resolve()
-        if place in _locked:
-            yield
-            return
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.callback(os.close, handle := os.open(self.path, os.O_RDONLY))
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    if error.errno != errno.EBADF:
-                        raise
-                    # NFS locks files that are open for writing alone.
-                    stack.callback(os.close, handle := os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT))
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _locked.add(place)
-                stack.callback(_locked.discard, place)
-            except BlockingIOError:
-                raise ValueError(f'another run is writing to {self.path}; wait for it or use another folder') from None
-            except OSError:
-                pass  # a file system without locks, or without room for one
-            yield
+        return lock_folder(self.path)
 
 
 def read_report(outdir) -> dict:

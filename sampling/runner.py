@@ -118,7 +118,7 @@ def reserve(seeds: Sequence[int], outdir, *, batch: int, options: dict, undecide
             if not overwrite:
                 folder.check(undecided)
 
-        _on_rank0(claim)
+        dist.on_rank0(claim)
         yield
 
 
@@ -126,32 +126,15 @@ def _run(work: Callable[[SampleFolder, str], int], folder: SampleFolder, overwri
     started = time.time()
     with contextlib.ExitStack() as stack:
         def claim():
-            stack.enter_context(folder.lock())
-            folder.prepare(overwrite)
+            locked = stack.enter_context(folder.lock())
+            folder.prepare(overwrite, locked)
 
-        _on_rank0(claim)
+        dist.on_rank0(claim)
         key = f'samples/{next(_runs)}'
         drawn = work(folder, key)
         dist.wait_for_all(f'{key}/done')
         drawn = int(dist.all_reduce_(torch.tensor(drawn)))
     return Report(sum(len(shard.seeds) for shard in folder.shards), drawn, time.time() - started)
-
-
-def _on_rank0(action: Callable[[], object]) -> None:
-    """Run `action` on rank 0; its ValueError or OSError is raised there, and ends the other ranks silently."""
-    error = None
-    if dist.get_rank() == 0:
-        try:
-            action()
-        except (ValueError, OSError) as problem:
-            error = problem
-    if dist.broadcast_object(error is None):
-        return
-    if error is not None:
-        raise error
-    with contextlib.suppress(RuntimeError):
-        dist.barrier()  # rank 0 never comes, but is gone after its message: torchrun ends all when one rank ends
-    raise SystemExit(1)
 
 
 def _work(folder: SampleFolder, sample_batch, key: str, padded: int) -> int:

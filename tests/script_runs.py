@@ -1,6 +1,7 @@
 """Starts the scripts as a user does, alone or under torchrun, and kills them; for tests of what survives."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -132,6 +133,15 @@ def watch_rank0_first(monkeypatch, script, **works) -> list[tuple[str, bool]]:
         monkeypatch.setattr(script, name, lambda *args, name=name, work=work, **kwargs: (
             calls.append((name, bool(entered))), work(*args, **kwargs))[1])
     return calls
+
+
+@contextlib.contextmanager
+def another_run(folder):
+    """What another process holds while it writes to the folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    yield
+    os.close(handle)
 
 
 def contents(folder) -> dict[str, bytes]:

@@ -1,13 +1,12 @@
 """What ends in one message: folders that belong to another run (nothing changes), batches beyond the memory."""
 
-import contextlib
-import fcntl
 import os
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from script_runs import ROOT, contents, diffrs_arguments, finish, generate_arguments
+from script_runs import ROOT, another_run, contents, diffrs_arguments, finish, generate_arguments
 
 import dataset_tool
 import fid_npzs
@@ -20,15 +19,6 @@ from sampling import options
 
 SCRIPTS = dict(generate=(generate.main, generate_arguments), generate_diffrs=(generate_diffrs.main, diffrs_arguments))
 RUN = ('--seeds=0-7', '--batch=4')
-
-
-@contextlib.contextmanager
-def another_run(folder):
-    """What another process holds while it writes to the folder."""
-    handle = os.open(folder, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    yield
-    os.close(handle)
 
 
 def assert_refused(code, output, words):
@@ -108,6 +98,16 @@ def test_processes_refuse_with_one_voice(files, tmp_path, script, processes):
     code, output = finish(ROOT / f'{script}.py', SCRIPTS[script][1](files, f'--outdir={tmp_path}', *RUN), processes)
     assert_refused(code, output, 'no options.json')
     assert os.listdir(tmp_path) == ['samples_00000000.npz']
+
+
+def test_training_processes_refuse_with_one_voice(tmp_path):
+    np.savez(tmp_path / 'data.npz', samples=np.zeros([4, 8, 8, 3], dtype=np.uint8))
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'network-000001.safetensors').write_bytes(b'x')
+    code, output = finish(ROOT / 'train_score.py', [f'--outdir={tmp_path}/out', f'--data={tmp_path}/data.npz',
+                                                    '--channels=8', '--batch=2', '--device=cpu'], 2)
+    assert_refused(code, output, 'no options.json')
+    assert os.listdir(tmp_path / 'out') == ['network-000001.safetensors']
 
 
 def full_cpu(name):

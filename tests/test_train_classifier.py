@@ -207,7 +207,7 @@ def test_other_images_are_another_run(room, tmp_path):
     assert result.exit_code == 0 and 'nothing to do' in result.output, result.output
     for folder in ('changed', 'relabelled'):
         result = run(room, tmp_path / 'run', *options, data=tmp_path / folder / 'rgb.npz')
-        assert result.exit_code == 1 and 'other options: data_sha256' in result.output, result.output
+        assert result.exit_code == 1 and 'other options (data_sha256' in result.output, result.output
     result = run(room, tmp_path / 'run', *options, f'--test_data={room / "rgb.npz"}', '--val_fraction=0.2')
     assert result.exit_code == 1 and 'test_sha256' in result.output, result.output
 

@@ -255,7 +255,7 @@ def test_other_files_are_another_run(room, tmp_path):
                              real_sha256=dict(datadir=copied('changed/real.npz', arr_0=real ^ 1)),
                              classifier_sha256=dict(ckpt=tmp_path / 'classifier.pt')).items():
         result = run(room, tmp_path / 'run', '--epoch=1', **kwargs)
-        assert result.exit_code == 1 and f'--savedir: {tmp_path}/run holds a run with other options: {name} (' in \
+        assert result.exit_code == 1 and f'--savedir: {tmp_path}/run holds a run with other options ({name} ' in \
             result.output, result.output
 
 

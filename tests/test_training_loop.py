@@ -1,6 +1,8 @@
 """The training loop: resuming, gradient accumulation, several processes, refusals."""
 
 import contextlib
+import errno
+import fcntl
 import functools
 import os
 import signal
@@ -13,6 +15,7 @@ from types import SimpleNamespace
 import click
 import pytest
 import torch
+from script_runs import another_run
 from tiny_run import TinyNet, tiny_run
 
 from torch_utils import compiler as compiler_lib
@@ -67,7 +70,7 @@ def test_undisturbed(undisturbed):
     assert state['nimg'] == 400 and [line['nimg'] for line in lines] == [100, 200, 300, 400]
     assert lines[-1]['loss'] < lines[0]['loss']
     assert torch.equal(state['module']['frozen'], torch.ones(2))
-    assert sorted(p.name for p in undisturbed.iterdir()) == ['.lock', 'options.json', 'stats.jsonl', STATE_FILE]
+    assert sorted(p.name for p in undisturbed.iterdir()) == ['options.json', 'stats.jsonl', STATE_FILE]
 
 
 def test_stopped_after_every_step(undisturbed, tmp_path):
@@ -143,7 +146,7 @@ def test_two_processes(tmp_path):
 
 def test_other_options_are_refused(tmp_path):
     train(tiny_run(tmp_path))
-    with pytest.raises(ValueError, match=r'other options: total \(400 there, 600 here\); .*--overwrite'):
+    with pytest.raises(ValueError, match=r'other options \(total was 400, now 600\); .*--overwrite'):
         train(tiny_run(tmp_path, total=600))
     assert train(tiny_run(tmp_path, total=600, overwrite=True)).nimg == 600
 
@@ -156,11 +159,24 @@ def test_foreign_files_are_refused(tmp_path):
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    fcntl = pytest.importorskip('fcntl')
-    with open(tmp_path / '.lock', 'a') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match='in use by another process'):
-            train(tiny_run(tmp_path))
+    with another_run(tmp_path), pytest.raises(ValueError, match='another run is writing'):
+        train(tiny_run(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('locks', [True, False])
+def test_leftovers(tmp_path, monkeypatch, locks):
+    """Temporary files of the run's own names go, where no other run can be writing them; others stay."""
+    def no_locks(handle, operation):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    if not locks:
+        monkeypatch.setattr(fcntl, 'flock', no_locks)
+    left = {f'.{name}.0a1b2c3d.tmp' for name in (STATE_FILE, 'stats.jsonl', 'options.json', 'network-7.safetensors')}
+    for name in (*left, '.mine.tmp'):
+        (tmp_path / name).write_bytes(b'half a file')
+    train(tiny_run(tmp_path))
+    assert {path.name for path in tmp_path.glob('.*')} == {'.mine.tmp'} | (set() if locks else left)
 
 
 def test_indivisible_batch_and_wrong_loss(tmp_path):

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -90,6 +91,23 @@ def rank0_first():
     yield
     if get_rank() == 0:
         barrier()
+
+
+def on_rank0(action: Callable[[], object]) -> None:
+    """Run `action` on rank 0; its ValueError or OSError is raised there, and ends the other ranks silently."""
+    error = None
+    if get_rank() == 0:
+        try:
+            action()
+        except (ValueError, OSError) as problem:
+            error = problem
+    if broadcast_object(error is None):
+        return
+    if error is not None:
+        raise error
+    with contextlib.suppress(RuntimeError):
+        barrier()  # rank 0 never comes, but is gone after its message: torchrun ends all when one rank ends
+    raise SystemExit(1)
 
 
 def print0(*args, **kwargs) -> None:

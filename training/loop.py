@@ -20,7 +20,7 @@ from torch_utils.progress import progress
 from torch_utils.rng import step_seed
 from torch_utils.stats import JsonLines, Sums
 from training.ema import Ema
-from training.folder import STATE_FILE, claim_folder, released
+from training.folder import STATE_FILE, claim_folder
 from training.randomness import BatchRandom
 
 AUTO_COMPILE = ('cuda',)  # on a CPU convolutions take most of the time: compiling gains 10 to 20% and takes minutes
@@ -126,11 +126,10 @@ class NonFiniteLoss(ArithmeticError):
 def train(run: TrainRun) -> TrainResult:
     """Run or resume `run` until its end, its time budget, or SIGTERM or Ctrl-C; the state is saved in each case.
 
-    Raises ValueError where the folder holds another run or the batch cannot be divided, and NonFiniteLoss.
+    Raises ValueError where the batch cannot be divided, what `claim_folder` raises, and NonFiniteLoss.
     """
     share = share_of_batch(run.batch_size)
-    with released():
-        claim_folder(run.outdir, run.config, run.owned, run.overwrite)
+    with claim_folder(run.outdir, run.config, run.owned, run.overwrite):
         trainer = Trainer(run, share)
         trainer.resume()
         with _Signals() as signals:
