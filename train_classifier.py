@@ -229,9 +229,6 @@ class FeatureTrainee:
                                            weight_decay=config['weight_decay'])
 
     def measure(self, net, images, labels, batch_gpu) -> dict:
-        for buffer in net.buffers():  # batch norm's averages: what is measured, and saved, is the mean over all ranks
-            if buffer.is_floating_point():
-                dist.all_reduce_(buffer).div_(dist.get_world_size())
         share = accuracy(net, images, labels, self.device, batch_gpu)
         dist.print0(f'held-out accuracy: {share:.4f}')
         return dict(held_out_accuracy=share)

@@ -11,7 +11,7 @@ import torch
 from script_runs import ROOT, finish, kill_all, kill_rank, start, wait_until
 
 from guided_diffusion import create_classifier
-from torch_utils.checkpoint import load_state
+from torch_utils.checkpoint import load_state, read_network
 
 LINUX = pytest.mark.skipif(not os.path.isdir('/proc/self/task'), reason='finds processes through /proc')
 MACHINE = ['--device=cpu', '--precision=fp32']
@@ -89,6 +89,18 @@ def test_two_processes_train_as_one_does(room, tmp_path, name):
     if name != 'features':  # its batch norm sees what one forward pass sees, so that the division matters
         assert_same(tmp_path / 'one', tmp_path / 'two')
     assert sorted(os.listdir(tmp_path / 'one')) == sorted(os.listdir(tmp_path / 'two'))
+
+
+def test_statistics_of_batch_norm_are_those_of_all_processes(room, tmp_path):
+    """One step, stopped before any tick, with nothing to measure on: as of one process, which sees all images."""
+    for processes in (1, 2):
+        run(commands(room)['features'], tmp_path / str(processes), processes, '--val_fraction=0', '--kimg=0.8',
+            '--max_minutes=0')
+    one, two = (tmp_path / name for name in '12')
+    states = [[load_state(folder / 'training-state.pt')['module'],
+               read_network(folder / 'features.safetensors').state] for folder in (one, two)]
+    for a, b in zip(*states):
+        torch.testing.assert_close(b['stem_norm.running_mean'], a['stem_norm.running_mean'], rtol=1e-4, atol=1e-6)
 
 
 def saved_at(path):

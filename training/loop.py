@@ -322,7 +322,21 @@ class Trainer:
         self.next_poll = self.step + (int(votes[3]) if dist.get_world_size() > 1 else 1)
         return 'signal' if votes[0] else 'time' if votes[1] else '', bool(votes[2])
 
+    def average_statistics(self):
+        """What batch norm remembers becomes the mean over all ranks, each of which sees its own images.
+
+        The memory is linear in what was seen: when this is called changes rounding alone.
+        """
+        if dist.get_world_size() == 1:
+            return
+        for network in [self.module] if self.run.ema is None else [self.module, self.run.ema.module]:
+            for layer in network.modules():
+                if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) and layer.track_running_stats:
+                    for buffer in (layer.running_mean, layer.running_var):
+                        dist.all_reduce_(buffer).div_(dist.get_world_size())
+
     def tick(self):
+        self.average_statistics()
         means = {name: total / max(count, 1e-9) for name, (total, count) in self._checked_sums().items()}
         self.sums.values.clear()
         now = time.monotonic()
@@ -354,6 +368,7 @@ class Trainer:
         return sums
 
     def snapshot(self):
+        self.average_statistics()
         if self.run.on_snapshot is not None and dist.get_rank() == 0:
             module = self.network()
             training = module.training
@@ -361,6 +376,7 @@ class Trainer:
             module.train(training)
 
     def save(self):
+        self.average_statistics()
         sums = self._checked_sums()
         if dist.get_rank() == 0:
             save_state(self.outdir / STATE_FILE, dict(
