@@ -163,6 +163,10 @@ def main(**opts):
 def make_config(opts: dict) -> dict:
     """The preset with the given options in place of its own: what decides the result, and nothing else."""
     preset = PRESETS[opts['preset']]
+    given = [name for name in ('width', 'depth', 'attention') if opts[name] is not None]
+    given += ['time'] * (opts['time_convention'] != 'auto')
+    if preset['model'] != 'adm' and given:
+        raise click.ClickException(f'--{given[0]}: belongs to the adm presets; leave it out')
     config = {name: value if opts.get(name) is None else opts[name] for name, value in preset.items()}
     same = ('xflip', 'time_convention', 'img_resolution', 'val_fraction', 'seed', 'precision')
     config |= dict(preset=opts['preset']) | {name: opts[name] for name in same}

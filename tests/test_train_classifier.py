@@ -238,6 +238,15 @@ def test_presets_and_dry_run(room):
     assert rate(cycle, 1000, 200) == pytest.approx(1.0) and rate(cycle, 1000, 999) == pytest.approx(0.001 / 0.8)
 
 
+@pytest.mark.parametrize('given', ['--width=256', '--depth=7', '--attention=99', '--time=cosine'])
+def test_options_of_the_other_network_are_refused(room, given):
+    result = run(room, 'never', '--preset=cifar10-features', given)
+    option = given.partition('=')[0]
+    assert result.exit_code == 1
+    assert result.output == f'Error: {option}: belongs to the adm presets; leave it out\n'
+    assert not (room / 'never').exists()
+
+
 @pytest.mark.parametrize(('option', 'options', 'data'), [
     ('--data', [], 'nowhere.zip'),
     ('--data', [], 'unlabelled.npz'),
