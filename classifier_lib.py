@@ -157,9 +157,14 @@ def _load(path, what: str, image_size: int, dtype, device, eval):
         net.load_state_dict(state)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f'{what} {path}: {" ".join(str(error).split())[:300]}') from None
-    net = set_precision(net, dtype, training=not eval).to(device)
     net.metadata = metadata
-    return (net.eval().requires_grad_(False) if eval else net.train()), architecture, metadata
+    return _ready(net, dtype, device, eval), architecture, metadata
+
+
+def _ready(net, dtype, device, eval):
+    """`net` on its device in its precision, to be used and frozen where `eval`, else to be trained."""
+    net = set_precision(net, dtype, training=not eval).to(device)
+    return net.eval().requires_grad_(False) if eval else net.train()
 
 
 def load_classifier(ckpt_path, img_resolution, device, eval=True, *, dtype=torch.float32):
@@ -171,7 +176,7 @@ def load_classifier(ckpt_path, img_resolution, device, eval=True, *, dtype=torch
     if ckpt_path is None:
         depth = 4 if img_resolution in (32, 64) else 2
         net = create_classifier(img_resolution, classifier_width=128, classifier_depth=depth)
-        return set_precision(net, dtype, training=True).to(device).train(not eval)
+        return _ready(net, dtype, device, eval)
     net, architecture, _ = _load(ckpt_path, 'classifier', img_resolution, dtype, device, eval)
     if architecture.image_size != img_resolution:
         raise ValueError(f'classifier {ckpt_path} is for {architecture.image_size}x{architecture.image_size} images, '
@@ -184,11 +189,12 @@ def load_discriminator(ckpt_path, device, condition, eval=False, channel=512, *,
     """A discriminator on features of `channel` channels at 8x8.
 
     Its size comes from the file; without a file (None) it is new, with `width`, `depth` (2, for FFHQ 4) and, where
-    `condition`, `num_classes`. Raises ValueError where the file contradicts `condition` or `channel`.
+    `condition`, `num_classes`. Frozen where `eval`. Raises ValueError where the file contradicts `condition` or
+    `channel`.
     """
     if ckpt_path is None:
         net = Architecture(8, width, depth, '8', channel, 1, num_classes if condition else 0).build()
-        return set_precision(net, dtype, training=True).to(device).train(not eval)
+        return _ready(net, dtype, device, eval)
     net, architecture, _ = _load(ckpt_path, 'discriminator', FEATURE_SIZE, dtype, device, eval)
     check_discriminator(ckpt_path, architecture, condition, channel)
     return net

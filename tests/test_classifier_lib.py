@@ -95,6 +95,18 @@ def assert_score(actual, expected):
     torch.testing.assert_close(actual.float(), expected.float(), rtol=2e-4, atol=2e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize('source', ['file', 'new'])
+@pytest.mark.parametrize('eval', [True, False])
+def test_networks_are_frozen_to_be_used_and_trainable_to_be_trained(files, source, eval):
+    """Whether they come from a file or are new; for use their convolutions are stored in the precision asked for."""
+    paths = (files[0], files[1]['uncond']) if source == 'file' else (None, None)
+    nets = [lib.load_classifier(paths[0], 32, 'cpu', eval, dtype=torch.bfloat16)]
+    nets.append(lib.load_discriminator(paths[1], 'cpu', False, eval, nets[0].feature_channels, dtype=torch.bfloat16))
+    for net in nets:
+        assert net.training == (not eval) and all(p.requires_grad == (not eval) for p in net.parameters())
+        assert any(p.dtype == torch.bfloat16 for p in net.parameters()) == eval
+
+
 @pytest.mark.parametrize('repo, kind, res', CASES)
 def test_golden_log_ratio_and_gradient(d, repo, kind, res):
     """-sigma^2 times our gradient in x is the published correction, which is taken in mean(tau) x."""
