@@ -20,8 +20,6 @@ from training.ema import Ema
 from training.loop import NonFiniteLoss, TrainRun, adam, share_of_batch, train
 from training.score import Snapshots, learning_rate, score_step
 
-STARTED = time.monotonic()
-
 # What the presets give is stated in the README, with the commands that measured it.
 PRESETS = {
     # DDPM++ with 64 channels, 5.0 million weights: coarse but recognisable images from 2 CPU cores in 3 to 4 hours.
@@ -64,7 +62,7 @@ def make_network(config, device, dtype):
     return net, getattr(losses, loss)()
 
 
-def make_run(config, data, outdir, device, dtype, options):
+def make_run(config, data, outdir, device, dtype, options, started):
     """The training run that `config` describes."""
     net, loss = make_network(config, device, dtype)
     total = config['kimg'] * 1000
@@ -79,7 +77,7 @@ def make_run(config, data, outdir, device, dtype, options):
         ema=Ema(net, config['ema_kimg'] * 1000, config['ema_rampup']),
         tick_nimg=options['tick'] * 1000, snap_nimg=options['snap'] * 1000,
         on_snapshot=Snapshots(outdir, networks.save_network, options['keep'], metadata),
-        state_sec=options['save_minutes'] * 60, max_minutes=options['max_minutes'], started=STARTED,
+        state_sec=options['save_minutes'] * 60, max_minutes=options['max_minutes'], started=started,
         compile=options['compile'], overwrite=options['overwrite'], desc='train_score')
 
 
@@ -163,6 +161,7 @@ def main(outdir, data, preset, cond, max_images, device, precision, dry_run, **o
     torchrun --standalone --nproc_per_node=8 train_score.py --outdir=runs/edm \\
         --data=data/cifar10-train.zip --preset=cifar10-edm --cond=1
     """
+    started = time.monotonic()
     dist.init()
     outdir = resolve_output(outdir)
     with blame('--device'):
@@ -185,7 +184,7 @@ def main(outdir, data, preset, cond, max_images, device, precision, dry_run, **o
     with blame('--batch'):
         share_of_batch(config['batch'])
     with blame('--preset/--channels'):
-        run = make_run(config, images, outdir, device, dtype, options)
+        run = make_run(config, images, outdir, device, dtype, options, started)
     try:
         with blame('--outdir'):
             result = train(run)

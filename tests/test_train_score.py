@@ -1,6 +1,7 @@
 """train_score.py as a user calls it, on a tiny network and few images."""
 
 import json
+import time
 
 import click.testing
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import networks
 import train_score
 from torch_utils.stats import JsonLines
+from training.loop import TrainResult
 
 IMAGES = np.random.RandomState(0).randint(256, size=[40, 8, 8, 3], dtype=np.uint8)
 TINY = ['--channels=8', '--kimg=1', '--batch=100', '--tick=1', '--device=cpu', '--precision=fp32']
@@ -54,6 +56,14 @@ def test_train_and_resume(tmp_path, data):
     np.savez(tmp_path / 'data.npz', samples=IMAGES ^ 1, label=np.arange(40) % 4)
     other = call(*arguments)
     assert other.exit_code == 1 and 'other options (data_sha256' in other.output
+
+
+def test_the_time_of_a_run_begins_with_its_command(tmp_path, data, monkeypatch):
+    """Not with the import of the script, for --max_minutes of a second run in the same process."""
+    runs, before = [], time.monotonic()
+    monkeypatch.setattr(train_score, 'train', lambda run: runs.append(run) or TrainResult(0, 'time', {}))
+    assert call(f'--outdir={tmp_path / "run"}', data, *TINY).exit_code == 0
+    assert before <= runs[0].started <= time.monotonic()
 
 
 def test_snapshots_are_pruned(tmp_path, data):
