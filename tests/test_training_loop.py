@@ -295,6 +295,20 @@ def test_flat_gradients_equal_plain_training(tmp_path):
     torch.testing.assert_close(run.module.state_dict(), plain.module.state_dict(), rtol=1e-4, atol=1e-6)
 
 
+def test_gradients_begin_at_16_bytes(tmp_path):
+    """Behind the last layer's 3 biases too; what is left out between them has no part in the norm."""
+    run = tiny_run(tmp_path, ema=None)
+    run.module.last = torch.nn.Linear(1, 1)
+    trainer = Trainer(run, 20)
+    assert any(p.numel() % 4 for p in trainer.parameters[:-1])
+    assert all(p.grad.data_ptr() % 16 == 0 and p.grad.stride() == p.stride() for p in trainer.parameters)
+    trainer.train_step()
+    trainer.gradient.zero_()
+    for p in trainer.parameters:
+        p.grad.fill_(1)
+    assert trainer.gradient.sum() == sum(p.numel() for p in trainer.parameters) < len(trainer.gradient)
+
+
 def test_ema_half_life():
     """After `halflife` images of a constant new value the old one has half its weight."""
     net = torch.nn.Linear(1, 1)
@@ -405,6 +419,18 @@ def test_a_compiler_that_fails(monkeypatch, compiler, capsys, tmp_path, undistur
     del expected['module']['calls']
     torch.testing.assert_close(state['module'], expected['module'], rtol=0, atol=0)
     assert lines == expected_lines
+
+
+def test_a_compiled_step_that_does_not_fit_is_no_failure_of_the_compiler(monkeypatch, compiler, capsys, tmp_path):
+    def full(*args):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+    monkeypatch.setattr(loop, 'select_compile', lambda *args: True)
+    run = tiny_run(tmp_path, compile='auto')
+    run.step_loss = full
+    with pytest.raises(torch.OutOfMemoryError):
+        Trainer(run, run.batch_size).compile()
+    assert compiler == [run.module] and 'does not work' not in capsys.readouterr().out
 
 
 def test_defaults_of_the_optimizer():

@@ -1,6 +1,7 @@
 """The training loop, the same for every kind of model: resumable, reproducible, on one process or many."""
 
 import dataclasses
+import itertools
 import json
 import math
 import signal
@@ -16,6 +17,7 @@ from dnnlib.files import atomic_write
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import load_state, save_state
 from torch_utils.compiler import go_on_uncompiled, prepare_compiler, select_compile
+from torch_utils.device import is_lack_of_memory
 from torch_utils.progress import progress
 from torch_utils.rng import step_seed
 from torch_utils.stats import JsonLines, Sums
@@ -169,6 +171,11 @@ class _Signals:
             signal.signal(number, handler)
 
 
+def _aligned(count: int) -> int:
+    """`count` float32 numbers, up to the next 16 bytes: what begins elsewhere, fused optimizers read one by one."""
+    return -(-count // 4) * 4
+
+
 class Trainer:
     """What one process does of a run: its share of every batch, `train_step` by `train_step`."""
 
@@ -200,11 +207,10 @@ class Trainer:
         case for gradient accumulation and compiled modules. DDP would overlap that sum with the backward pass; our
         networks' gradients (up to 220 MB) cross NVLink in a millisecond.
         """
-        flat = torch.zeros(sum(p.numel() for p in self.parameters), device=self.device)
-        offset = 0
-        for p in self.parameters:
+        ends = list(itertools.accumulate(_aligned(p.numel()) for p in self.parameters))
+        flat = torch.zeros(ends[-1], device=self.device)  # what lies between the gradients stays 0
+        for p, offset in zip(self.parameters, [0, *ends]):
             p.grad = torch.as_strided(flat, p.shape, p.stride(), offset)
-            offset += p.numel()
         return flat
 
     #--------------------------------------------------------------------
@@ -254,6 +260,8 @@ class Trainer:
             try:
                 self.forward_backward()
             except Exception as error:  # compilers fail in many ways; the eager network is always right
+                if is_lack_of_memory(error):  # not the compiler's fault; the eager network needs no less
+                    raise
                 go_on_uncompiled(run.compile, error)
                 for network in networks:
                     network._compiled_call_impl = None
