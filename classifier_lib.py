@@ -48,7 +48,7 @@ class vpsde(VPSDE):  # noqa: N801 (DG's name)
 
 
 def time_convention(resolution: int) -> str:
-    """The time that published classifiers of this resolution were trained with."""
+    """The time that published classifiers of this resolution were trained with: 'cosine' or 'linear'."""
     return 'cosine' if resolution == 64 else 'linear'
 
 
@@ -261,7 +261,7 @@ def get_grad_log_ratio(discriminator, vpsde, unnormalized_input, std_wve_t, img_
     if discriminator is None or not inside.any():
         score = torch.zeros_like(unnormalized_input)
         return (score, torch.full_like(score[:, 0, 0, 0], OUTSIDE)) if log else score
-    t = vpsde.compute_t_cos_from_t_lin(tau) if img_resolution == 64 else tau
+    t = vpsde.compute_t_cos_from_t_lin(tau) if time_convention(img_resolution) == 'cosine' else tau
     mean = mean[:, None, None, None]
     with torch.enable_grad():
         vp = (mean * unnormalized_input).float().detach().requires_grad_()

@@ -8,12 +8,11 @@ from diffusion.schedules import GRIDS, SCALINGS, SCHEDULES, clamp_range, default
 from dnnlib import demo
 from dnnlib.cli import SectionedCommand, blame
 from dnnlib.download import fetch
-from dnnlib.files import resolve_output, resolve_path
+from dnnlib.files import file_digest, resolve_output, resolve_path
 from sampling import options, runner
 from sampling.ablation import SOLVERS, ablation_sampler
 from sampling.counted import Counted
 from sampling.edm import edm_sampler
-from sampling.folder import file_digest
 from sampling.guidance import DiscriminatorGuidance
 from sampling.inputs import check_class, draw_inputs
 from torch_utils import distributed as dist

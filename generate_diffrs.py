@@ -11,12 +11,12 @@ import networks
 from dnnlib import demo
 from dnnlib.cli import FloatRange, SectionedCommand, blame
 from dnnlib.download import fetch
-from dnnlib.files import atomic_write, resolve_output, resolve_path
+from dnnlib.files import atomic_write, file_digest, resolve_output, resolve_path
 from networks.edm_pickle import read_pickle
 from sampling import diffrs, diffrs_report, options, runner
 from sampling import diffrs_rules as rules
 from sampling.diffrs_slots import HopelessSample
-from sampling.folder import file_digest, read_report, write_report
+from sampling.folder import read_report, write_report
 from sampling.guidance import DiscriminatorGuidance
 from sampling.inputs import check_class
 from sampling.padding import Padded

@@ -12,9 +12,8 @@ import torch
 import classifier_lib
 from diffusion.vpsde import VPSDE
 from dnnlib.cli import blame
-from dnnlib.files import atomic_write, resolve_output, resolve_path
+from dnnlib.files import atomic_write, file_digest, resolve_output, resolve_path
 from guided_diffusion import create_classifier
-from sampling.folder import file_digest
 from torch_utils import checkpoint
 from torch_utils import distributed as dist
 from torch_utils.device import enough_memory, select_device, select_precision
@@ -162,10 +161,8 @@ def _load_extractor(opts, device, dtype):
     path = opts['pretrained_classifier_ckpt']
     extractor = classifier_lib.load_classifier(path, opts['img_resolution'], device, dtype=dtype)
     convention = opts['time_convention']
-    if convention == 'auto' and resolve_path(path).suffix == '.safetensors':
-        convention = checkpoint.read_network(resolve_path(path)).metadata.get('time', 'auto')
     if convention == 'auto':
-        convention = 'cosine' if opts['img_resolution'] == 64 else 'linear'
+        convention = extractor.metadata.get('time', classifier_lib.time_convention(opts['img_resolution']))
     return extractor, convention
 
 
@@ -225,8 +222,7 @@ def _save_network(path: Path, net, architecture: dict, metadata: dict, **measure
     if path.suffix == '.safetensors':
         checkpoint.save_network(path, net, 'create_classifier', architecture, metadata | measured)
         return
-    with atomic_write(path) as file:
-        torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}, file)
+    checkpoint.save_state_dict(path, net)
 
 
 class _Book:

@@ -10,9 +10,10 @@ from pathlib import Path
 import click
 import torch
 
+from classifier_lib import time_convention
 from diffusion.vpsde import VPSDE
 from dnnlib.cli import blame
-from dnnlib.files import atomic_write, resolve_output
+from dnnlib.files import resolve_output
 from guided_diffusion import create_classifier, set_precision
 from metrics.feature_net import FeatureNet, save_feature_net
 from torch_utils import checkpoint
@@ -193,7 +194,7 @@ class AdmTrainee:
     def __init__(self, config, data, classes, device, dtype):
         self.time = config['time_convention']
         if self.time == 'auto':
-            self.time = 'cosine' if data.resolution == 64 else 'linear'
+            self.time = time_convention(data.resolution)
         self.kwargs = dict(
             image_size=data.resolution, in_channels=data.channels, out_channels=classes,
             classifier_width=config['width'], classifier_depth=config['depth'],
@@ -215,7 +216,7 @@ class AdmTrainee:
                          channels=k['in_channels'], resolution=k['image_size'], classes=k['out_channels'],
                          time=self.time)
         checkpoint.save_network(outdir / self.files[0], net, 'create_classifier', k, metadata)
-        save_state_dict(outdir / self.files[1], net)
+        checkpoint.save_state_dict(outdir / self.files[1], net)
 
 
 class FeatureTrainee:
@@ -248,12 +249,6 @@ def autocast(net, device, dtype):
             return net(*args)
 
     return call
-
-
-def save_state_dict(path: Path, net) -> None:
-    """A plain state dict on the CPU, as torch.save writes it, whole or not at all."""
-    with atomic_write(path) as file:
-        torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}, file)
 
 
 def _labelled(path, resolution, channels=None, max_images=None) -> ImageData:

@@ -42,7 +42,7 @@ def make_config(preset, data, cond, max_images, seed, precision, channels, block
     config.update({name: value for name, value in given.items() if value is not None})
     network = config['network']
     network.update(model_type='SongUNet', dropout=config.pop('dropout'),
-                   augment_dim=9 if config['augment'] > 0 else 0)
+                   augment_dim=AugmentPipe.label_dim if config['augment'] > 0 else 0)
     if channels is not None:
         network['model_channels'] = channels
     if blocks is not None:

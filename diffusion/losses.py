@@ -10,6 +10,8 @@ import math
 
 import torch
 
+from .schedules import VP_BETA_D, VP_BETA_MIN, vp_sigma
+
 
 class _Loss:
     def sigma(self, rng, count: int) -> torch.Tensor:
@@ -47,12 +49,12 @@ class EDMLoss(_Loss):
 class VPLoss(_Loss):
     """Uniform times of the variance-preserving SDE, weight 1/sigma^2 (Song et al. 2021, as stated in EDM, table 1)."""
 
-    def __init__(self, beta_d: float = 19.9, beta_min: float = 0.1, epsilon_t: float = 1e-5):
+    def __init__(self, beta_d: float = VP_BETA_D, beta_min: float = VP_BETA_MIN, epsilon_t: float = 1e-5):
         self.beta_d, self.beta_min, self.epsilon_t = beta_d, beta_min, epsilon_t
 
     def sigma(self, rng, count):
         t = 1 + rng.rand([count]) * (self.epsilon_t - 1)  # in [epsilon_t, 1]
-        return (0.5 * self.beta_d * t ** 2 + self.beta_min * t).expm1().sqrt()
+        return vp_sigma(t, self.beta_d, self.beta_min)
 
     def weight(self, sigma):
         return 1 / sigma ** 2

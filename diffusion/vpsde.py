@@ -10,7 +10,7 @@ class VPSDE:
 
     Song et al., ICLR 2021, Eq. 32-33. A variance-exploding state x at noise level sigma has the same signal-to-noise
     ratio as the VP state mean(tau) x at time tau(sigma) (DG, Kim et al., ICML 2023, Appendix).
-    All methods work elementwise on tensors and keep their dtype.
+    Methods work elementwise on tensors and keep their dtype, unless they say otherwise.
     """
 
     def __init__(self, beta_0: float = 0.1, beta_1: float = 20.0, s: float = 0.008):
@@ -29,6 +29,11 @@ class VPSDE:
         """Mean factor and standard deviation of x_t given x_0: exp(-B/2) and sqrt(1 - exp(-B))."""
         b = self.integral_beta(t)
         return (-0.5 * b).exp(), (-torch.expm1(-b)).sqrt()
+
+    def perturb(self, x, t, noise):
+        """x_t = mean(t) x + std(t) z, in the dtype of x: x and noise z [N, C, H, W], t [N]."""
+        mean, std = self.marginal(t)
+        return mean.to(x)[:, None, None, None] * x + std.to(x)[:, None, None, None] * noise
 
     def tau(self, sigma):
         """The VP time with the signal-to-noise ratio of noise level sigma: B(tau) = log(1 + sigma^2)."""

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import requests
 import tqdm
 
-from .files import atomic_write, resolve_path
+from .files import atomic_write, file_sha256, resolve_path
 
 TIMEOUT_SEC = 30
 TRIES = 3
@@ -37,7 +37,7 @@ def fetch(url, sha256: str | None = None, quiet: bool = False) -> Path:
         return resolve_path(url)
     name = re.sub(r'[^A-Za-z0-9._-]', '_', Path(urlsplit(url).path).name) or 'file'
     path = cache_folder() / f'{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}'
-    if path.is_file() and (sha256 is None or sha256 == _digest(path)):
+    if path.is_file() and (sha256 is None or sha256 == file_sha256(path)):
         return path
     broken = None
     for _ in range(TRIES):
@@ -78,11 +78,3 @@ def _reason(error: requests.RequestException) -> str:
     if isinstance(error, requests.Timeout):
         return f'no answer within {TIMEOUT_SEC} s'
     return 'the connection broke' if 'bytes' in str(error) else 'no connection'
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -100,6 +101,20 @@ def _refused(error: BaseException | None, temporary: Path) -> OSError | None:
             return error
         error = error.__context__
     return None
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def file_digest(path: str | os.PathLike) -> str | None:
+    """The beginning of a file's SHA-256, to tell whether a checkpoint changed under its name; None if no file."""
+    return file_sha256(path)[:16] if Path(path).is_file() else None
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """A folder of samples: which files belong to it, which are complete, and what made them (options.json)."""
 
-import hashlib
 import json
 import os
 import re
@@ -54,17 +53,6 @@ def format_int_list(numbers) -> str:
         else:
             ranges.append([number, number])
     return ','.join(str(first) if first == last else f'{first}-{last}' for first, last in ranges)
-
-
-def file_digest(path) -> str | None:
-    """The beginning of a file's SHA-256, to tell whether a checkpoint changed under its name; None if no file."""
-    if not Path(path).is_file():
-        return None
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
 
 
 class SampleFolder:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import stat
@@ -9,7 +10,15 @@ import stat
 import pytest
 from script_runs import another_run
 
-from dnnlib.files import atomic_write, check_options, lock_folder, resolve_output, resolve_path
+from dnnlib.files import (
+    atomic_write,
+    check_options,
+    file_digest,
+    file_sha256,
+    lock_folder,
+    resolve_output,
+    resolve_path,
+)
 
 
 @pytest.fixture
@@ -146,3 +155,12 @@ def test_options_of_another_run_are_named(tmp_path):
     path.write_text('[1, 2]')
     with pytest.raises(ValueError, match='options.json is not readable'):
         check_options(path, {})
+
+
+def test_digests(tmp_path):
+    """Of a file longer than what is read at a time."""
+    data = bytes(range(256)) * 5000
+    (tmp_path / 'file').write_bytes(data)
+    assert file_sha256(tmp_path / 'file') == hashlib.sha256(data).hexdigest()
+    assert file_digest(tmp_path / 'file') == hashlib.sha256(data).hexdigest()[:16]
+    assert file_digest(tmp_path / 'absent') is None

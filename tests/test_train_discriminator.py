@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import train as script
 from diffusion.vpsde import VPSDE
 from guided_diffusion import create_classifier
-from torch_utils.checkpoint import read_network
+from torch_utils.checkpoint import read_network, save_network
 from torch_utils.images import from_uint8
 from torch_utils.rng import step_generator
 from training import discriminator as lib
@@ -78,13 +78,6 @@ def test_held_out_scores_per_noise_level():
     assert '0.5 are expected' in lib.scores_table(scores)
 
 
-def test_perturb_is_the_vp_kernel():
-    x, t, noise = torch.rand(5, 3, 4, 4) * 2 - 1, torch.rand(5), torch.randn(5, 3, 4, 4)
-    mean, std = VPSDE().marginal(t.double())
-    expected = mean[:, None, None, None] * x.double() + std[:, None, None, None] * noise.double()
-    torch.testing.assert_close(lib.perturb(x, t, noise, VPSDE()).double(), expected, rtol=0, atol=1e-6)
-
-
 def test_one_step_is_dgs():
     """DG's own training step: perturbed images, probabilities, loss and gradients."""
     golden = goldens.load('dg/train_step.npz')
@@ -97,7 +90,7 @@ def test_one_step_is_dgs():
     loss = lib.DiscriminatorLoss(net, lambda x, t: classifier(x, t, feature=True), VPSDE())
     images = from_uint8(golden['images_uint8'].permute(0, 3, 1, 2))
     torch.testing.assert_close(loss.times(golden['u']), golden['t'], rtol=0, atol=1e-3)
-    perturbed = lib.perturb(images, golden['t'], golden['noise'], VPSDE())
+    perturbed = VPSDE().perturb(images, golden['t'], golden['noise'])
     torch.testing.assert_close(perturbed, golden['perturbed'], rtol=1e-3, atol=1e-5)
 
     loss.times = lambda u: golden['t']  # DG's smallest times are off by up to 7 %, so they are given
@@ -299,6 +292,18 @@ def test_patience_needs_held_out_images(room):
     result = run(room, 'blind', '--val_fraction=0', '--patience=1', '--epoch=1')
     assert result.exit_code == 1 and '--patience: needs held-out images' in result.output.splitlines()[-1]
     assert not (room / 'blind').exists()
+
+
+def test_the_time_is_the_classifiers(room):
+    """Where its file says so; --time decides otherwise."""
+    state = torch.load(room / 'classifier.pt', weights_only=True)
+    kwargs = dict(image_size=16, classifier_width=64, classifier_depth=1, classifier_attention_resolutions='',
+                  out_channels=10)
+    save_network(room / 'cosine.safetensors', state, 'create_classifier', kwargs, dict(time='cosine'))
+    for time, options in dict(cosine=[], linear=['--time=linear']).items():
+        result = run(room, f'time-{time}', '--epoch=1', *options, ckpt='cosine.safetensors')
+        assert result.exit_code == 0, result.output
+        assert read_network(room / f'time-{time}' / 'best.safetensors').metadata['time'] == time
 
 
 def test_script_stops_early_and_keeps_the_best(room):

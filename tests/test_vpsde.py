@@ -123,3 +123,10 @@ def test_numbers_between_zero_and_one_never_leave_the_range():
     u = torch.tensor([0.0, np.nextafter(0, 1), 0.5, np.nextafter(1, 0), 1.0])
     t = SDE.sample_time(u)
     assert t.isfinite().all() and (t >= 1e-5 * (1 - 1e-9)).all() and (t <= 1 + 1e-12).all()
+
+
+def test_perturb_is_the_vp_kernel():
+    x, t, noise = torch.rand(5, 3, 4, 4) * 2 - 1, torch.rand(5), torch.randn(5, 3, 4, 4)
+    mean, std = SDE.marginal(t.double())
+    expected = mean[:, None, None, None] * x.double() + std[:, None, None, None] * noise.double()
+    torch.testing.assert_close(SDE.perturb(x, t, noise).double(), expected, rtol=0, atol=1e-6)

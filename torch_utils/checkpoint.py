@@ -78,6 +78,11 @@ def save_state(path, state: dict) -> None:
         torch.save(state, file)
 
 
+def save_state_dict(path, net: torch.nn.Module) -> None:
+    """Write the plain state dict of `net`, on the CPU, whole or not at all."""
+    save_state(path, {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()})
+
+
 def load_state(path, map_location='cpu') -> dict:
     """Read what `save_state` wrote, or a plain state dict; nothing in the file is executed. Raises ValueError."""
     path = Path(path)

@@ -9,7 +9,6 @@ from diffusion.vpsde import VPSDE
 from torch_utils import distributed as dist
 from torch_utils.images import from_uint8
 from torch_utils.rng import step_generator
-from training.discriminator import perturb
 
 # Noise levels sigma = std / mean at which held-out accuracy is reported; 0 is the clean image.
 SIGMA_LEVELS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -54,7 +53,7 @@ class NoisyClassifierLoss:
         """(loss [N], {'accuracy': [N]}) for images in [-1, 1] and class indices [N]."""
         images = augment(images, rng, self.xflip, self.shift)
         t = self.t_min + (1 - self.t_min) * rng.rand([len(images)])
-        logits = self.net(perturb(images, t, rng.randn_like(images), self.sde), self.time_map(t)).float()
+        logits = self.net(self.sde.perturb(images, t, rng.randn_like(images)), self.time_map(t)).float()
         return F.cross_entropy(logits, labels, reduction='none'), dict(accuracy=(logits.argmax(1) == labels).float())
 
 
@@ -111,7 +110,7 @@ def accuracy_by_noise(net: Callable, images: torch.Tensor, labels: torch.Tensor,
             generator = step_generator(seed, 17, level, number, device=device)
             noise = torch.randn(x.shape, generator=generator, device=device)
             t = tau.expand(len(x))
-            return perturb(x, t, noise, sde), time_map(t)
+            return sde.perturb(x, t, noise), time_map(t)
 
         result[sigma] = _share_right(net, noisy, images, labels, batch_gpu, device)
     return result

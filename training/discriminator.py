@@ -16,15 +16,10 @@ from diffusion.vpsde import VPSDE
 from torch_utils import distributed as dist
 from torch_utils.images import from_uint8
 from torch_utils.rng import step_generator
+from training.augment import mirror
 
 # sigma = std / mean of VP noise, the noise level in EDM's terms; the importance sampling of t is uniform in its log.
 SIGMA_EDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 160.0)
-
-
-def perturb(images: torch.Tensor, t: torch.Tensor, noise: torch.Tensor, sde: VPSDE) -> torch.Tensor:
-    """x_t = mean(t) x + std(t) z of the VP SDE; `images` in [-1, 1] and `noise` z [N, C, H, W], `t` [N]."""
-    mean, std = sde.marginal(t)
-    return mean.to(images)[:, None, None, None] * images + std.to(images)[:, None, None, None] * noise
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,7 @@ class DiscriminatorLoss:
         """Logits [N] of `images` [N, C, H, W] in [-1, 1] at linear times `t` [N]; classes: [N] or None."""
         fed = self.time_map(t)
         with torch.no_grad():
-            features = self.features(perturb(images, t, noise, self.sde), fed)
+            features = self.features(self.sde.perturb(images, t, noise), fed)
         return self.discriminator(features.float(), fed, condition=classes).flatten()
 
     def times(self, u: torch.Tensor) -> torch.Tensor:
@@ -104,8 +99,7 @@ class DiscriminatorLoss:
     def __call__(self, images, targets, rng):
         """(loss [N], {'accuracy': [N]}) for images in [-1, 1] and `Pairs.targets` of the same rows."""
         if self.xflip:
-            mirrored = rng.rand([len(images), 1, 1, 1]) < 0.5
-            images = torch.where(mirrored, images.flip(3), images)
+            images = mirror(images, rng)
         t = self.times(rng.rand([len(images)]))
         is_real, classes = split_targets(targets)
         logits = self.logits(images, classes, t, rng.randn_like(images))
