@@ -86,8 +86,8 @@ def save_feature_net(path, net, metadata=None):
     checkpoint.save_network(path, net, CONSTRUCTOR, net.init_kwargs, metadata=metadata or {})
 
 
-def load_feature_net(path, device='cpu'):
-    """A FeatureNet in evaluation mode, float32 and frozen, from a file of `save_feature_net`.
+def load_feature_net(path):
+    """A FeatureNet on the CPU, in evaluation mode, float32 and frozen, from a file of `save_feature_net`.
 
     Raises OSError for a missing file and ValueError for a file that holds something else.
     """
@@ -101,4 +101,4 @@ def load_feature_net(path, device='cpu'):
     except RuntimeError as error:
         raise ValueError(f'{Path(path).name} does not fit its own constructor arguments: '
                          f'{str(error).splitlines()[-1].strip()}') from None
-    return net.eval().requires_grad_(False).to(device)
+    return net.eval().requires_grad_(False)

@@ -83,15 +83,18 @@ def save_state_dict(path, net: torch.nn.Module) -> None:
     save_state(path, {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()})
 
 
-def load_state(path, map_location='cpu') -> dict:
-    """Read what `save_state` wrote, or a plain state dict; nothing in the file is executed. Raises ValueError."""
+def load_state(path) -> dict:
+    """Read what `save_state` wrote, or a plain state dict, onto the CPU; nothing in the file is executed.
+
+    Raises ValueError and FileNotFoundError.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist')
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of files that are then refused
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises many kinds (pickle, zip, end of file) for a foreign file
         raise ValueError(f'{path} is not a PyTorch file of tensors ({_reason(error)})') from None
 

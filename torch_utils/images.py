@@ -19,10 +19,11 @@ def from_uint8(images: torch.Tensor) -> torch.Tensor:
     return images.to(torch.float32) / 127.5 - 1
 
 
-def image_grid(images: np.ndarray, columns: int | None = None, padding: int = 2) -> np.ndarray:
+def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     """uint8 [N, H, W, C] -> one picture [H', W', C], row by row, black between; columns default to sqrt(N)."""
     count, height, width, channels = images.shape
     columns = columns or max(int(math.sqrt(count)), 1)
+    padding = 2  # pixels
     rows = -(-count // columns)
     grid = np.zeros([rows * (height + padding) + padding, columns * (width + padding) + padding, channels], np.uint8)
     for index, image in enumerate(images):

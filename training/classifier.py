@@ -95,8 +95,7 @@ def accuracy(net: Callable, images: torch.Tensor, labels: torch.Tensor, device, 
 
 @torch.no_grad()
 def accuracy_by_noise(net: Callable, images: torch.Tensor, labels: torch.Tensor, sde: VPSDE, device,
-                      time_map: Callable | None = None, batch_gpu: int | None = None,
-                      seed: int = 0) -> dict[float, float]:
+                      time_map: Callable | None = None, batch_gpu: int | None = None) -> dict[float, float]:
     """Accuracy of `net(x_t, time)` on uint8 images at each of SIGMA_LEVELS, with the same noise in each call.
 
     At most `batch_gpu` images go through the network at a time, with the same noise.
@@ -107,7 +106,7 @@ def accuracy_by_noise(net: Callable, images: torch.Tensor, labels: torch.Tensor,
         tau = sde.tau(torch.tensor(sigma, dtype=torch.float64)).float().to(device)
 
         def noisy(number, x, level=level, tau=tau):
-            generator = step_generator(seed, 17, level, number, device=device)
+            generator = step_generator(0, 17, level, number, device=device)
             noise = torch.randn(x.shape, generator=generator, device=device)
             t = tau.expand(len(x))
             return sde.perturb(x, t, noise), time_map(t)

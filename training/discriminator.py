@@ -123,8 +123,9 @@ def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
     return float((ranks[positive].sum() - hits * (hits + 1) / 2) / (hits * misses))
 
 
-def calibration_error(probability: np.ndarray, positive: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599): mean |confidence - frequency| over bins."""
+def calibration_error(probability: np.ndarray, positive: np.ndarray) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599): mean |confidence - frequency| over 10 bins."""
+    bins = 10
     if not len(probability):
         return float('nan')
     place = np.minimum((probability * bins).astype(int), bins - 1)

@@ -28,9 +28,9 @@ from training.randomness import BatchRandom
 AUTO_COMPILE = ('cuda',)  # on a CPU convolutions take most of the time: compiling gains 10 to 20% and takes minutes
 
 
-def adam(parameters, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0) -> torch.optim.Optimizer:
+def adam(parameters, betas=(0.9, 0.999), weight_decay=0.0) -> torch.optim.Optimizer:
     """Adam (Kingma and Ba, 2015) in its fused form; the loop sets the learning rate."""
-    return torch.optim.Adam(parameters, lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+    return torch.optim.Adam(parameters, lr=0.0, betas=betas, weight_decay=weight_decay, fused=True)
 
 
 @dataclasses.dataclass

@@ -58,12 +58,10 @@ class Snapshots:
 
     def __init__(self, outdir, save: Callable, keep_kimg: int = 0, metadata: dict | None = None):
         self.outdir, self.save, self.keep_kimg, self.metadata = Path(outdir), save, keep_kimg, metadata or {}
-        self.newest: Path | None = None
 
     def __call__(self, module: torch.nn.Module, nimg: int) -> None:
         kimg = nimg // 1000
-        self.newest = self.outdir / f'network-{kimg:06d}.safetensors'
-        self.save(self.newest, module, self.metadata | dict(nimg=nimg))
+        self.save(self.outdir / f'network-{kimg:06d}.safetensors', module, self.metadata | dict(nimg=nimg))
         for path in self.outdir.glob('network-*.safetensors'):
             match = re.fullmatch(r'network-(\d{6,})\.safetensors', path.name)
             if match and int(match[1]) < kimg and not (self.keep_kimg and int(match[1]) % self.keep_kimg == 0):
