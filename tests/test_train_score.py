@@ -17,14 +17,6 @@ IMAGES = np.random.RandomState(0).randint(256, size=[40, 8, 8, 3], dtype=np.uint
 TINY = ['--channels=8', '--kimg=1', '--batch=100', '--tick=1', '--device=cpu', '--precision=fp32']
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # these networks are too small for two
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def data(tmp_path):
     np.savez(tmp_path / 'data.npz', samples=IMAGES, label=np.arange(40) % 4)

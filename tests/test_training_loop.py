@@ -51,14 +51,6 @@ def assert_same(a, b, exact=True):
         assert [line['loss'] for line in lines_a] == pytest.approx([line['loss'] for line in lines_b], rel=1e-5)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # these networks are too small for two
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def undisturbed(tmp_path):
     assert train(tiny_run(tmp_path / 'undisturbed', dropout=0.2)).reason == 'finished'
@@ -179,40 +171,48 @@ def test_leftovers(tmp_path, monkeypatch, locks):
     assert {path.name for path in tmp_path.glob('.*')} == {'.mine.tmp'} | (set() if locks else left)
 
 
-def test_indivisible_batch_and_wrong_loss(tmp_path):
+def test_indivisible_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.dist, 'get_world_size', lambda: 3)
+    with pytest.raises(ValueError, match='20 images cannot be divided among 3 processes; use a multiple of 3'):
+        train(tiny_run(tmp_path / 'run'))
+    assert not (tmp_path / 'run').exists()
+
+
+def test_wrong_loss(tmp_path):
     run = tiny_run(tmp_path)
     run.step_loss = lambda *args: (torch.zeros([]), {})
     with pytest.raises(TypeError, match='for a batch of 20'):
         train(run)
 
 
-def test_nan_is_never_saved(tmp_path):
-    run = tiny_run(tmp_path, state_sec=0)
-    step_loss = run.step_loss
+def poison(run, step):
+    """Let the loss of this step (from 1) be NaN."""
+    step_loss, steps = run.step_loss, []
 
-    def poisoned(x, labels, rng):
-        loss, stats = step_loss(x, labels, rng)
-        return loss * (float('nan') if 3 in labels else 1), stats
+    def poisoned(*args):
+        steps.append(1)
+        loss, stats = step_loss(*args)
+        return loss * (float('nan') if len(steps) == step else 1), stats
 
     run.step_loss = poisoned
+
+
+def test_nan_is_never_saved(tmp_path):
+    """The state is written after each step: the last one is of the step before."""
+    run = tiny_run(tmp_path, state_sec=0)
+    poison(run, step=5)
     with pytest.raises(NonFiniteLoss, match='not a finite number'):
         train(run)
-    if (tmp_path / STATE_FILE).exists():
-        assert all(t.isfinite().all() for t in load_state(tmp_path / STATE_FILE)['module'].values())
+    state = load_state(tmp_path / STATE_FILE)
+    assert state['nimg'] == 80
+    assert all(t.isfinite().all() for part in ('module', 'ema') for t in state[part].values())
 
 
 def test_no_snapshot_of_a_network_after_nan(tmp_path):
     """Snapshots fall between ticks: the step at 100 images is poisoned, the next tick is at 400."""
     seen = []
     run = tiny_run(tmp_path, tick_nimg=400, snap_nimg=40, on_snapshot=lambda module, nimg: seen.append(nimg))
-    step_loss, steps = run.step_loss, []
-
-    def poisoned(*args):
-        steps.append(1)
-        loss, stats = step_loss(*args)
-        return loss * (float('nan') if len(steps) == 5 else 1), stats
-
-    run.step_loss = poisoned
+    poison(run, step=5)
     with pytest.raises(NonFiniteLoss):
         train(run)
     assert seen == [40, 80]
