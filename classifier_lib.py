@@ -63,6 +63,7 @@ class LogRatio:
         time: 'linear' or 'cosine', the VP time that both were trained with.
         clip: DG's variant, the logit of a probability clipped to [1e-5, 1 - 1e-5] (its gradient is 0 where it
             clips); the default is the raw logit, as DiffRS has it. See docs/equations.md.
+        conditional: whether the discriminator is given class_labels; else they are ignored.
     """
 
     def __init__(self, classifier, discriminator, time: str = 'linear', clip: bool = False, conditional: bool = False):

@@ -127,14 +127,14 @@ def main(**opts):
         kind='discriminator', width=opts['width'], depth=opts['depth'], channels=architecture['in_channels'],
         resolution=opts['img_resolution'], classes=num_classes, time=time_convention,
         classifier=Path(opts['pretrained_classifier_ckpt']).name)
-    book = _Book(savedir, loss, held_out, epoch_nimg, opts, opts['batch_gpu'] or share, device,
-                 functools.partial(_save_network, architecture=architecture, metadata=metadata))
+    hooks = EpochHooks(savedir, loss, held_out, epoch_nimg, opts, opts['batch_gpu'] or share, device,
+                       functools.partial(_save_network, architecture=architecture, metadata=metadata))
     run = TrainRun(
         outdir=savedir, config=_config(opts) | sources, module=net, step_loss=loss,
         batches=BatchLoader(pairs.images, pairs.targets, opts['batch_size'], opts['seed'], device),
         batch_size=opts['batch_size'], total_nimg=opts['epoch'] * epoch_nimg, tick_nimg=epoch_nimg,
         snap_nimg=epoch_nimg, lr=lambda nimg: opts['lr'], optimizer=functools.partial(adam, weight_decay=1e-7),
-        seed=opts['seed'], batch_gpu=opts['batch_gpu'], on_tick=book.on_tick, on_snapshot=book.on_snapshot,
+        seed=opts['seed'], batch_gpu=opts['batch_gpu'], on_tick=hooks.on_tick, on_snapshot=hooks.on_snapshot,
         max_minutes=opts['max_minutes'], started=started, compile=opts['compile'], frozen=(extractor,), owned=FILES,
         overwrite=opts['overwrite'], desc='discriminator')
     try:
@@ -149,7 +149,7 @@ def main(**opts):
 
 
 def _config(opts: dict) -> dict:
-    """The options that decide the result; how and where the run goes is left out, of files the contents count."""
+    """The options that decide the result, not how and where the run goes; files are known by their contents."""
     how = ('device', 'savedir', 'gendir', 'datadir', 'pretrained_classifier_ckpt', 'batch_gpu', 'compile',
            'max_minutes', 'overwrite', 'save_every')
     digest = file_digest(resolve_path(opts['pretrained_classifier_ckpt']))
@@ -225,7 +225,7 @@ def _save_network(path: Path, net, architecture: dict, metadata: dict, **measure
     checkpoint.save_state_dict(path, net)
 
 
-class _Book:
+class EpochHooks:
     """Measures after each epoch, keeps the best network, decides when to stop, writes files and the picture."""
 
     def __init__(self, savedir, loss, held_out, epoch_nimg, opts, batch_gpu, device, save):

@@ -206,9 +206,9 @@ class AdmTrainee:
         self.optimizer = functools.partial(torch.optim.AdamW, lr=0.0, weight_decay=config['weight_decay'], fused=True)
 
     def measure(self, net, images, labels, batch_gpu) -> dict:
-        shares = accuracy_by_noise(net, images, labels, self.sde, self.device, self.time_map, batch_gpu)
-        dist.print0('held-out accuracy: ' + ', '.join(f'{share:.3f} at sigma {s:g}' for s, share in shares.items()))
-        return {f'accuracy_sigma_{sigma:g}': share for sigma, share in shares.items()}
+        accuracies = accuracy_by_noise(net, images, labels, self.sde, self.device, self.time_map, batch_gpu)
+        dist.print0('held-out accuracy: ' + ', '.join(f'{a:.3f} at sigma {s:g}' for s, a in accuracies.items()))
+        return {f'accuracy_sigma_{s:g}': a for s, a in accuracies.items()}
 
     def save(self, outdir: Path, net, metadata: dict) -> None:
         k = self.kwargs
@@ -234,9 +234,9 @@ class FeatureTrainee:
                                            weight_decay=config['weight_decay'])
 
     def measure(self, net, images, labels, batch_gpu) -> dict:
-        share = accuracy(net, images, labels, self.device, batch_gpu)
-        dist.print0(f'held-out accuracy: {share:.4f}')
-        return dict(held_out_accuracy=share)
+        held_out_accuracy = accuracy(net, images, labels, self.device, batch_gpu)
+        dist.print0(f'held-out accuracy: {held_out_accuracy:.4f}')
+        return dict(held_out_accuracy=held_out_accuracy)
 
     def save(self, outdir: Path, net, metadata: dict) -> None:
         save_feature_net(outdir / self.files[0], net, metadata)

@@ -81,10 +81,10 @@ def test_accuracy_falls_with_noise(tmp_path):
     train(TrainRun(outdir=tmp_path, config={}, module=net, step_loss=lib.NoisyClassifierLoss(net, VPSDE()),
                    batches=BatchLoader(images, labels, 100, 0, 'cpu'), batch_size=100, total_nimg=10_000,
                    lr=lambda nimg: 0.03))
-    shares = lib.accuracy_by_noise(net, images, labels, VPSDE(), 'cpu')
-    assert shares == lib.accuracy_by_noise(net, images, labels, VPSDE(), 'cpu')
-    assert list(shares) == list(lib.SIGMA_LEVELS)
-    assert shares[0.0] == 1 and shares[0.3] > 0.95 and shares[10.0] < 0.5
+    accuracies = lib.accuracy_by_noise(net, images, labels, VPSDE(), 'cpu')
+    assert accuracies == lib.accuracy_by_noise(net, images, labels, VPSDE(), 'cpu')
+    assert list(accuracies) == list(lib.SIGMA_LEVELS)
+    assert accuracies[0.0] == 1 and accuracies[0.3] > 0.95 and accuracies[10.0] < 0.5
     assert lib.accuracy(lambda x: x.mean(dim=[2, 3]), images, labels, 'cpu') == 1
 
 
@@ -97,14 +97,14 @@ def test_held_out_images_go_through_the_network_a_few_at_a_time():
         seen.setdefault(size, []).append(x)
         return x.mean(dim=[2, 3])
 
-    shares = {}
+    accuracies = {}
     for size in (None, 130, 10_000):
-        shares[size] = lib.accuracy_by_noise(net, images, labels, VPSDE(), 'cpu', batch_gpu=size)
+        accuracies[size] = lib.accuracy_by_noise(net, images, labels, VPSDE(), 'cpu', batch_gpu=size)
         assert lib.accuracy(lambda x: net(x, None), images, labels, 'cpu', batch_gpu=size) < 1
     assert [len(x) for x in seen[None][:2]] == [500, 120]
     assert [len(x) for x in seen[130][:5]] == [130, 130, 130, 110, 120]
     for size in (130, 10_000):
-        assert shares[size] == shares[None]
+        assert accuracies[size] == accuracies[None]
         assert torch.equal(torch.cat(seen[size]), torch.cat(seen[None]))
 
 

@@ -40,7 +40,8 @@ class NoisyClassifierLoss:
     """Cross-entropy at VP noise, as ADM's classifier (Dhariwal & Nichol 2021, arXiv:2105.05233, appendix H).
 
     net(x_t, time) -> logits. t is uniform on [t_min, 1], as ADM's timesteps; time_map turns it into the time that
-    the network is fed (identity, or `VPSDE.t_cos`).
+    the network is fed (identity, or `VPSDE.t_cos`). xflip mirrors half of the images, shift moves them by up to so
+    many pixels.
     """
 
     def __init__(self, net: Callable, sde: VPSDE, time_map: Callable | None = None, xflip: bool = True,
@@ -58,7 +59,10 @@ class NoisyClassifierLoss:
 
 
 class CleanClassifierLoss:
-    """Cross-entropy of net(x) -> logits on clean images, with label smoothing."""
+    """Cross-entropy of net(x) -> logits on clean images, with label smoothing.
+
+    xflip mirrors half of the images, shift moves them by up to so many pixels.
+    """
 
     def __init__(self, net: Callable, xflip: bool = True, shift: int = 0, label_smoothing: float = 0.1):
         self.net = net
@@ -71,8 +75,8 @@ class CleanClassifierLoss:
         return loss, dict(accuracy=(logits.argmax(1) == labels).float())
 
 
-def _share_right(net: Callable, inputs: Callable, images, labels, batch_gpu: int | None, device) -> float:
-    """The share of uint8 `images` whose largest logit is at `labels`; the ranks share the work.
+def _accuracy(net: Callable, inputs: Callable, images, labels, batch_gpu: int | None, device) -> float:
+    """The share of uint8 `images` that `net` classifies correctly; the ranks divide the work.
 
     `inputs(number, x)` turns the images of a batch into what `net` is called with, `batch_gpu` (None: all) at a time.
     """
@@ -89,8 +93,8 @@ def _share_right(net: Callable, inputs: Callable, images, labels, batch_gpu: int
 
 @torch.no_grad()
 def accuracy(net: Callable, images: torch.Tensor, labels: torch.Tensor, device, batch_gpu: int | None = None) -> float:
-    """Share of clean uint8 images [N, C, H, W] that `net(images)` names rightly; at most `batch_gpu` at a time."""
-    return _share_right(net, lambda _, x: [x], images, labels, batch_gpu, device)
+    """Share of clean uint8 images [N, C, H, W] that `net(images)` classifies correctly, `batch_gpu` at a time."""
+    return _accuracy(net, lambda _, x: [x], images, labels, batch_gpu, device)
 
 
 @torch.no_grad()
@@ -111,5 +115,5 @@ def accuracy_by_noise(net: Callable, images: torch.Tensor, labels: torch.Tensor,
             t = tau.expand(len(x))
             return sde.perturb(x, t, noise), time_map(t)
 
-        result[sigma] = _share_right(net, noisy, images, labels, batch_gpu, device)
+        result[sigma] = _accuracy(net, noisy, images, labels, batch_gpu, device)
     return result

@@ -138,9 +138,10 @@ def held_out_logits(loss: DiscriminatorLoss, held_out: Pairs, batch_size: int, s
                     batch_gpu: int | None = None):
     """Logits, targets and noise levels sigma of the held-out images: numpy arrays [M]; the same noise each call.
 
-    Times are stratified in the training distribution, so a difference between two calls is the discriminator's.
-    The ranks share the work; all get the whole result. Noise is drawn for `batch_size` images at once, of which
-    `batch_gpu` (None: all) go through the networks at once, which changes rounding alone.
+    Times are stratified draws from the training distribution, always the same, so that two calls differ by what the
+    discriminator has learned in between. The ranks divide the work; all get the whole result. Noise is drawn for
+    `batch_size` images at once, of which `batch_gpu` (None: all) go through the networks at once, which changes
+    rounding alone.
     """
     count, size = len(held_out), batch_gpu or batch_size
     generator = step_generator(seed, 11)
@@ -186,7 +187,7 @@ def held_out_scores(logits: np.ndarray, target: np.ndarray, sigma: np.ndarray) -
 
 
 def scores_table(scores: dict) -> str:
-    """The held-out scores per noise level as text, with the reading of 0.5 at large noise."""
+    """The held-out scores per noise level as text, and a note on why 0.5 is expected at large noise."""
     lines = [f'{"sigma":>15}  {"images":>6}  {"accuracy":>8}  {"AUC":>6}  {"ECE":>6}']
     for level in scores['levels']:
         span = f'{level["sigma_from"]:g} - {level["sigma_to"]:g}'

@@ -15,11 +15,11 @@ STATE_FILE = 'training-state.pt'
 @contextlib.contextmanager
 def claim_folder(outdir, config: dict, owned: Sequence[str] = ('network-*.safetensors',),
                  overwrite: bool = False) -> Iterator[None]:
-    """Keep `outdir` for the run that `config` (JSON-able) describes while the block runs; all ranks call this.
+    """Reserve `outdir` for the run that `config` (JSON-able) describes while the block runs; all ranks call this.
 
-    Raises ValueError or OSError where the folder belongs to a run with other options (they are named), holds files
-    that match `owned` from somewhere else, is in use by another process, or cannot be written: on rank 0, and the
-    other ranks exit without a word. With `overwrite`, the earlier run's files go.
+    Raises ValueError where the folder belongs to a run with other options (which are named), holds files of unknown
+    origin that match `owned`, or is in use by another process, and OSError where it cannot be written. Rank 0 alone
+    raises; the other ranks then exit silently. `overwrite` removes the files of an earlier run.
     """
     outdir, config = Path(outdir), json.loads(json.dumps(config))
     with contextlib.ExitStack() as stack:

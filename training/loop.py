@@ -48,6 +48,7 @@ class TrainRun:
         total_nimg: images to train on.
         lr: learning rate at a number of images.
         optimizer: parameters -> optimizer.
+        seed: of the noise and dropout of every step; the order of the images is up to `batches`.
         batch_gpu: images per forward pass; smaller than a process's share means gradient accumulation.
         ema: average to keep and to hand to the hooks; None hands them the module itself.
         max_grad_norm: clip the gradient of the whole batch to this norm.
@@ -59,7 +60,9 @@ class TrainRun:
         max_minutes: stop in good order after so long, counted from `started` (time.monotonic()).
         compile: torch.compile: 'on', 'off', or 'auto' (on CUDA, where it works and the run is long enough).
         frozen: networks beside the module that `step_loss` calls, to be compiled with it.
-        owned: file patterns that belong to the run (for `overwrite` and for telling foreign files).
+        owned: patterns of the networks and pictures that the run writes; such files of unknown origin are refused.
+        overwrite: replace an earlier run in `outdir`: its files that match `owned`, its state and statistics.
+        desc: what the progress bar says.
     """
 
     outdir: Path
@@ -91,10 +94,10 @@ class TrainRun:
 
 @dataclasses.dataclass
 class TickContext:
-    """What an `on_tick` hook sees. What it returns (name -> number) joins the line of stats.jsonl.
+    """What an `on_tick` hook gets. What it returns (name -> number) is added to the line of stats.jsonl.
 
-    `memory` is a dict of plain values that is saved and resumed with the run; a hook may be called twice for one tick
-    (after a kill), then with the memory it had the first time. `stop()`, called on every rank or on none, ends the
+    `memory` is a dict of plain values that is saved and resumed with the run. After a kill a hook may be called again
+    for the same tick, with the memory that it had the first time. `stop()`, called on every rank or on none, ends the
     run in good order after this tick.
     """
 
@@ -110,7 +113,7 @@ class TickContext:
 
 @dataclasses.dataclass
 class TrainResult:
-    """How a run ended: 'finished', 'stopped' (by a hook), 'time' (max_minutes) or 'signal'; what its hooks remember."""
+    """How a run ended: 'finished', 'stopped' (by a hook), 'time' (max_minutes) or 'signal', and its hooks' memory."""
 
     nimg: int
     reason: str
@@ -122,7 +125,7 @@ class TrainResult:
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss has become NaN or infinite; no file is of a network after that."""
+    """The loss has become NaN or infinite; no network is saved from then on."""
 
 
 def train(run: TrainRun) -> TrainResult:

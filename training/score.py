@@ -49,11 +49,11 @@ def learning_rate(lr: float, rampup_nimg: float, total_nimg: int, decay: float) 
 
 
 class Snapshots:
-    """`on_snapshot` of TrainRun: writes network-<kimg>.safetensors, keeps the newest and those every `keep_kimg`.
+    """`on_snapshot` of TrainRun: writes network-<kimg>.safetensors; older ones go.
 
     Args:
         save: `save(path, module, metadata)` writes one file, whole or not at all.
-        keep_kimg: 0 keeps the newest alone.
+        keep_kimg: files at multiples of so many thousand images stay; 0 keeps the newest alone.
     """
 
     def __init__(self, outdir, save: Callable, keep_kimg: int = 0, metadata: dict | None = None):
