@@ -11,7 +11,7 @@ import torch
 
 import classifier_lib
 from diffusion.vpsde import VPSDE
-from dnnlib.cli import blame
+from dnnlib.cli import FloatRange, blame
 from dnnlib.files import atomic_write, file_digest, resolve_output, resolve_path
 from guided_diffusion import create_classifier
 from torch_utils import checkpoint
@@ -24,13 +24,13 @@ from training.loop import NonFiniteLoss, TickContext, TrainRun, adam, share_of_b
 
 EMBEDDED_CLASSES = 1000  # rows of the label table in DG's conditional discriminators
 DG_CACHE = 'gen_data_for_discriminator_training.npz'  # DG's own concatenation of the shards
-FILES = ('discriminator_*.pt', 'best.pt', 'best.safetensors', 'training.png')
 
 
 @click.command()
 @click.option('--savedir',      help='Folder of the run', metavar='DIR', type=str,
               default='/checkpoints/discriminator/cifar_uncond', show_default=True)
-@click.option('--gendir',       help='Generated images: folder of samples*.npz, of images, or a zip', metavar='DIR',
+@click.option('--gendir',       help='Generated images: folder of samples*.npz (without any, '
+              f'DG\'s {DG_CACHE} in it), of images, or a zip', metavar='DIR',
               type=str, default='/samples/cifar_uncond_vanilla', show_default=True)
 @click.option('--datadir',      help='Real images: npz, zip or folder', metavar='NPZ|ZIP|DIR', type=str,
               default='/data/true_data.npz', show_default=True)
@@ -46,13 +46,13 @@ FILES = ('discriminator_*.pt', 'best.pt', 'best.safetensors', 'training.png')
               default=128, show_default=True)
 @click.option('--epoch',        help='Passes over the images', metavar='INT', type=click.IntRange(min=1), default=50,
               show_default=True)
-@click.option('--lr',           help='Learning rate', metavar='FLOAT', type=click.FloatRange(min=0), default=3e-4,
+@click.option('--lr',           help='Learning rate', metavar='FLOAT', type=FloatRange(min=0), default=3e-4,
               show_default=True)
 @click.option('--device',       help='auto, cpu, cuda or cuda:N', metavar='STR', type=str, default='auto',
               show_default=True)
 # Beyond DG.
 @click.option('--val_fraction', help='Share of the images to hold out and measure on; DG: 0', metavar='FLOAT',
-              type=click.FloatRange(min=0, max=0.5), default=0.1, show_default=True)
+              type=FloatRange(min=0, max=0.5), default=0.1, show_default=True)
 @click.option('--patience',     help='Stop after so many epochs without a better held-out loss; 0 = never',
               metavar='INT', type=click.IntRange(min=0), default=0, show_default=True)
 @click.option('--xflip',        help='Mirror half of the images', metavar='BOOL', type=bool, default=False,
@@ -76,7 +76,7 @@ FILES = ('discriminator_*.pt', 'best.pt', 'best.safetensors', 'training.png')
 @click.option('--compile',      help='torch.compile; auto: on GPUs, for runs that are long enough',
               type=click.Choice(['auto', 'on', 'off']), default='auto', show_default=True)
 @click.option('--max_minutes',  help='Stop after so long; the same command goes on', metavar='FLOAT',
-              type=click.FloatRange(min=0))
+              type=FloatRange(min=0))
 @click.option('--overwrite',    help='Replace an earlier run in --savedir', is_flag=True)
 @enough_memory('--batch_gpu')
 def main(**opts):
@@ -135,7 +135,7 @@ def main(**opts):
         batch_size=opts['batch_size'], total_nimg=opts['epoch'] * epoch_nimg, tick_nimg=epoch_nimg,
         snap_nimg=epoch_nimg, lr=lambda nimg: opts['lr'], optimizer=functools.partial(adam, weight_decay=1e-7),
         seed=opts['seed'], batch_gpu=opts['batch_gpu'], on_tick=hooks.on_tick, on_snapshot=hooks.on_snapshot,
-        max_minutes=opts['max_minutes'], started=started, compile=opts['compile'], frozen=(extractor,), owned=FILES,
+        max_minutes=opts['max_minutes'], started=started, compile=opts['compile'], frozen=(extractor,), owned=_files,
         overwrite=opts['overwrite'], desc='discriminator')
     try:
         with blame('--savedir'):
@@ -186,13 +186,15 @@ def _load_pairs(opts, channels):
     with blame('--datadir'):
         real = read(opts['datadir'])
     with blame('--gendir'):
-        folder = resolve_path(opts['gendir'])
-        generated = read(folder / DG_CACHE if (folder / DG_CACHE).is_file() else folder)
+        source = resolve_path(opts['gendir'])
+        if (source / DG_CACHE).is_file() and not list(source.glob('samples*.npz')):
+            source /= DG_CACHE
+        generated = read(source)
         if opts['cond'] and generated.num_classes > real.num_classes:
             raise ValueError(f'it has {generated.num_classes} classes, --datadir only {real.num_classes}')
         pairs, held_out = split_pairs(real, generated, opts['val_fraction'], opts['seed'])
     dist.print0(f'{len(real)} real images from {opts["datadir"]}, {len(generated)} generated ones from '
-                f'{opts["gendir"]}; {len(held_out)} of them held out')
+                f'{source}; {len(held_out)} of them held out')
     if len(real) != len(generated):
         dist.print0('the two counts differ: the log-ratio will be off by the logarithm of their quotient')
     if opts['patience'] and not len(held_out):
@@ -208,6 +210,12 @@ def _build(opts, extractor, num_classes, device):
         out_channels=1, classifier_width=opts['width'], classifier_depth=opts['depth'],
         num_classes=max(num_classes, EMBEDDED_CLASSES) if opts['cond'] else 0)
     return create_classifier(**architecture).to(device), architecture
+
+
+def _files(options: dict) -> list[str]:
+    """What a run writes; discriminators of later epochs, a published one say, are not its own."""
+    return ['best.pt', 'best.safetensors', 'training.png',
+            *(f'discriminator_{epoch}.pt' for epoch in range(1, options.get('epoch', 0) + 1))]
 
 
 def _epoch_length(count: int, batch_size: int) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from classifier_lib import time_convention
 from diffusion.vpsde import VPSDE
-from dnnlib.cli import blame
+from dnnlib.cli import FloatRange, blame
 from dnnlib.files import resolve_output
 from guided_diffusion import create_classifier, set_precision
 from metrics.feature_net import FeatureNet, save_feature_net
@@ -55,14 +55,14 @@ PRESETS = {
 @click.option('--batch_size',    help='Images per step, over all processes', metavar='INT',
               type=click.IntRange(min=1))
 @click.option('--kimg',          help='Length of the training in thousands of images', metavar='FLOAT',
-              type=click.FloatRange(min=0, min_open=True))
-@click.option('--lr',            help='Largest learning rate', metavar='FLOAT', type=click.FloatRange(min=0))
+              type=FloatRange(min=0, min_open=True))
+@click.option('--lr',            help='Largest learning rate', metavar='FLOAT', type=FloatRange(min=0))
 @click.option('--weight_decay',  help='Weight decay (AdamW; SGD for features)', metavar='FLOAT',
-              type=click.FloatRange(min=0))
+              type=FloatRange(min=0))
 @click.option('--schedule',      help='Learning rate over time',
               type=click.Choice(['constant', 'cosine', 'one-cycle']))
 @click.option('--ema_kimg',      help='Half-life of the weight average in thousands of images; 0 = none',
-              metavar='FLOAT', type=click.FloatRange(min=0))
+              metavar='FLOAT', type=FloatRange(min=0))
 @click.option('--shift',         help='Move images by up to so many pixels', metavar='INT', type=click.IntRange(min=0))
 @click.option('--val_images',    help='Measure on at most so many images', metavar='INT', type=click.IntRange(min=1))
 # The same for all presets.
@@ -73,7 +73,7 @@ PRESETS = {
 @click.option('--img_resolution', help='Resolution that --data must have; default: any', metavar='INT',
               type=click.IntRange(min=1))
 @click.option('--val_fraction',  help='Share of --data to hold out, where there is no --test_data', metavar='FLOAT',
-              type=click.FloatRange(min=0, max=0.9), default=0.05, show_default=True)
+              type=FloatRange(min=0, max=0.9), default=0.05, show_default=True)
 @click.option('--seed',          help='Seed of weights, order and noise', metavar='INT', type=click.IntRange(min=0),
               default=0, show_default=True)
 # How to run.
@@ -85,7 +85,7 @@ PRESETS = {
 @click.option('--compile',       help='torch.compile; auto: on GPUs, for runs that are long enough',
               type=click.Choice(['auto', 'on', 'off']), default='auto', show_default=True)
 @click.option('--max_minutes',   help='Stop after so long; the same command goes on', metavar='FLOAT',
-              type=click.FloatRange(min=0))
+              type=FloatRange(min=0))
 @click.option('--device',        help='auto, cpu, cuda or cuda:N', metavar='STR', type=str, default='auto',
               show_default=True)
 @click.option('--overwrite',     help='Replace an earlier run in --outdir', is_flag=True)
@@ -148,7 +148,8 @@ def main(**opts):
         batch_gpu=opts['batch_gpu'], max_grad_norm=trainee.max_grad_norm,
         on_tick=functools.partial(_measure, trainee, held_out, opts['batch_gpu']),
         on_snapshot=lambda net, nimg: trainee.save(outdir, net, dict(nimg=nimg, data=data.name)),
-        max_minutes=opts['max_minutes'], started=started, compile=opts['compile'], owned=trainee.files,
+        max_minutes=opts['max_minutes'], started=started, compile=opts['compile'],
+        owned=lambda config: trainee.files,
         overwrite=opts['overwrite'], desc=f'training {config["preset"]}')
     try:
         with blame('--outdir'):

@@ -10,7 +10,7 @@ import torch
 
 import networks
 from diffusion import losses
-from dnnlib.cli import blame
+from dnnlib.cli import FloatRange, blame
 from dnnlib.files import resolve_output
 from torch_utils import distributed as dist
 from torch_utils.device import enough_memory, select_device, select_precision
@@ -82,7 +82,7 @@ def make_run(config, data, outdir, device, dtype, options, started):
 
 
 POSITIVE = click.IntRange(min=1)
-FRACTION = click.FloatRange(min=0, max=1)
+FRACTION = FloatRange(min=0, max=1)
 BY_PRESET = '[default: by preset]'
 
 
@@ -105,11 +105,11 @@ BY_PRESET = '[default: by preset]'
 @click.option('--batch',        help=f'Images per step, over all processes  {BY_PRESET}',
               metavar='INT', type=POSITIVE)
 @click.option('--lr',           help=f'Learning rate  {BY_PRESET}',
-              metavar='FLOAT', type=click.FloatRange(min=0, min_open=True))
+              metavar='FLOAT', type=FloatRange(min=0, min_open=True))
 @click.option('--decay',        help=f'Last part of the run in which the learning rate falls to 0  {BY_PRESET}',
               metavar='FLOAT', type=FRACTION)
 @click.option('--ema', 'ema_kimg', help=f'Half-life of the weight average  {BY_PRESET}',
-              metavar='KIMG', type=click.FloatRange(min=0))
+              metavar='KIMG', type=FloatRange(min=0))
 @click.option('--dropout',      help=f'Dropout probability  {BY_PRESET}', metavar='FLOAT', type=FRACTION)
 @click.option('--augment',      help=f'Probability of each augmentation, 0 for none  {BY_PRESET}',
               metavar='FLOAT', type=FRACTION)
@@ -128,7 +128,7 @@ BY_PRESET = '[default: by preset]'
               metavar='INT', type=POSITIVE)
 # Progress and files.
 @click.option('--max_minutes',  help='Stop in good order after so long; the same command resumes',
-              metavar='FLOAT', type=click.FloatRange(min=0, min_open=True))
+              metavar='FLOAT', type=FloatRange(min=0, min_open=True))
 @click.option('--tick',         help='Interval of progress lines',
               metavar='KIMG', type=POSITIVE, default=10, show_default=True)
 @click.option('--snap',         help='Interval of network files',
@@ -136,7 +136,7 @@ BY_PRESET = '[default: by preset]'
 @click.option('--keep',         help='Keep network files at multiples of this, 0: the newest alone',
               metavar='KIMG', type=click.IntRange(min=0), default=0, show_default=True)
 @click.option('--save_minutes', help='Interval of the training state',
-              metavar='FLOAT', type=click.FloatRange(min=0), default=5, show_default=True)
+              metavar='FLOAT', type=FloatRange(min=0), default=5, show_default=True)
 @click.option('--overwrite',    help='Start anew in a folder that holds another run', is_flag=True)
 @click.option('-n', '--dry_run', '--dry-run', help='Print the configuration and exit', is_flag=True)
 @enough_memory('--batch_gpu')

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -80,17 +81,23 @@ def atomic_write(path: str | os.PathLike, flush: bool = True) -> Iterator[Binary
         refused = _refused(error, temporary)
         if refused is None:
             raise
-        raise OSError(refused.errno, f'{os.strerror(refused.errno)} ({REMEDIES[refused.errno]})', str(path)) from error
+        raise _with_remedy(refused, path) from error
+
+
+def _with_remedy(error: OSError, path: Path) -> OSError:
+    remedy = f' ({REMEDIES[error.errno]})' if error.errno in REMEDIES else ''
+    return OSError(error.errno, os.strerror(error.errno) + remedy, str(path))
 
 
 def check_writable(path: str | os.PathLike) -> None:
     """Raise OSError where `atomic_write` may not make `path`; for results that take long to come."""
     path = Path(path)
-    place = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, f'{os.strerror(errno.EACCES)} ({REMEDIES[errno.EACCES]})', str(path))
+    try:
+        tempfile.TemporaryFile(dir=next(parent for parent in path.absolute().parents if parent.exists())).close()
+    except OSError as error:
+        raise _with_remedy(error, path) from error
 
 
 def _refused(error: BaseException | None, temporary: Path) -> OSError | None:
@@ -154,12 +161,19 @@ def lock_folder(folder: str | os.PathLike) -> Iterator[bool]:
         yield place in _locked
 
 
+def read_options(path: Path) -> dict:
+    """The file of a run's options (JSON); {} where there is none that can be read."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, TypeError, ValueError):
+        return {}
+
+
 def check_options(path: Path, options: dict, ignored: Collection[str] = ()) -> None:
     """Raise ValueError where the file of a run's options (JSON) differs from `options`, but for those `ignored`."""
-    try:
-        found = dict(json.loads(path.read_text()))
-    except (TypeError, ValueError):
-        raise ValueError(f'{path} is not readable; use another folder or --overwrite') from None
+    found = read_options(path)
+    if not found:
+        raise ValueError(f'{path} is not readable; use another folder or --overwrite')
     differences = [f'{name} was {_short(found.get(name))}, now {_short(options.get(name))}' for name in options | found
                    if name not in ignored and options.get(name) != found.get(name)]
     if differences:

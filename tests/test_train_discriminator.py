@@ -282,10 +282,35 @@ def test_script_without_held_out_images_and_with_dgs_cache(room):
     np.savez(cache / 'gen_data_for_discriminator_training.npz', samples=texture(20, True, 9))
     result = run(room, 'plain', '--val_fraction=0', '--num_data=16', '--epoch=1', gendir='dg_gen')
     assert result.exit_code == 0, result.output
-    assert '16 real images' in result.output and '16 generated' in result.output
+    assert '16 real images' in result.output and f'16 generated ones from {cache}/gen_data_for' in result.output
     assert not (room / 'plain' / 'best.pt').exists()
     net = create_classifier(8, 64, 1, out_channels=1, in_channels=128)
     net.load_state_dict(torch.load(room / 'plain' / 'discriminator_1.pt', weights_only=True), strict=True)
+
+
+def test_samples_go_before_dgs_cache_of_them(room):
+    """The cache may be of samples that are there no longer."""
+    folder = room / 'anew'
+    folder.mkdir()
+    np.savez(folder / 'gen_data_for_discriminator_training.npz', samples=texture(20, True, 9))
+    np.savez(folder / 'samples_00000000.npz', samples=texture(18, True, 9))
+    result = run(room, 'shards', '--val_fraction=0', '--epoch=1', gendir='anew')
+    assert result.exit_code == 0 and f'18 generated ones from {folder};' in result.output, result.output
+
+
+def test_published_discriminators_stay(room):
+    """Beside one of a later epoch a run may be; one that it would replace goes with --overwrite alone."""
+    (room / 'shared').mkdir()
+    for epoch in (1, 60):
+        (room / f'shared/discriminator_{epoch}.pt').write_bytes(b'downloaded')
+    result = run(room, 'shared', '--epoch=1')
+    assert result.exit_code == 1 and 'holds discriminator_1.pt but no options.json' in result.output, result.output
+    assert run(room, 'shared', '--epoch=1', '--overwrite').exit_code == 0
+    assert run(room, 'shared', '--epoch=2', '--overwrite').exit_code == 0
+    assert run(room, 'shared', '--epoch=1', '--overwrite').exit_code == 0  # the epoch 2 of the last run goes
+    assert sorted(path.name for path in room.glob('shared/discriminator_*')) == ['discriminator_1.pt',
+                                                                                'discriminator_60.pt']
+    assert (room / 'shared/discriminator_60.pt').read_bytes() == b'downloaded'
 
 
 def test_patience_needs_held_out_images(room):

@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,9 @@ class TrainRun:
         max_minutes: stop in good order after so long, counted from `started` (time.monotonic()).
         compile: torch.compile: 'on', 'off', or 'auto' (on CUDA, where it works and the run is long enough).
         frozen: networks beside the module that `step_loss` calls, to be compiled with it.
-        owned: patterns of the networks and pictures that the run writes; such files of unknown origin are refused.
-        overwrite: replace an earlier run in `outdir`: its files that match `owned`, its state and statistics.
+        owned: `owned(config)` -> names, or patterns, of the networks and pictures that a run of such a config writes;
+            such files from elsewhere are refused.
+        overwrite: replace an earlier run in `outdir`: what it `owned`, its state and statistics.
         desc: what the progress bar says.
     """
 
@@ -87,7 +88,7 @@ class TrainRun:
     started: float = dataclasses.field(default_factory=time.monotonic)
     compile: str = 'off'
     frozen: tuple[torch.nn.Module, ...] = ()
-    owned: tuple[str, ...] = ('network-*.safetensors',)
+    owned: Callable[[dict], Iterable[str]] = lambda config: ('network-*.safetensors',)
     overwrite: bool = False
     desc: str = 'training'
 
