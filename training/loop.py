@@ -296,7 +296,7 @@ class Trainer:
         with progress(total=run.total_nimg, initial=self.nimg, desc=run.desc) as self.bar:
             while True:
                 self.train_step()
-                self.bar.update(run.batch_size)
+                self.bar.update(min(run.batch_size, run.total_nimg - self.bar.n))
                 done = self.nimg >= run.total_nimg
                 if done or self._crossed(run.tick_nimg):
                     self.tick()
@@ -365,7 +365,7 @@ class Trainer:
         if dist.get_rank() == 0:
             self.stats_file.write(**record)
             shown = {k: v for k, v in record.items() if k not in ('nimg', 'step', 'elapsed_sec')}
-            self.bar.write(f'{self.nimg / 1000:9.1f} kimg  ' + '  '.join(f'{k} {v:.5g}' for k, v in shown.items()
+            self.bar.write(f'{self.nimg / 1000:9.3f} kimg  ' + '  '.join(f'{k} {v:.5g}' for k, v in shown.items()
                                                                     if isinstance(v, (int, float))))
         self.tick_start, self.tick_start_nimg = time.monotonic(), self.nimg
 
