@@ -22,7 +22,8 @@ from torch_utils.device import enough_memory, select_device, select_precision
 from training.classifier import CleanClassifierLoss, NoisyClassifierLoss, accuracy, accuracy_by_noise
 from training.data import BatchLoader, ImageData
 from training.ema import Ema
-from training.loop import NonFiniteLoss, TickContext, TrainRun, share_of_batch, train
+from training.loop import share_of_batch, train
+from training.run import NonFiniteLoss, TickContext, TrainRun
 
 # Each preset fills the options that are not given on the command line.
 PRESETS = {

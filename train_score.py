@@ -17,7 +17,8 @@ from torch_utils.device import enough_memory, select_device, select_precision
 from training.augment import AugmentPipe
 from training.data import BatchLoader, ImageData
 from training.ema import Ema
-from training.loop import NonFiniteLoss, TrainRun, adam, share_of_batch, train
+from training.loop import share_of_batch, train
+from training.run import NonFiniteLoss, TrainRun, adam
 from training.score import Snapshots, learning_rate, score_step
 
 # What the presets give is stated in the README, with the commands that measured it.

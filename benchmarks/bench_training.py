@@ -19,7 +19,8 @@ from torch_utils.device import PRECISIONS, select_device, select_precision
 from training.data import BatchLoader
 from training.discriminator import DiscriminatorLoss
 from training.ema import Ema
-from training.loop import Trainer, TrainRun, adam
+from training.loop import Trainer
+from training.run import TrainRun, adam
 from training.score import score_step
 
 from .bench_sampling import CommaList

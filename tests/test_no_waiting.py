@@ -24,7 +24,8 @@ from training import randomness
 from training.augment import AugmentPipe
 from training.discriminator import DiscriminatorLoss
 from training.ema import Ema
-from training.loop import Trainer, TrainRun
+from training.loop import Trainer
+from training.run import TrainRun
 from training.score import score_step
 
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)

@@ -16,8 +16,9 @@ from metrics.feature_net import load_feature_net
 from torch_utils.checkpoint import read_network
 from training import classifier as lib
 from training.data import BatchLoader
-from training.loop import TrainRun, train
+from training.loop import train
 from training.randomness import BatchRandom
+from training.run import TrainRun
 
 
 def random_for(count, step=0):

@@ -17,7 +17,8 @@ from torch_utils.images import from_uint8
 from torch_utils.rng import step_generator
 from training import discriminator as lib
 from training.data import BatchLoader
-from training.loop import TrainRun, train
+from training.loop import train
+from training.run import TrainRun
 
 
 class Images:

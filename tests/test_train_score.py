@@ -11,7 +11,7 @@ import torch
 import networks
 import train_score
 from torch_utils.stats import JsonLines
-from training.loop import TrainResult
+from training.run import TrainResult
 
 IMAGES = np.random.RandomState(0).randint(256, size=[40, 8, 8, 3], dtype=np.uint8)
 TINY = ['--channels=8', '--kimg=1', '--batch=100', '--tick=1', '--device=cpu', '--precision=fp32']

@@ -25,8 +25,9 @@ from training import loop
 from training.data import BatchLoader
 from training.ema import Ema
 from training.folder import STATE_FILE
-from training.loop import NonFiniteLoss, Trainer, TrainRun, adam, train
+from training.loop import Trainer, train
 from training.randomness import BatchRandom
+from training.run import NonFiniteLoss, TrainRun, adam
 
 TIMES = ('timestamp', 'elapsed_sec', 'img_per_sec')
 

@@ -8,7 +8,8 @@ import torch
 from torch_utils import distributed as dist
 from training.data import BatchLoader
 from training.ema import Ema
-from training.loop import TrainRun, train
+from training.loop import train
+from training.run import TrainRun
 
 
 class TinyNet(torch.nn.Module):

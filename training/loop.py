@@ -1,13 +1,11 @@
 """The training loop, the same for every kind of model: resumable, reproducible, on one process or many."""
 
-import dataclasses
 import itertools
 import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,112 +19,11 @@ from torch_utils.device import is_lack_of_memory
 from torch_utils.progress import progress
 from torch_utils.rng import step_seed
 from torch_utils.stats import JsonLines, Sums
-from training.ema import Ema
 from training.folder import STATE_FILE, claim_folder
 from training.randomness import BatchRandom
+from training.run import NonFiniteLoss, TickContext, TrainResult, TrainRun
 
 AUTO_COMPILE = ('cuda',)  # on a CPU convolutions take most of the time: compiling gains 10 to 20% and takes minutes
-
-
-def adam(parameters, betas=(0.9, 0.999), weight_decay=0.0) -> torch.optim.Optimizer:
-    """Adam (Kingma and Ba, 2015) in its fused form; the loop sets the learning rate."""
-    return torch.optim.Adam(parameters, lr=0.0, betas=betas, weight_decay=weight_decay, fused=True)
-
-
-@dataclasses.dataclass
-class TrainRun:
-    """Everything that `train` needs to know about one kind of model.
-
-    Attributes:
-        outdir: folder of the run; the same run started again there resumes.
-        config: JSON-able description of the run, kept as options.json; another config in the folder is refused.
-        module: the network, on its device; its parameters that require gradients are trained.
-        batches: `batches(step, rows)` -> tensors of these rows (a slice) of the step's global batch.
-        step_loss: `step_loss(*batches(...), rng)` -> (loss [n], stats); draws all randomness from `rng`
-            (BatchRandom). stats: name -> tensor (its mean is reported), or name -> (sum, count) as scalar tensors.
-        batch_size: images per step over all processes.
-        total_nimg: images to train on.
-        lr: learning rate at a number of images.
-        optimizer: parameters -> optimizer.
-        seed: of the noise and dropout of every step; the order of the images is up to `batches`.
-        batch_gpu: images per forward pass; smaller than a process's share means gradient accumulation.
-        ema: average to keep and to hand to the hooks; None hands them the module itself.
-        max_grad_norm: clip the gradient of the whole batch to this norm.
-        tick_nimg: images between lines of stats.jsonl and calls of `on_tick`.
-        snap_nimg: images between calls of `on_snapshot`.
-        on_tick: `on_tick(context)` on every rank; see TickContext.
-        on_snapshot: `on_snapshot(module, nimg)` on rank 0; writes the network files.
-        state_sec: seconds between writes of the training state.
-        max_minutes: stop in good order after so long, counted from `started` (time.monotonic()).
-        compile: torch.compile: 'on', 'off', or 'auto' (on CUDA, where it works and the run is long enough).
-        frozen: networks beside the module that `step_loss` calls, to be compiled with it.
-        owned: `owned(config)` -> names, or patterns, of the networks and pictures that a run of such a config writes;
-            such files from elsewhere are refused.
-        overwrite: replace an earlier run in `outdir`: what it `owned`, its state and statistics.
-        desc: what the progress bar says.
-    """
-
-    outdir: Path
-    config: dict[str, Any]
-    module: torch.nn.Module
-    batches: Callable[[int, slice], tuple]
-    step_loss: Callable[..., tuple[torch.Tensor, dict]]
-    batch_size: int
-    total_nimg: int
-    lr: Callable[[int], float]
-    optimizer: Callable[..., torch.optim.Optimizer] = adam
-    seed: int = 0
-    batch_gpu: int | None = None
-    ema: Ema | None = None
-    max_grad_norm: float | None = None
-    tick_nimg: int = 10_000
-    snap_nimg: int | None = None
-    on_tick: Callable[['TickContext'], dict | None] | None = None
-    on_snapshot: Callable[[torch.nn.Module, int], None] | None = None
-    state_sec: float = 300.0
-    max_minutes: float | None = None
-    started: float = dataclasses.field(default_factory=time.monotonic)
-    compile: str = 'off'
-    frozen: tuple[torch.nn.Module, ...] = ()
-    owned: Callable[[dict], Iterable[str]] = lambda config: ('network-*.safetensors',)
-    overwrite: bool = False
-    desc: str = 'training'
-
-
-@dataclasses.dataclass
-class TickContext:
-    """What an `on_tick` hook gets. What it returns (name -> number) is added to the line of stats.jsonl.
-
-    `memory` is a dict of plain values that is saved and resumed with the run. After a kill a hook may be called again
-    for the same tick, with the memory that it had the first time. `stop()`, called on every rank or on none, ends the
-    run in good order after this tick.
-    """
-
-    module: torch.nn.Module  # the average where there is one, in eval mode
-    nimg: int
-    record: dict[str, Any]
-    memory: dict[str, Any]
-    _stop: Callable[[], None]
-
-    def stop(self) -> None:
-        self._stop()
-
-
-@dataclasses.dataclass
-class TrainResult:
-    """How a run ended: 'finished', 'stopped' (by a hook), 'time' (max_minutes) or 'signal', and its hooks' memory."""
-
-    nimg: int
-    reason: str
-    memory: dict[str, Any]
-
-    @property
-    def complete(self) -> bool:
-        return self.reason in ('finished', 'stopped')
-
-
-class NonFiniteLoss(ArithmeticError):
-    """The loss has become NaN or infinite; no network is saved from then on."""
 
 
 def train(run: TrainRun) -> TrainResult:
