@@ -1,6 +1,5 @@
 """Draws images by diffusion rejection sampling (DiffRS, Na et al. 2024)."""
 
-import functools
 from pathlib import Path
 
 import click
@@ -105,13 +104,15 @@ def main(**opts):
     machine = dict(device=device.type, precision=str(dtype).removeprefix('torch.'), tf32=opts['precision'] == 'tf32',
                    compile=record['compile'])
     record |= schedule | {name: opts[name] for name in RULE_NAMES} | dict(class_idx=opts['class_idx']) | machine
-    reserve = functools.partial(
-        runner.reserve, seeds, outdir, batch=opts['batch'], options=record, undecided=['thresholds'],
-        save_type=opts['save_type'], overwrite=opts['overwrite'])
     origin = origin_of(record)
-    warm_up = functools.partial(calibrate, outdir, opts['iter_warmup'], origin | machine, net, log_ratio, labels, grid,
-                                **common)
-    calibration = load_thresholds(opts, outdir, grid, origin, reserve, warm_up)
+    calibration = load_thresholds(opts, outdir, grid, origin)
+    with blame('--outdir'):  # until the script ends
+        click.get_current_context().with_resource(runner.reserve(
+            seeds, outdir, batch=opts['batch'], options=record, undecided=['thresholds'],
+            save_type=opts['save_type'], overwrite=opts['overwrite']))
+    if calibration is None:
+        calibration = calibrate(outdir, opts['iter_warmup'], opts['overwrite'], origin, machine, net, log_ratio, labels,
+                                grid, **common)
     warn_of_tests(opts, calibration)
     record |= dict(thresholds=rules.digest(calibration))
 
@@ -183,46 +184,43 @@ def origin_of(record: dict) -> dict:
     return {name: record[name] for name in names}
 
 
-def load_thresholds(opts, outdir: Path, grid, origin: dict, reserve, warm_up) -> rules.Calibration:
-    """The warm-up: from a file that is named, from the folder, or made now in a folder kept for this run."""
+def load_thresholds(opts, outdir: Path, grid, origin: dict) -> rules.Calibration | None:
+    """The warm-up from a file that is named, or from the folder; None where there is none."""
     if bool(opts['adaptive_pickle']) != bool(opts['adaptive_pickle2']):
         raise click.ClickException('--adaptive_pickle: goes with --adaptive_pickle2; give both')
+    if opts['adaptive_pickle'] and opts['thresholds']:
+        raise click.ClickException('--thresholds: given together with --adaptive_pickle; use one of the two')
     if opts['adaptive_pickle']:
         with blame('--adaptive_pickle'):
             return rules.calibration_from_lists(grid.t_steps, *(
                 read_pickle(resolve_path(opts[name])) for name in ('adaptive_pickle', 'adaptive_pickle2')))
-    path = resolve_path(opts['thresholds'] or outdir / THRESHOLDS)
     with blame('--thresholds'):
         if opts['thresholds']:
-            text = path.read_text()
+            text = resolve_path(opts['thresholds']).read_text()
         else:  # one rank looks: the file may appear meanwhile
+            path = outdir / THRESHOLDS
             found = dist.get_rank() == 0 and path.is_file() and not opts['overwrite']
             text = dist.broadcast_object(path.read_text() if found else None)
-        if text is not None:
-            calibration = rules.thresholds_from_json(text, origin)
-            calibration.check(grid.t_steps)
-            return calibration
-    with blame('--outdir'):
-        click.get_current_context().with_resource(reserve())  # until the script ends
-    calibration = warm_up()
-    if dist.get_rank() == 0:
-        with blame('--outdir'), atomic_write(path) as file:  # sampling removes the parts
-            file.write(rules.thresholds_to_json(calibration, origin).encode())
-    return calibration
+        if text is None:
+            return None
+        calibration = rules.thresholds_from_json(text, origin)
+        calibration.check(grid.t_steps)
+        return calibration
 
 
-def calibrate(outdir: Path, rounds: int, origin: dict, net, log_ratio, labels, grid, *, batch_size: int,
-              **common) -> rules.Calibration:
-    """The warm-up, each rank drawing its share of the batches; the same for any number of ranks.
+def calibrate(outdir: Path, rounds: int, anew: bool, origin: dict, machine: dict, net, log_ratio, labels, grid, *,
+              batch_size: int, **common) -> rules.Calibration:
+    """The warm-up, each rank drawing its share of the batches, and its file; the same for any number of ranks.
 
-    Each batch is kept in `outdir`, so that after a kill a run of the same `origin` draws only what is missing.
+    Each batch is kept in `outdir` until all are there, so that after a kill a run of the same `origin` and `machine`
+    draws only what is missing, unless it is to begin `anew`.
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
     seeds = range(diffrs.WARMUP_SEED, diffrs.WARMUP_SEED + diffrs.WARMUP_ROUND * rounds)
-    origin = origin | dict(trajectories=len(seeds), batch=batch_size)
+    made_with = origin | machine | dict(trajectories=len(seeds), batch=batch_size)
     batches = [slice(first, first + batch_size) for first in range(rank * batch_size, len(seeds), ranks * batch_size)]
     paths = [outdir / WARMUP_PART.format(batch.start) for batch in batches]
-    parts = [read_part(path, grid, origin) for path in paths]
+    parts = [None if anew else read_part(path, grid, made_with) for path in paths]
     there = ranks * sum(part.log_ratio.shape[1] for part in parts if part)
     log_ratios = torch.zeros([grid.num_steps + 1, len(seeds)], dtype=torch.float64)
     with progress(total=len(seeds), initial=min(there, len(seeds)), desc='warm-up') as bar:
@@ -236,11 +234,18 @@ def calibrate(outdir: Path, rounds: int, origin: dict, net, log_ratio, labels, g
                     part = diffrs.calibrate(net, log_ratio, seeds[batch], labels, batch_size=batch_size,
                                             progress=step_taken, **common)
                 with blame('--outdir'), atomic_write(path) as file:
-                    file.write(rules.thresholds_to_json(part, origin).encode())
+                    file.write(rules.thresholds_to_json(part, made_with).encode())
             log_ratios[:, batch] = torch.from_numpy(part.log_ratio)
         dist.wait_for_all('warm-up')
         dist.all_reduce_(log_ratios)
-    return rules.Calibration(grid.t_steps, log_ratios.numpy())
+    calibration = rules.Calibration(grid.t_steps, log_ratios.numpy())
+    if rank == 0:
+        with blame('--outdir'):
+            with atomic_write(outdir / THRESHOLDS) as file:
+                file.write(rules.thresholds_to_json(calibration, origin).encode())
+            for first in range(0, len(seeds), batch_size):
+                (outdir / WARMUP_PART.format(first)).unlink(missing_ok=True)
+    return calibration
 
 
 def read_part(path: Path, grid, origin: dict) -> rules.Calibration | None:

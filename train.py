@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch_utils.device import enough_memory, select_device, select_precision
 from torch_utils.stats import JsonLines
 from training.data import BatchLoader, ImageData
 from training.discriminator import DiscriminatorLoss, held_out_logits, held_out_scores, scores_table, split_pairs
+from training.folder import STATS_FILE
 from training.loop import share_of_batch, train
 from training.run import NonFiniteLoss, TickContext, TrainRun, adam
 
@@ -136,7 +138,7 @@ def main(**opts):
         batch_size=opts['batch_size'], total_nimg=opts['epoch'] * epoch_nimg, tick_nimg=epoch_nimg,
         snap_nimg=epoch_nimg, lr=lambda nimg: opts['lr'], optimizer=functools.partial(adam, weight_decay=1e-7),
         seed=opts['seed'], batch_gpu=opts['batch_gpu'], on_tick=hooks.on_tick, on_snapshot=hooks.on_snapshot,
-        max_minutes=opts['max_minutes'], started=started, compile=opts['compile'], frozen=(extractor,), owned=_files,
+        max_minutes=opts['max_minutes'], started=started, compile=opts['compile'], frozen=(extractor,), owns=_owns,
         overwrite=opts['overwrite'], desc='discriminator')
     try:
         with blame('--savedir'):
@@ -213,10 +215,12 @@ def _build(opts, extractor, num_classes, device):
     return create_classifier(**architecture).to(device), architecture
 
 
-def _files(options: dict) -> list[str]:
-    """What a run writes; discriminators of later epochs, a published one say, are not its own."""
-    return ['best.pt', 'best.safetensors', 'training.png',
-            *(f'discriminator_{epoch}.pt' for epoch in range(1, options.get('epoch', 0) + 1))]
+def _owns(options: dict, name: str) -> bool:
+    """Whether a run writes a file; discriminators of later epochs, a published one say, are not its own."""
+    numbered = re.fullmatch(r'discriminator_(\d+)\.pt', name)
+    if numbered:
+        return int(numbered[1]) <= options.get('epoch', 0)
+    return name in ('best.pt', 'best.safetensors', 'training.png')
 
 
 def _epoch_length(count: int, batch_size: int) -> int:
@@ -264,7 +268,7 @@ class EpochHooks:
         epoch, rest = divmod(nimg, self.epoch_nimg)
         if rest == 0 and (epoch % self.opts['save_every'] == 0 or epoch == self.opts['epoch']):
             self.save(self.savedir / f'discriminator_{epoch}.pt', net)
-        draw(JsonLines(self.savedir / 'stats.jsonl').read(), self.savedir / 'training.png')
+        draw(JsonLines(self.savedir / STATS_FILE).read(), self.savedir / 'training.png')
 
 
 def _summary(memory: dict) -> str:

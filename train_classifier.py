@@ -136,8 +136,7 @@ def main(**opts):
         classes = _head_size(config['classes'], data.num_classes)
     torch.manual_seed(config['seed'])
     with blame('--width/--depth/--attention'):
-        kind = FeatureTrainee if config['model'] == 'features' else AdmTrainee
-        trainee = kind(config, data, classes, device, dtype)
+        trainee = _kind(config)(config, data, classes, device, dtype)
     outdir = resolve_output(opts['outdir'])
     nimg = max(round(config['kimg'] * 1000), config['batch_size'])
     run = TrainRun(
@@ -149,9 +148,8 @@ def main(**opts):
         batch_gpu=opts['batch_gpu'], max_grad_norm=trainee.max_grad_norm,
         on_tick=functools.partial(_measure, trainee, held_out, opts['batch_gpu']),
         on_snapshot=lambda net, nimg: trainee.save(outdir, net, dict(nimg=nimg, data=data.name)),
-        max_minutes=opts['max_minutes'], started=started, compile=opts['compile'],
-        owned=lambda config: trainee.files,
-        overwrite=opts['overwrite'], desc=f'training {config["preset"]}')
+        max_minutes=opts['max_minutes'], started=started, compile=opts['compile'], overwrite=opts['overwrite'],
+        owns=lambda config, name: name in _kind(config).files, desc=f'training {config["preset"]}')
     try:
         with blame('--outdir'):
             result = train(run)
@@ -185,6 +183,11 @@ def learning_rate(config: dict, total_nimg: int, nimg: int) -> float:
         return config['lr'] * min((done + 1e-3) / 0.2, (1 - done) / 0.8)
     warm = min((nimg + config['batch_size']) / min(200 * config['batch_size'], 0.1 * total_nimg), 1.0)
     return config['lr'] * warm * (1.0 if config['schedule'] == 'constant' else 0.5 + 0.5 * math.cos(math.pi * done))
+
+
+def _kind(config: dict):
+    """The trainee that a config is of."""
+    return FeatureTrainee if config.get('model') == 'features' else AdmTrainee
 
 
 class AdmTrainee:

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 
 from dnnlib.files import DAMAGED, atomic_write, check_options, lock_folder
-from torch_utils.images import image_grid, png_bytes
+from torch_utils.images import image_grid, is_whole_png, png_bytes
 
 GRIDS = 4  # shards that get a picture
 GRID_IMAGES = 256  # at most, in one picture
@@ -122,10 +122,7 @@ class SampleFolder:
         """Whether all files of `shard` exist and can be read to their end."""
         try:
             if self.save_type == 'png':
-                for name in shard.png_names:
-                    with PIL.Image.open(self.path / name) as image:
-                        image.load()
-                return True
+                return all(is_whole_png((self.path / name).read_bytes()) for name in shard.png_names)
             with open(self.path / shard.name, 'rb') as handle, np.load(handle, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}  # reading checks the sums
         except (*DAMAGED, ValueError):

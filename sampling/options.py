@@ -138,7 +138,7 @@ def compile_networks(opts: dict, net, log_ratio, device, images: int) -> bool:
     evaluations = opts['num_steps'] if opts.get('solver') == 'euler' else 2 * opts['num_steps'] - 1
     if not dist.broadcast_object(select_compile(mode, device, evaluate, images * evaluations)):
         return False
-    dist.print0('Compiling the networks, in the first batch: one to two and a half minutes')
+    dist.print0('The first batch compiles the networks, which takes one to two and a half minutes')
     prepare_compiler(reproducible=device.type == 'cuda')
     choose = functools.partial(compiled_or_plain, mode)
     net.compile(dynamic=False)

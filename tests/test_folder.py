@@ -25,6 +25,17 @@ def test_damage_anywhere_is_no_error(tmp_path, save_type):
     assert False in found
 
 
+@pytest.mark.parametrize('save_type', ['npz', 'png'])
+def test_a_file_cut_short_is_not_whole(tmp_path, save_type):
+    run(tmp_path, seeds=range(4), save_type=save_type)
+    folder = SampleFolder(tmp_path, range(4), 4, {}, save_type)
+    path = folder.last_file(folder.shards[0])
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert not folder.is_complete(folder.shards[0]), len(whole) - length
+
+
 def test_folders_that_lock_files_alone(tmp_path, monkeypatch):
     """As on NFS: a folder cannot be opened for writing, so a file in it is locked."""
     flock = fcntl.flock

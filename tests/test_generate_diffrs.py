@@ -125,6 +125,8 @@ def test_warmup_goes_on_where_it_was_killed(files, tmp_path, monkeypatch):
     assert warm_up('killed', '--S_churn=1', killed_after=1) == [40]  # takes the place of the first one
     assert warm_up('killed', '--rej_percentile=0.5') == [40, 20]
     assert (tmp_path / 'killed/thresholds.json').read_bytes() == (tmp_path / 'whole/thresholds.json').read_bytes()
+    assert warm_up('killed', '--overwrite', killed_after=1) == [40]
+    assert warm_up('killed', '--overwrite') == [40, 40, 20]
     assert not list(tmp_path.glob('*/.*')) and not list(tmp_path.glob('*/thresholds-*'))
 
 

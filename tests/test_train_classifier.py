@@ -183,6 +183,15 @@ def test_feature_network_learns_and_loads(room):
     assert net(torch.zeros(2, 3, 8, 8), features=True).shape == (2, net.feature_dim)
 
 
+def test_overwriting_removes_the_networks_of_another_kind(room):
+    assert run(room, 'kinds', '--depth=1', '--kimg=0.008').exit_code == 0
+    assert (room / 'kinds/classifier.pt').exists()
+    result = run(room, 'kinds', '--preset=cifar10-features', '--kimg=0.008', '--overwrite')
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in room.glob('kinds/*')) == ['features.safetensors', 'options.json', 'stats.jsonl',
+                                                                'training-state.pt']
+
+
 def test_part_of_the_test_data_has_all_classes(room, monkeypatch):
     """Where images are sorted by class, the first ones are one class."""
     np.savez(room / 'sorted.npz', samples=np.zeros([90, 8, 8, 3], np.uint8), label=np.arange(90) // 30)

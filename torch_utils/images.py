@@ -8,6 +8,8 @@ import PIL.Image
 import PIL.PngImagePlugin
 import torch
 
+PNG_END = b'IEND\xaeB`\x82'  # the last chunk's name and checksum; PIL does without
+
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
     """[N, C, H, W] in [-1, 1] -> uint8 [N, H, W, C] as the published scripts do: 127.5 x + 128, clipped, truncated."""
@@ -31,6 +33,13 @@ def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
         left = padding + index % columns * (width + padding)
         grid[top:top + height, left:left + width] = image
     return grid
+
+
+def is_whole_png(blob: bytes) -> bool:
+    """Whether the bytes of a PNG file can be decoded to their end. Raises what PIL raises for a damaged one."""
+    with PIL.Image.open(io.BytesIO(blob)) as image:
+        image.load()
+    return blob.endswith(PNG_END)
 
 
 def png_bytes(image: np.ndarray, text: dict[str, str] | None = None) -> bytes:

@@ -19,7 +19,7 @@ from torch_utils.device import is_lack_of_memory
 from torch_utils.progress import progress
 from torch_utils.rng import step_seed
 from torch_utils.stats import JsonLines, Sums
-from training.folder import STATE_FILE, claim_folder
+from training.folder import STATE_FILE, STATS_FILE, claim_folder
 from training.randomness import BatchRandom
 from training.run import NonFiniteLoss, TickContext, TrainResult, TrainRun
 
@@ -32,7 +32,7 @@ def train(run: TrainRun) -> TrainResult:
     Raises ValueError where the batch cannot be divided, what `claim_folder` raises, and NonFiniteLoss.
     """
     share = share_of_batch(run.batch_size)
-    with claim_folder(run.outdir, run.config, run.owned, run.overwrite):
+    with claim_folder(run.outdir, run.config, run.owns, run.overwrite):
         trainer = Trainer(run, share)
         trainer.resume()
         with _Signals() as signals:
@@ -99,7 +99,7 @@ class Trainer:
         self.stop_asked = False
         self.start = self.last_save = time.monotonic()
         self.outdir = Path(run.outdir)
-        self.stats_file = JsonLines(self.outdir / 'stats.jsonl')
+        self.stats_file = JsonLines(self.outdir / STATS_FILE)
 
     def _flat_gradient(self):
         """One buffer for all gradients, in the layout of each parameter: one zero, one all-reduce, one norm.

@@ -1,8 +1,9 @@
 """What a training run is, what its hooks get, and how it ended."""
 
 import dataclasses
+import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,9 @@ class TrainRun:
         max_minutes: stop in good order after so long, counted from `started` (time.monotonic()).
         compile: torch.compile: 'on', 'off', or 'auto' (on CUDA, where it works and the run is long enough).
         frozen: networks beside the module that `step_loss` calls, to be compiled with it.
-        owned: `owned(config)` -> names, or patterns, of the networks and pictures that a run of such a config writes;
+        owns: `owns(config, name)` -> whether a run of such a config writes a file of this name, a network or picture;
             such files from elsewhere are refused.
-        overwrite: replace an earlier run in `outdir`: what it `owned`, its state and statistics.
+        overwrite: replace an earlier run in `outdir`: what it owns, its state and statistics.
         desc: what the progress bar says.
     """
 
@@ -71,7 +72,7 @@ class TrainRun:
     started: float = dataclasses.field(default_factory=time.monotonic)
     compile: str = 'off'
     frozen: tuple[torch.nn.Module, ...] = ()
-    owned: Callable[[dict], Iterable[str]] = lambda config: ('network-*.safetensors',)
+    owns: Callable[[dict, str], bool] = lambda config, name: re.fullmatch(r'network-.*\.safetensors', name) is not None
     overwrite: bool = False
     desc: str = 'training'
 
