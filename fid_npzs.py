@@ -71,10 +71,10 @@ def main(folders, ref_path, num_samples, blocks, **opts):
     dist.init()
     if opts['save_stats'] and (len(folders) > 1 or blocks > 1):
         raise click.ClickException('--save_stats: takes one --images and one block')
-    for option in ('json_path', 'save_stats'):
-        if opts[option] is not None:
-            with blame('--json' if option == 'json_path' else '--save_stats'):
-                check_writable(resolve_output(opts[option]))
+    for option, path in (('--json', opts['json_path']), ('--save_stats', opts['save_stats'])):
+        if path is not None:
+            with blame(option):
+                check_writable(resolve_output(path))
     with blame('--device'):
         device = select_device(opts['device'])
     with blame('--precision'):

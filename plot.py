@@ -107,8 +107,8 @@ def curve(files, out, x_name, values, y_name, by, lines, xlabel):
             names = ['' if by is None else f'{by} = {option(result, by)}' for result in results]
     else:
         names = lines.split(',')
-    if lines is not None and (by is not None or len(names) != len(results)):
-        raise click.ClickException(f'--lines: give one name for each of the {len(results)} results, and no --by')
+        if by is not None or len(names) != len(results):
+            raise click.ClickException(f'--lines: give one name for each of the {len(results)} results, and no --by')
     metric = metrics.pop() if y_name == 'distance' else 'KID'
     counts = sorted({result['num_samples'] for result in results})
     with blame('--y'):

@@ -36,8 +36,9 @@ def _claim(outdir, config, owns, overwrite, stack):
         return name in (STATE_FILE, STATS_FILE) or owns(config, name)
 
     outdir.mkdir(parents=True, exist_ok=True)
+    locked = stack.enter_context(lock_folder(outdir))
     options, files = outdir / OPTIONS_FILE, os.listdir(outdir)
-    if stack.enter_context(lock_folder(outdir)):
+    if locked:
         for name in files:
             whole = TEMPORARY.fullmatch(name)
             if whole and (whole[1] == OPTIONS_FILE or own(whole[1])):  # of a process that was killed while writing
@@ -46,7 +47,7 @@ def _claim(outdir, config, owns, overwrite, stack):
         earlier = read_options(options)
         for name in files:
             if own(name) or own(name, earlier):
-                (outdir / name).unlink()
+                (outdir / name).unlink(missing_ok=True)
         options.unlink(missing_ok=True)
     elif options.is_file():
         check_options(options, config)
