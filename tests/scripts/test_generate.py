@@ -25,7 +25,7 @@ from sampling.inputs import draw_inputs
 from torch_utils.compiler import compiled_or_plain
 from torch_utils.images import to_uint8
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def invoke(files, *args, network='uncond', guided=False, disc='disc_uncond'):

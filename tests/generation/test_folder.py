@@ -6,7 +6,7 @@ import os
 import stat
 
 import pytest
-from test_runner import run
+from test_run import run
 
 from sampling.folder import SampleFolder
 

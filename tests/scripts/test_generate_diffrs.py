@@ -19,7 +19,7 @@ import plot
 from sampling import diffrs, diffrs_slots, options
 from sampling.folder import read_counts
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def arguments(files, *args, network='uncond', disc='disc_uncond'):

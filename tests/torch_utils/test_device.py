@@ -10,7 +10,7 @@ import torch
 
 from torch_utils import device as lib
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CPU, CUDA = torch.device('cpu'), torch.device('cuda')
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-GOLDENS = Path(__file__).resolve().parent / 'goldens'
+GOLDENS = Path(__file__).resolve().parent.parent / 'goldens'
 
 
 def load(name: str) -> dict[str, np.ndarray]:

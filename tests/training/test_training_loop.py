@@ -127,10 +127,10 @@ def test_two_processes(tmp_path):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     env = os.environ | dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), PYTHONPATH=str(root),
                             OMP_NUM_THREADS='1', DIST_TIMEOUT_SEC='60')
-    workers = [subprocess.Popen([sys.executable, root / 'tests' / 'tiny_run.py', tmp_path / 'two'],
+    workers = [subprocess.Popen([sys.executable, root / 'tests' / 'helpers' / 'tiny_run.py', tmp_path / 'two'],
                                 env=env | dict(RANK=str(rank), LOCAL_RANK=str(rank))) for rank in range(2)]
     train(tiny_run(tmp_path / 'one'))
     assert [worker.wait(60) for worker in workers] == [0, 0]

@@ -22,7 +22,7 @@ from sampling.inputs import draw_inputs
 from torch_utils.images import to_uint8
 from torch_utils.rng import StackedRandomGenerator
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Net:
@@ -317,7 +317,7 @@ def test_format_int_list():
 WORKER = '''
 import sys, time
 sys.path.insert(0, {tests!r})
-from test_runner import Sampler, run
+from test_run import Sampler, run
 from torch_utils import distributed as dist
 
 class Slow(Sampler):
@@ -342,7 +342,7 @@ dist.shutdown()
 
 def launch(tmp_path, processes, path, bad_seed=None, worker=WORKER):
     script = tmp_path / 'worker.py'
-    script.write_text(worker.format(tests=str(ROOT / 'tests'), path=str(path), bad_seed=bad_seed))
+    script.write_text(worker.format(tests=str(ROOT / 'tests' / 'generation'), path=str(path), bad_seed=bad_seed))
     environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
     return subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone',
                            f'--nproc_per_node={processes}', str(script)],
@@ -372,7 +372,7 @@ def test_processes_share_the_work_and_the_files_are_the_same(tmp_path, processes
 STREAM_WORKER = '''
 import sys, time
 sys.path.insert(0, {tests!r})
-from test_runner import Net, stream_of
+from test_run import Net, stream_of
 from sampling import runner
 from torch_utils import distributed as dist
 
