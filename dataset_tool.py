@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from commands.machine import blame_machine
 from dnnlib.cli import blame
 from dnnlib.files import atomic_write, resolve_output
 from metrics.detectors import DETECTORS, load_detector
@@ -14,7 +15,7 @@ from metrics.measure import measure
 from metrics.reference import make_reference
 from metrics.sources import ImageSource
 from torch_utils import distributed as dist
-from torch_utils.device import PRECISIONS, enough_memory, select_device, select_precision
+from torch_utils.device import PRECISIONS, select_device, select_precision
 from torch_utils.images import png_bytes
 from torch_utils.progress import progress
 from training.data import ImageData
@@ -104,7 +105,7 @@ def make_zip(source, max_images, dest):
 @click.option('--precision', help='Arithmetic of the detector', type=click.Choice(PRECISIONS), default='fp32',
               show_default=True)
 @click.option('--device', help='auto, cpu, cuda or cuda:N', metavar='STR', type=str, default='auto', show_default=True)
-@enough_memory('--batch')
+@blame_machine('--batch')
 def stats(source, max_images, dest, detector, detector_ckpt, allow_code, features, batch, precision, device):
     """Write reference statistics: mu, sigma, detector, fingerprint, count, source, and features for KID.
 

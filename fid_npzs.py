@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import torch
 
+from commands.machine import blame_machine
 from dnnlib import demo
 from dnnlib.cli import blame
 from dnnlib.download import fetch
@@ -18,7 +19,7 @@ from metrics.measure import measure
 from metrics.reference import load_reference, make_reference
 from metrics.sources import open_source
 from torch_utils import distributed as dist
-from torch_utils.device import PRECISIONS, enough_memory, select_device, select_precision
+from torch_utils.device import PRECISIONS, select_device, select_precision
 
 MAX_FEATURES = 10_000  # for KID, whose time grows with their square; of more images a part is drawn
 
@@ -46,7 +47,7 @@ MAX_FEATURES = 10_000  # for KID, whose time grows with their square; of more im
               show_default=True)
 @click.option('--json', 'json_path',  help='Also write the results there', metavar='FILE', type=str)
 @click.option('--save_stats',         help='Also write the statistics of the images there', metavar='NPZ', type=str)
-@enough_memory('--batch')
+@blame_machine('--batch')
 def main(folders, ref_path, num_samples, blocks, **opts):
     """Measure the distance between folders of samples and a data set.
 

@@ -4,19 +4,20 @@ import click
 
 import classifier_lib
 import networks
+from commands import options
+from commands.machine import blame_machine
 from diffusion.schedules import GRIDS, SCALINGS, SCHEDULES, clamp_range, default_range, grid_steps
 from dnnlib import demo
 from dnnlib.cli import SectionedCommand, blame
 from dnnlib.download import fetch
 from dnnlib.files import file_digest, resolve_output, resolve_path
-from sampling import options, runner
+from generation import run as runner
 from sampling.ablation import SOLVERS, ablation_sampler
 from sampling.counted import Counted
 from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance
 from sampling.inputs import check_class, draw_inputs
 from torch_utils import distributed as dist
-from torch_utils.device import enough_memory
 
 ABLATION = [
     click.option('--solver', help='Ablate ODE solver', metavar='|'.join(SOLVERS), type=click.Choice(SOLVERS)),
@@ -35,7 +36,7 @@ ABLATION_NAMES = ('solver', 'discretization', 'schedule', 'scaling')
     'Discriminator guidance': 'dg_weight_1st_order', 'Machine': 'device'})
 @options.with_options(options.SAMPLES, options.EDM, ABLATION, options.guidance(first_weight=2.0),
                       options.DISCRIMINATORS, options.MACHINE)
-@enough_memory('--batch')
+@blame_machine('--batch')
 def main(**opts):
     """Draw samples from a score network, guided by a discriminator unless both weights are 0.
 

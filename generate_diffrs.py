@@ -7,20 +7,22 @@ import torch
 
 import classifier_lib
 import networks
+from commands import options
+from commands.machine import blame_machine
 from dnnlib import demo
 from dnnlib.cli import FloatRange, SectionedCommand, blame
 from dnnlib.download import fetch
 from dnnlib.files import atomic_write, file_digest, resolve_output, resolve_path
+from generation import run as runner
+from generation.folder import read_report, write_report
 from networks.edm_pickle import read_pickle
-from sampling import diffrs, diffrs_report, options, runner
+from sampling import diffrs, diffrs_report
 from sampling import diffrs_rules as rules
 from sampling.diffrs_slots import HopelessSample
-from sampling.folder import read_report, write_report
 from sampling.guidance import DiscriminatorGuidance
 from sampling.inputs import check_class
 from sampling.padding import Padded
 from torch_utils import distributed as dist
-from torch_utils.device import enough_memory
 from torch_utils.progress import progress
 
 THRESHOLDS = 'thresholds.json'
@@ -70,7 +72,7 @@ REJECTION = [
     'Discriminator guidance': 'dg_weight_1st_order', 'Machine': 'device'})
 @options.with_options(options.SAMPLES, options.EDM, REJECTION, options.guidance(first_weight=0.0),
                       options.DISCRIMINATORS, options.MACHINE)
-@enough_memory('--batch')
+@blame_machine('--batch')
 def main(**opts):
     """Draw samples whose every step is accepted or rejected by a discriminator.
 

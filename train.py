@@ -11,13 +11,14 @@ import click
 import torch
 
 import classifier_lib
+from commands.machine import blame_machine
 from diffusion.vpsde import VPSDE
 from dnnlib.cli import FloatRange, blame
 from dnnlib.files import atomic_write, file_digest, resolve_output, resolve_path
 from guided_diffusion import create_classifier
 from torch_utils import checkpoint
 from torch_utils import distributed as dist
-from torch_utils.device import enough_memory, select_device, select_precision
+from torch_utils.device import select_device, select_precision
 from torch_utils.stats import JsonLines
 from training.data import BatchLoader, ImageData
 from training.discriminator import DiscriminatorLoss, held_out_logits, held_out_scores, scores_table, split_pairs
@@ -81,7 +82,7 @@ DG_CACHE = 'gen_data_for_discriminator_training.npz'  # DG's own concatenation o
 @click.option('--max_minutes',  help='Stop after so long; the same command goes on', metavar='FLOAT',
               type=FloatRange(min=0))
 @click.option('--overwrite',    help='Replace an earlier run in --savedir', is_flag=True)
-@enough_memory('--batch_gpu')
+@blame_machine('--batch_gpu')
 def main(**opts):
     """Train a discriminator to tell real from generated images, resumable by the same command.
 

@@ -11,6 +11,7 @@ import click
 import torch
 
 from classifier_lib import time_convention
+from commands.machine import blame_machine
 from diffusion.vpsde import VPSDE
 from dnnlib.cli import FloatRange, blame
 from dnnlib.files import resolve_output
@@ -18,7 +19,7 @@ from guided_diffusion import create_classifier, set_precision
 from metrics.feature_net import FeatureNet, save_feature_net
 from torch_utils import checkpoint
 from torch_utils import distributed as dist
-from torch_utils.device import enough_memory, select_device, select_precision
+from torch_utils.device import select_device, select_precision
 from training.classifier import CleanClassifierLoss, NoisyClassifierLoss, accuracy, accuracy_by_noise
 from training.data import BatchLoader, ImageData
 from training.ema import Ema
@@ -91,7 +92,7 @@ PRESETS = {
               show_default=True)
 @click.option('--overwrite',     help='Replace an earlier run in --outdir', is_flag=True)
 @click.option('-n', '--dry_run', '--dry-run', help='Print the configuration and exit', is_flag=True)
-@enough_memory('--batch_gpu')
+@blame_machine('--batch_gpu')
 def main(**opts):
     """Train a classifier of images, resumable: the same command again goes on where it stopped.
 

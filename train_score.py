@@ -9,11 +9,12 @@ import click
 import torch
 
 import networks
+from commands.machine import blame_machine
 from diffusion import losses
 from dnnlib.cli import FloatRange, blame
 from dnnlib.files import resolve_output
 from torch_utils import distributed as dist
-from torch_utils.device import enough_memory, select_device, select_precision
+from torch_utils.device import select_device, select_precision
 from training.augment import AugmentPipe
 from training.data import BatchLoader, ImageData
 from training.ema import Ema
@@ -140,7 +141,7 @@ BY_PRESET = '[default: by preset]'
               metavar='FLOAT', type=FloatRange(min=0), default=5, show_default=True)
 @click.option('--overwrite',    help='Start anew in a folder that holds another run', is_flag=True)
 @click.option('-n', '--dry_run', '--dry-run', help='Print the configuration and exit', is_flag=True)
-@enough_memory('--batch_gpu')
+@blame_machine('--batch_gpu')
 def main(outdir, data, preset, cond, max_images, device, precision, dry_run, **options):
     """Train an EDM score network (Karras et al. 2022) that generate.py can sample from.
 

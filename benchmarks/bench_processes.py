@@ -14,7 +14,7 @@ import torch
 import networks
 from classifier_lib import load_log_ratio
 from dnnlib import demo
-from sampling import runner
+from generation import run as runner
 from sampling.diffrs import WARMUP_SEED, calibrate, diffrs_sampler
 from sampling.edm import edm_sampler
 from sampling.inputs import draw_inputs

@@ -9,9 +9,9 @@ import torch
 
 import classifier_lib
 import networks
+from commands.options import compile_networks
 from dnnlib import demo
 from guided_diffusion import create_classifier
-from sampling.options import compile_networks
 from torch_utils.checkpoint import save_network
 from torch_utils.compiler import count_flops
 from torch_utils.device import select_precision

@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from dnnlib import demo
 from dnnlib.download import fetch
 from torch_utils.checkpoint import load_state
-from torch_utils.device import upload
+from torch_utils.transfer import upload
 
 from .feature_net import load_feature_net
 from .inception import InceptionV3

@@ -3,7 +3,7 @@
 import torch
 
 from diffusion.schedules import clamp_range, default_range, grid_steps, time_schedule
-from torch_utils.device import upload
+from torch_utils.transfer import upload
 
 from .edm import Step, added_noise, churned_steps, rounded_steps
 from .guidance import Unguided

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .folder import read_counts
+from generation.folder import read_counts
 
 COSTS = ('nfe', 'discriminator_calls')
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_utils.device import upload
+from torch_utils.transfer import upload
 
 from . import diffrs_rules as rules
 from .diffrs_rules import Rule, Thresholds

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from diffusion.schedules import clamp_range, edm_steps
-from torch_utils.device import upload
+from torch_utils.transfer import upload
 
 from .guidance import BOOST_S_CHURN, BOOST_S_NOISE, Unguided, per_row
 

@@ -6,12 +6,11 @@ import shutil
 import warnings
 from collections.abc import Callable
 
-import click
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import distributed as dist
-from .device import is_lack_of_memory
+from .device import is_out_of_memory
 
 # Operations of a run from which compiling pays. On a CPU it takes one to two and a half minutes and gains a fifth to a
 # third: two minutes or more of what is ahead. An H200 trained the demo's networks at some 50 TFLOP/s uncompiled: 3e15
@@ -37,13 +36,17 @@ def prepare_compiler(reproducible: bool = False) -> None:
     warnings.filterwarnings('ignore', message='TensorFloat32 tensor cores for float32 matrix multiplication available')
 
 
-def go_on_uncompiled(mode: str, error: Exception) -> None:
-    """Report that a run goes on without torch.compile, which failed; where the mode is 'on', end it in one line."""
+class CompilerFailed(RuntimeError):
+    """torch.compile was asked for and does not work here."""
+
+
+def report_failure(mode: str, error: Exception) -> None:
+    """Say that torch.compile failed and the run continues without it. Raises CompilerFailed if the mode is 'on'."""
     reason = f'torch.compile does not work here ({type(error).__name__})'
     if mode != 'on':
-        dist.print0(f'{reason}; going on without it')
+        dist.print0(f'{reason}; continuing without it')
     elif isinstance(error, torch._dynamo.exc.TorchDynamoException):
-        raise click.ClickException(f'--compile: {reason}; use --compile=off') from error
+        raise CompilerFailed(reason) from error
     else:
         raise error
 
@@ -83,9 +86,9 @@ def compiled_or_plain(mode: str, compiled, plain):
         try:
             result = compiled(*args, **kwargs)
         except Exception as error:  # compilers fail in many ways; what failed otherwise fails again
-            if is_lack_of_memory(error):  # nor would it fit as it is
+            if is_out_of_memory(error):  # nor would it fit as it is
                 raise
-            go_on_uncompiled(mode, error)
+            report_failure(mode, error)
             chosen = plain
             return plain(*args, **kwargs)
         chosen = compiled

@@ -1,18 +1,15 @@
 """The one place that decides on device and precision, and what memory they have."""
 
-import contextlib
 import ctypes
 import functools
-from collections.abc import Iterator
 
-import click
 import torch
 
 from . import distributed as dist
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 # What else says so: torch on a CPU; CUDA's driver and Triton; cuBLAS and cuDNN.
-LACK_OF_MEMORY = ("can't allocate memory", 'out of memory', 'STATUS_ALLOC_FAILED')
+OUT_OF_MEMORY = ("can't allocate memory", 'out of memory', 'STATUS_ALLOC_FAILED')
 PRECISIONS = ('auto', 'fp32', 'tf32', 'bf16', 'fp16')
 
 
@@ -58,27 +55,9 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor` on a device, without waiting for the work that the device has before it."""
-    if device.type == 'cuda' and tensor.device.type == 'cpu':
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
-def is_lack_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that a device, the CPU too, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in LACK_OF_MEMORY)
-
-
-@contextlib.contextmanager
-def enough_memory(option: str) -> Iterator[None]:
-    """Turn a device's lack of memory, in a block or a decorated script, into one line that names `option`."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_lack_of_memory(error):
-            raise
-        raise click.ClickException(f'{option}: so many images at a time do not fit into memory; use fewer') from None
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 @functools.cache

@@ -12,9 +12,9 @@ import torch
 
 from dnnlib.files import DAMAGED, resolve_path
 from torch_utils import image_files
-from torch_utils.device import upload
 from torch_utils.images import from_uint8
 from torch_utils.progress import progress
+from torch_utils.transfer import upload
 
 LABEL_FILE = 'dataset.json'
 ON_DEVICE_BYTES = 2 << 30  # data sets below this size are kept on the GPU as a whole

@@ -14,8 +14,8 @@ import torch
 from dnnlib.files import atomic_write
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import load_state, save_state
-from torch_utils.compiler import go_on_uncompiled, prepare_compiler, select_compile
-from torch_utils.device import is_lack_of_memory
+from torch_utils.compiler import prepare_compiler, report_failure, select_compile
+from torch_utils.device import is_out_of_memory
 from torch_utils.progress import progress
 from torch_utils.rng import step_seed
 from torch_utils.stats import JsonLines, Sums
@@ -161,9 +161,9 @@ class Trainer:
             try:
                 self.forward_backward()
             except Exception as error:  # compilers fail in many ways; the eager network is always right
-                if is_lack_of_memory(error):  # not the compiler's fault; the eager network needs no less
+                if is_out_of_memory(error):  # not the compiler's fault; the eager network needs no less
                     raise
-                go_on_uncompiled(run.compile, error)
+                report_failure(run.compile, error)
                 for network in networks:
                     network._compiled_call_impl = None
         self.sums.values = sums

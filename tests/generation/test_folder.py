@@ -8,7 +8,7 @@ import stat
 import pytest
 from test_run import run
 
-from sampling.folder import SampleFolder
+from generation.folder import SampleFolder
 
 
 @pytest.mark.parametrize('save_type', ['npz', 'png'])

@@ -17,7 +17,8 @@ import PIL.Image
 import pytest
 import torch
 
-from sampling import folder, runner
+from generation import folder
+from generation import run as runner
 from sampling.inputs import draw_inputs
 from torch_utils.images import to_uint8
 from torch_utils.rng import StackedRandomGenerator
@@ -373,7 +374,7 @@ STREAM_WORKER = '''
 import sys, time
 sys.path.insert(0, {tests!r})
 from test_run import Net, stream_of
-from sampling import runner
+from generation import run as runner
 from torch_utils import distributed as dist
 
 def stream(seeds):

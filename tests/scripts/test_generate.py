@@ -16,8 +16,8 @@ from click.testing import CliRunner
 import classifier_lib
 import generate
 import networks
+from commands import options
 from dnnlib import demo
-from sampling import options
 from sampling.counted import Counted
 from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance

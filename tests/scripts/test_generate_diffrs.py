@@ -16,8 +16,9 @@ from click.testing import CliRunner
 
 import generate_diffrs
 import plot
-from sampling import diffrs, diffrs_slots, options
-from sampling.folder import read_counts
+from commands import options
+from generation.folder import read_counts
+from sampling import diffrs, diffrs_slots
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,7 +15,7 @@ import generate_diffrs
 import train
 import train_classifier
 import train_score
-from sampling import options
+from commands import options
 
 SCRIPTS = dict(generate=(generate.main, generate_arguments), generate_diffrs=(generate_diffrs.main, diffrs_arguments))
 RUN = ('--seeds=0-7', '--batch=4')

@@ -7,11 +7,10 @@ import torch
 
 from dnnlib import demo
 from dnnlib.cli import FloatRange, IntList, blame
+from generation.run import choose_seeds
 from torch_utils import distributed as dist
 from torch_utils.compiler import compiled_or_plain, prepare_compiler, select_compile
 from torch_utils.device import PRECISIONS, select_device, select_precision
-
-from .runner import choose_seeds
 
 CLASSIFIER = '/checkpoints/ADM_classifier/32x32_classifier.pt'
 DISCRIMINATOR = '/checkpoints/discriminator/cifar_uncond/discriminator_60.pt'

@@ -1,0 +1,80 @@
+"""The machine that a script runs on: its ranks, device, precision, and what of it a user is told in one line."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import click
+import torch
+
+from dnnlib.cli import blame
+from torch_utils import distributed as dist
+from torch_utils.compiler import CompilerFailed, compiled_or_plain, prepare_compiler, select_compile
+from torch_utils.device import is_out_of_memory, select_device, select_precision
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where networks run: a device, the dtype of their bodies, and the options that chose it."""
+
+    device: torch.device
+    dtype: torch.dtype
+    precision: str  # as asked for: auto, fp32, tf32, bf16, fp16
+    compile: str = 'off'  # as asked for: auto, on, off
+
+    def record(self) -> dict:
+        """Entries of options.json; they decide how images round."""
+        return dict(device=self.device.type, precision=str(self.dtype).removeprefix('torch.'),
+                    tf32=self.precision == 'tf32')
+
+
+def start(device: str, precision: str, compile: str = 'off', tf32_beside_half: bool = False) -> Machine:
+    """Join the process group and choose the device and precision; ranks on unlike machines must agree."""
+    dist.init()
+    with blame('--device'):
+        chosen = select_device(device)
+    with blame('--precision'):
+        dtype = select_precision(precision, chosen, tf32_beside_half)
+        first = dist.broadcast_object(str(dtype))
+        if first != str(dtype):
+            raise ValueError(f'{precision} is {dtype} here and {first} in the first process; name one')
+    return Machine(chosen, dtype, precision, compile)
+
+
+@contextlib.contextmanager
+def blame_machine(option: str) -> Iterator[None]:
+    """Turn a lack of memory, or a compiler that fails, into one line; `option` sets the images at a time.
+
+    For a block, or as a decorator of a script's main.
+    """
+    try:
+        yield
+    except CompilerFailed as error:
+        raise click.ClickException(f'--compile: {error}; use --compile=off') from error
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise click.ClickException(f'{option}: not enough memory for this many images at a time; use fewer') from None
+
+
+def compile_for_sampling(machine: Machine, net, log_ratio, evaluations: int) -> bool:
+    """Compile where that pays for a run of this many evaluations of `net`; the answer is the same on all ranks.
+
+    On CUDA that is the score network and the log-ratio (or None), on a CPU only the score network: there the log-ratio
+    gets no faster (benchmarks/README.md). The number of ranks plays no part, so that others can resume the run.
+    """
+    def evaluate():
+        x = torch.zeros([1, net.img_channels, net.img_resolution, net.img_resolution], device=machine.device)
+        net(x, torch.ones([1], device=machine.device))
+
+    if not dist.broadcast_object(select_compile(machine.compile, machine.device, evaluate, evaluations)):
+        return False
+    dist.print0('The first batch compiles the networks, which takes one to two and a half minutes')
+    prepare_compiler(reproducible=machine.device.type == 'cuda')
+    choose = functools.partial(compiled_or_plain, machine.compile)
+    net.compile(dynamic=False)
+    net._compiled_call_impl = choose(net._compiled_call_impl, net._call_impl)
+    if log_ratio is not None and machine.device.type == 'cuda':
+        log_ratio.compile(choose)
+    return True

@@ -1,0 +1,1 @@
+"""Data to pictures and pages; the only user of matplotlib."""

@@ -1,0 +1,1 @@
+"""From seeds to files, for any sampler: one queue, one engine, one writer."""
