@@ -1,7 +1,6 @@
 """A folder of samples: which files belong to it, which are complete, and what made them (options.json)."""
 
 import json
-import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from dnnlib.files import DAMAGED, atomic_write, check_options, lock_folder
+from dnnlib.files import DAMAGED, atomic_write
+from dnnlib.run_folder import OPTIONS_FILE, REPORT, RunFolder, write_options
 from torch_utils.images import image_grid, is_whole_png, png_bytes
 
 GRIDS = 4  # shards that get a picture
 GRID_IMAGES = 256  # at most, in one picture
 SAMPLE_FILE = re.compile(r'samples.*\.npz|sample_.*\.png|\d{6,}\.png')
-LEFTOVER = re.compile(r'\.(samples.*\.npz|sample_.*\.png|\d{6,}\.png|(options|thresholds.*)\.json)\..*\.tmp'
-                      r'|thresholds-part-\d+\.json')  # of a run that was killed; sampling begins when the parts are one
-REPORT = 'report'  # entry of options.json: what the run has cost; it decides nothing
+WARMUP_LEFTOVER = re.compile(r'\.thresholds.*\.json\..*\.tmp|thresholds-part-\d+\.json')  # the parts become one file
 COUNTS = 'counts'  # text of a PNG: what the sample has cost, as JSON
 
 
@@ -55,7 +53,7 @@ def format_int_list(numbers) -> str:
     return ','.join(str(first) if first == last else f'{first}-{last}' for first, last in ranges)
 
 
-class SampleFolder:
+class SampleFolder(RunFolder):
     """The files of one run in `path`: shards of `batch` seeds each, as 'npz' or one 'png' per seed.
 
     Raises ValueError for repeated seeds.
@@ -68,55 +66,26 @@ class SampleFolder:
             raise ValueError('the list of seeds is empty or has one twice; each seed is one sample')
         if save_type not in ('npz', 'png'):
             raise ValueError(f'{save_type!r} is not a way to save samples; use npz or png')
-        self.path, self.save_type = Path(path), save_type
+        record = options | dict(seeds=format_int_list(seeds), batch=batch, save_type=save_type)
+        super().__init__(path, record, lambda options, name: SAMPLE_FILE.fullmatch(name) is not None)
+        self.save_type = save_type
         self.shards = [Shard(i, seeds[first:first + batch])
                        for i, first in enumerate(range(0, len(seeds), batch))]
-        record = options | dict(seeds=format_int_list(seeds), batch=batch, save_type=save_type)
-        self.record = json.loads(json.dumps(record))  # as it will be read back
-
-    def prepare(self, overwrite: bool = False, locked: bool = False) -> None:
-        """Make the folder, or check that it holds this very run; clear it of what a killed run left, where `locked`.
-
-        Raises ValueError or OSError.
-        """
-        self._make()
-        if overwrite:
-            for name in ['options.json', *self._sample_files()]:
-                (self.path / name).unlink(missing_ok=True)
-        self.check()
-        for name in os.listdir(self.path) if locked else ():
-            if LEFTOVER.fullmatch(name):
-                (self.path / name).unlink(missing_ok=True)
-        if not (self.path / 'options.json').exists():
-            _write_json(self.path / 'options.json', self.record)
 
     def check(self, undecided: Collection[str] = ()) -> None:
-        """Raise ValueError where the folder holds anything but this run; the options `undecided` may still differ."""
-        self._check_options(undecided)
-        expected = {'options.json'}
+        """Raise ValueError if the folder holds anything but this run; the options `undecided` may still differ."""
+        super().check(undecided)
+        expected = set()
         for shard in self.shards:
             expected.update([shard.name, shard.grid_name] if self.save_type == 'npz' else shard.png_names)
-        foreign = [name for name in self._sample_files() if name not in expected]
+        foreign = [name for name in self.own_files() if name not in expected]
         if foreign:
             raise ValueError(f'{self.path} holds samples of something else ({foreign[0]}, {len(foreign)} in all); '
                              f'use another folder or --overwrite')
 
-    def _make(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise NotADirectoryError(f'{self.path} is a file; name a folder')
-        self.path.mkdir(parents=True, exist_ok=True)
-
-    def _sample_files(self) -> list[str]:
-        return sorted(name for name in os.listdir(self.path) if SAMPLE_FILE.fullmatch(name))
-
-    def _check_options(self, undecided: Collection[str]) -> None:
-        path = self.path / 'options.json'
-        if not path.exists():
-            if self._sample_files():
-                raise ValueError(f'{self.path} holds samples but no options.json that says what made them; '
-                                 f'use another folder or --overwrite')
-            return
-        check_options(path, self.record, {REPORT, *undecided})
+    def is_leftover(self, name: str) -> bool:
+        """Whether a file is half of a result, or a part of a warm-up that is over when sampling begins."""
+        return super().is_leftover(name) or WARMUP_LEFTOVER.fullmatch(name) is not None
 
     def is_complete(self, shard: Shard) -> bool:
         """Whether all files of `shard` exist and can be read to their end."""
@@ -152,21 +121,15 @@ class SampleFolder:
         with atomic_write(self.path / shard.name) as file:
             np.savez(file, **arrays)  # compressing saves 3 % of such images and takes twenty times as long
 
-    def lock(self):
-        """As `dnnlib.files.lock_folder`, of a folder that is made first. Raises ValueError or OSError."""
-        self._make()
-        return lock_folder(self.path)
-
 
 def read_report(outdir) -> dict:
     """What the run in `outdir` has cost so far, as `write_report` left it; {} before. Raises ValueError or OSError."""
-    return json.loads((Path(outdir) / 'options.json').read_text()).get(REPORT, {})
+    return json.loads((Path(outdir) / OPTIONS_FILE).read_text()).get(REPORT, {})
 
 
 def write_report(outdir, report: dict) -> None:
     """Put what a run has cost into its options.json."""
-    path = Path(outdir) / 'options.json'
-    _write_json(path, json.loads(path.read_text()) | {REPORT: report})
+    write_options(outdir, json.loads((Path(outdir) / OPTIONS_FILE).read_text()) | {REPORT: report})
 
 
 def read_counts(outdir) -> Iterator[dict[str, np.ndarray]]:
@@ -179,8 +142,3 @@ def read_counts(outdir) -> Iterator[dict[str, np.ndarray]]:
         with PIL.Image.open(path) as image:
             counts = json.loads(image.info.get(COUNTS, '{}'))
         yield {name: np.array([value]) for name, value in counts.items()}
-
-
-def _write_json(path: Path, value) -> None:
-    with atomic_write(path) as file:
-        file.write((json.dumps(value, indent=1) + '\n').encode())
