@@ -22,7 +22,7 @@ from torch_utils.device import select_device, select_precision
 from torch_utils.stats import JsonLines
 from training.data import BatchLoader, ImageData
 from training.discriminator import DiscriminatorLoss, held_out_logits, held_out_scores, scores_table, split_pairs
-from training.folder import STATS_FILE
+from training.run import STATS_FILE
 from training.loop import share_of_batch, train
 from training.run import NonFiniteLoss, TickContext, TrainRun, adam
 
