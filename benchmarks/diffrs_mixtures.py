@@ -13,13 +13,12 @@ import click
 import numpy as np
 import torch
 
+from diffusion.mixtures import GaussianMixture, MixtureNet, exact_log_ratio
 from dnnlib.cli import IntList
 from sampling.diffrs import WARMUP_SEED, calibrate, diffrs_sampler
 from sampling.diffrs_rules import RULES, Rule, Thresholds, thresholds
 from sampling.edm import edm_sampler
 from sampling.inputs import draw_inputs
-
-from .mixtures import GaussianMixture, MixtureNet, exact_log_ratio
 
 CORNERS = [[4.0, 0.0], [-2.0, 3.4641], [-2.0, -3.4641]]
 MIXTURES = {  # (wrong model, right mixture)
