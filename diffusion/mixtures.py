@@ -1,4 +1,4 @@
-"""Mixtures whose denoiser, noisy density and log-ratio are exact, on R^D and in the cube: models to test samplers on."""
+"""Mixtures with exact denoiser, noisy density and log-ratio, on R^D and in the cube: models to test samplers on."""
 
 import math
 
@@ -88,7 +88,7 @@ class TruncatedMixture:
         """log p(x; sigma) [N] of x [N, ...] in the cube after reflected noise sigma ([] or [N]); differentiable."""
         x = x.flatten(1).to(torch.float64)
         sigma = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1, 1, 1).clamp(min=1e-6)  # [N or 1, 1, 1]
-        reach = 2 + math.ceil(4 * float(sigma.max()))
+        reach = math.ceil(0.5 + 4.2 * float(sigma.max()))  # the cube is 8 sigma away from images left out
         shifts = 2.0 * torch.arange(-reach, reach + 1, dtype=torch.float64)[:, None, None]
         images = torch.cat([x + shifts, -x + shifts])[:, :, None]  # [J, N, 1, D]
 
