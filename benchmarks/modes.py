@@ -9,7 +9,7 @@ import torch
 
 import classifier_lib
 import networks
-from commands.options import compile_networks
+from commands.machine import Machine, compile_for_sampling
 from dnnlib import demo
 from guided_diffusion import create_classifier
 from torch_utils.checkpoint import save_network
@@ -90,7 +90,7 @@ def load_modes(files: dict[str, Path], precisions: list[str], compiled: bool, de
         flops = [count_flops(functools.partial(call_network, part, net, precision, 1, 1, device))
                  for part in (net, log_ratio)]
         if compiles:  # operations cannot be counted any more
-            compile_networks(dict(compile_mode='on', num_steps=1), net, log_ratio, device, images=1)
+            compile_for_sampling(Machine(device, dtype, precision, compile='on'), net, log_ratio, 1)
         modes[f'{precision} compiled' if compiles else precision] = Mode(precision, dtype, net, log_ratio, *flops)
     return modes
 

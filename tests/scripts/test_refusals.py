@@ -46,7 +46,7 @@ def test_other_options(files, finished):
     script, folder = finished
     before = contents(folder)
     assert_refused(*invoke(script, files, f'--outdir={folder}', *RUN, '--S_noise=1.003'), 'S_noise was 1')
-    assert_refused(*invoke(script, files, f'--outdir={folder}', '--seeds=0-8', '--batch=4'), "'0-8'")
+    assert_refused(*invoke(script, files, f'--outdir={folder}', '--seeds=1-8', '--batch=4'), "'1-8'")
     assert contents(folder) == before
 
 
