@@ -13,14 +13,13 @@ import click
 import numpy as np
 import torch
 
+from diffusion.mixtures import GaussianMixture, MixtureNet, exact_log_ratio
 from dnnlib.cli import IntList
 from sampling.diffrs import calibrate, diffrs_sampler, warmup_seeds
 from sampling.diffrs_rules import RULES, Rule, Thresholds, make_thresholds
 from sampling.edm import edm_sampler
 from sampling.levels import edm_levels
 from sampling.samples import sample
-
-from .mixtures import GaussianMixture, MixtureNet, exact_log_ratio
 
 CORNERS = [[4.0, 0.0], [-2.0, 3.4641], [-2.0, -3.4641]]
 MIXTURES = {  # (wrong model, right mixture)
