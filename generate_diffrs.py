@@ -15,7 +15,7 @@ from dnnlib.download import fetch
 from dnnlib.files import atomic_write, file_digest, resolve_output, resolve_path
 from generation import run as runner
 from generation.folder import read_report, write_report
-from networks.edm_pickle import read_pickle
+from networks.formats.edm_pickle import read_pickle
 from sampling import diffrs, diffrs_report
 from sampling import diffrs_rules as rules
 from sampling.diffrs_slots import HopelessSample

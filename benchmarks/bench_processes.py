@@ -12,7 +12,6 @@ import click
 import torch
 
 import networks
-from classifier_lib import load_log_ratio
 from dnnlib import demo
 from generation import run as runner
 from sampling.diffrs import WARMUP_SEED, calibrate, diffrs_sampler
@@ -143,7 +142,7 @@ def draw(folder: Path, method: str, images: int, batch: int, steps: int, slowdow
             blocks.append((began, time.monotonic(), drawn))
 
     if method == 'diffrs':
-        log_ratio = load_log_ratio(demo.DEMO_CLASSIFIER, demo.DEMO_DISCRIMINATOR, net, False, 'cpu')
+        log_ratio = networks.load_log_ratio(net)
         calibration = calibrate(net, log_ratio, range(WARMUP_SEED, WARMUP_SEED + 32), num_steps=steps)
     dist.barrier()
     if method == 'edm':

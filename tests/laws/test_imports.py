@@ -12,7 +12,7 @@ MAY_IMPORT = {
     'torch_utils': BASE | {'torch_utils'},
     'diffusion': BASE | {'torch_utils', 'diffusion'},
     'guided_diffusion': {'guided_diffusion'},
-    'networks': BASE | {'torch_utils', 'diffusion', 'networks'},
+    'networks': BASE | {'torch_utils', 'diffusion', 'guided_diffusion', 'networks'},
     'sampling': BASE | {'torch_utils', 'diffusion', 'sampling'},
     'training': BASE | {'torch_utils', 'diffusion', 'training'},
     'metrics': BASE | {'torch_utils', 'diffusion', 'metrics'},
