@@ -10,12 +10,12 @@ from pathlib import Path
 import click
 import torch
 
-import classifier_lib
 from commands.machine import blame_machine
 from diffusion.vpsde import VPSDE
 from dnnlib.cli import FloatRange, blame
 from dnnlib.files import atomic_write, file_digest, resolve_output, resolve_path
 from guided_diffusion import create_classifier
+from networks import classifiers as classifier_lib
 from torch_utils import checkpoint
 from torch_utils import distributed as dist
 from torch_utils.device import select_device, select_precision

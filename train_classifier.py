@@ -10,13 +10,13 @@ from pathlib import Path
 import click
 import torch
 
-from classifier_lib import time_convention
 from commands.machine import blame_machine
 from diffusion.vpsde import VPSDE
 from dnnlib.cli import FloatRange, blame
 from dnnlib.files import resolve_output
 from guided_diffusion import create_classifier, set_precision
 from metrics.feature_net import FeatureNet, save_feature_net
+from networks.classifiers import time_convention
 from torch_utils import checkpoint
 from torch_utils import distributed as dist
 from torch_utils.device import select_device, select_precision
