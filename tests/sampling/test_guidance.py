@@ -10,7 +10,7 @@ from dg_goldens import classifier, discriminator
 from sampler_goldens import CountedNet, RecordedNoise, goldens, network
 from sampler_runs import run_edm
 
-import classifier_lib
+import networks
 from diffusion.mixtures import GaussianMixture, MixtureNet, exact_log_ratio
 from diffusion.schedules import edm_steps
 from sampling.denoiser import At
@@ -25,7 +25,7 @@ WRONG = GaussianMixture([[-0.5, 0.5], [0.5, 0.0]], [0.3, 0.7], 0.25)
 
 def golden_log_ratio(kind):
     """DG's clipped log-ratio of the golden discriminator 'uncond' or 'cond'."""
-    return classifier_lib.LogRatio(classifier(), discriminator(kind), clip=True, conditional=kind == 'cond')
+    return networks.LogRatio(classifier(), discriminator(kind), clip=True, conditional=kind == 'cond')
 
 
 @pytest.mark.parametrize('name', DG_CASES + [pytest.param(name, marks=pytest.mark.slow) for name in LONG_CASES])

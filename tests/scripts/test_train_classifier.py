@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from torch.nn import functional as F
 
 import train_classifier as script
-from classifier_lib import load_classifier
 from diffusion.vpsde import VPSDE
 from guided_diffusion import create_classifier
 from metrics.feature_net import load_feature_net
+from networks.classifiers import load_classifier
 from torch_utils.checkpoint import read_network
 from training import classifier as lib
 from training.augment import mirror_and_shift
