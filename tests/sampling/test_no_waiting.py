@@ -88,7 +88,7 @@ def test_samplers_on_cuda(sampler, guided, options):
     log_ratio = networks.load_log_ratio(net, dtype=torch.bfloat16, device='cuda')
     guidance = DiscriminatorGuidance(log_ratio, 2.0, 1.0, boosting=True) if guided else None
     latents = torch.randn(2, 3, 32, 32, device='cuda')
-    sampler(net, latents, num_steps=2, guidance=guidance, randn_like=torch.randn_like, **options)  # libraries initialise themselves
+    sampler(net, latents, num_steps=2, guidance=guidance, randn_like=torch.randn_like, **options)  # libraries start
     try:
         torch.cuda.set_sync_debug_mode('error')
         sampler(net, latents, num_steps=6, guidance=guidance, randn_like=torch.randn_like, **options)
