@@ -93,7 +93,7 @@ def held_out_scores(logits: np.ndarray, target: np.ndarray, sigma: np.ndarray) -
 
 
 def scores_table(scores: dict) -> str:
-    """The held-out scores per noise level as text, and a note on why 0.5 is expected at large noise."""
+    """Held-out scores per noise level as text, and a note on why 0.5 is expected at large noise."""
     lines = [f'{"sigma":>15}  {"images":>6}  {"accuracy":>8}  {"AUC":>6}  {"ECE":>6}']
     for level in scores['levels']:
         span = f'{level["sigma_from"]:g} - {level["sigma_to"]:g}'

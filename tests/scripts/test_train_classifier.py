@@ -242,6 +242,9 @@ def test_presets_and_dry_run(room):
     assert (config['width'], config['depth'], config['classes'], config['lr'], config['weight_decay']) == (
         128, 4, 1000, 3e-4, 0.05)
     assert config['batch_size'] == 8  # an option wins over the preset
+    assert (config['images'], config['test_sha256']) == (32, None)
+    output = run(room, 'dry', '--batch=4', '--dry_run').output
+    assert json.loads(output[output.index('{'):])['batch_size'] == 4
     assert not (room / 'dry').exists()
     cosine = lib.learning_rate('cosine', 1.0, 10, 100_000)
     assert cosine(0) == pytest.approx(1 / 200) and cosine(50_000) == pytest.approx(0.5)

@@ -227,6 +227,24 @@ def test_script_writes_what_dg_reads_and_resumes_bitwise(room):
     assert result.exit_code == 0 and f'best.pt is epoch {best}' in result.output
 
 
+def test_few_images(room):
+    """Two are held out, so that no noise level has both sides: nothing to draw, which ends no run."""
+    result = run(room, 'few', '--num_data=8', '--val_fraction=0.12', '--batch_size=7', '--epoch=1')
+    assert result.exit_code == 0, result.output
+    assert 'Warning' not in result.output and (room / 'few/training.png').is_file()
+    level = json.loads((room / 'few/stats.jsonl').read_text())['held_out_levels'][0]
+    assert np.isnan(level['auc'])
+
+
+@pytest.mark.parametrize('batch', ['--batch=24', '--batch_size=24'])
+def test_dry_run_writes_nothing(room, batch):
+    result = run(room, 'dry', batch, '--cond=1', '-n', datadir='real_label.npz')
+    assert result.exit_code == 0, result.output
+    config = json.loads(result.output[result.output.index('{'):])
+    assert (config['batch_size'], config['cond'], config['num_real'], config['num_generated']) == (24, 1, 48, 48)
+    assert not (room / 'dry').exists()
+
+
 def test_other_files_are_another_run(room, tmp_path):
     """Moved files are the same run; other images or another classifier under the old names are not."""
     def copied(name, **arrays):
