@@ -22,9 +22,8 @@ from torch_utils.device import select_device, select_precision
 from torch_utils.stats import JsonLines
 from training.data import BatchLoader, ImageData
 from training.discriminator import DiscriminatorLoss, held_out_logits, held_out_scores, scores_table, split_pairs
-from training.folder import STATS_FILE
 from training.loop import share_of_batch, train
-from training.run import NonFiniteLoss, TickContext, TrainRun, adam
+from training.run import STATS_FILE, NonFiniteLoss, TickContext, TrainRun, adam
 
 EMBEDDED_CLASSES = 1000  # rows of the label table in DG's conditional discriminators
 DG_CACHE = 'gen_data_for_discriminator_training.npz'  # DG's own concatenation of the shards

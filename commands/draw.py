@@ -45,7 +45,7 @@ def _finish(folder: SampleFolder, result: Report, details, describe) -> None:
     if 'nfe' not in found:  # all of them drawn by an earlier version
         return
     earlier = read_report(folder.path)
-    report = costs.make_report(found, folder.record['precision'],
+    report = costs.make_report(found, folder.options['precision'],
                                wall_sec=earlier.get('wall_sec', 0.0) + (result.seconds if result.drawn else 0.0),
                                timed_images=earlier.get('timed_images', 0) + result.drawn)
     report |= details(found) if details else {}

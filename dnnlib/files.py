@@ -1,15 +1,14 @@
-"""Paths as users write them, files that are whole or absent, and folders that belong to one run."""
+"""Paths as users write them, files that are whole or absent, and their digests."""
 
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import secrets
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,8 +23,6 @@ REMEDIES = {
     errno.EACCES: 'name a place that can be written',
     errno.EPERM: 'name a place that can be written',
 }
-LOCK = '.lock'  # in a folder that cannot be locked itself
-_locked: set[Path] = set()  # folders that this process has locked
 
 
 def resolve_path(path: str | os.PathLike) -> Path:
@@ -122,65 +119,3 @@ def file_sha256(path: str | os.PathLike) -> str:
 def file_digest(path: str | os.PathLike) -> str | None:
     """The beginning of a file's SHA-256, to tell whether a checkpoint changed under its name; None if no file."""
     return file_sha256(path)[:16] if Path(path).is_file() else None
-
-
-@contextlib.contextmanager
-def lock_folder(folder: str | os.PathLike) -> Iterator[bool]:
-    """Keep a second run out of an existing folder while the block runs; gives whether it is locked.
-
-    A process that holds the lock may take it again. It ends with the process that holds it, however that dies.
-    Where the system or the file system knows no locks, nothing is locked: what looks left behind by a run that was
-    killed may then belong to one at work. Raises ValueError where another process holds the lock.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield False
-        return
-    place = Path(folder).resolve()
-    if place in _locked:
-        yield True
-        return
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.callback(os.close, handle := os.open(folder, os.O_RDONLY))
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno != errno.EBADF:
-                    raise
-                # NFS locks files that are open for writing alone.
-                stack.callback(os.close, handle := os.open(place / LOCK, os.O_RDWR | os.O_CREAT))
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _locked.add(place)
-            stack.callback(_locked.discard, place)
-        except BlockingIOError:
-            raise ValueError(f'another run is writing to {folder}; wait for it or use another folder') from None
-        except OSError:
-            pass  # a file system without locks, or without room for one
-        yield place in _locked
-
-
-def read_options(path: Path) -> dict:
-    """The file of a run's options (JSON); {} where there is none that can be read."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, TypeError, ValueError):
-        return {}
-
-
-def check_options(path: Path, options: dict, ignored: Collection[str] = ()) -> None:
-    """Raise ValueError where the file of a run's options (JSON) differs from `options`, but for those `ignored`."""
-    found = read_options(path)
-    if not found:
-        raise ValueError(f'{path} is not readable; use another folder or --overwrite')
-    differences = [f'{name} was {_short(found.get(name))}, now {_short(options.get(name))}' for name in options | found
-                   if name not in ignored and options.get(name) != found.get(name)]
-    if differences:
-        raise ValueError(f'{path.parent} holds a run with other options ({"; ".join(differences[:4])}); '
-                         f'use another folder or --overwrite')
-
-
-def _short(value) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + '...'

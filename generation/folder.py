@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,16 +10,15 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from dnnlib.files import DAMAGED, atomic_write, check_options, lock_folder, read_options
+from dnnlib.files import DAMAGED, atomic_write
 from dnnlib.int_lists import format_int_list, parse_int_list
+from dnnlib.run_folder import OPTIONS_FILE, REPORT, RunFolder, write_options
 from torch_utils.images import image_grid, is_whole_png, png_bytes
 
 GRIDS = 4  # shards that get a picture of their samples
 GRID_IMAGES = 256  # at most, in one grid
 SAMPLE_FILE = re.compile(r'samples.*\.npz|sample_.*\.png|\d{6,}\.png')
-LEFTOVER = re.compile(r'\.(samples.*\.npz|sample_.*\.png|\d{6,}\.png|(options|dataset|thresholds.*)\.json)\..*\.tmp'
-                      r'|thresholds-part-\d+\.json')  # of a run that was killed; sampling begins when the parts are one
-REPORT = 'report'  # entry of options.json: what the run has cost; it decides nothing
+WARMUP_LEFTOVER = re.compile(r'\.thresholds.*\.json\..*\.tmp|thresholds-part-\d+\.json')  # the parts become one file
 COSTS, LABEL = 'counts', 'label'  # texts of a PNG: what the sample has cost, as JSON; the number of its class
 LABEL_FILE = 'dataset.json'  # the classes of PNG files, as EDM's tools write and read them
 # What an options.json calls a file, and the entry that holds its digest: the same file may have moved.
@@ -48,7 +46,11 @@ class Shard:
         return [f'{seed:06d}.png' for seed in self.seeds]
 
 
-class SampleFolder:
+def _owns(options: dict, name: str) -> bool:
+    return SAMPLE_FILE.fullmatch(name) is not None or name == LABEL_FILE and options.get('save_type') == 'png'
+
+
+class SampleFolder(RunFolder):
     """The files of one run in `path`: shards of `batch` seeds each, as 'npz' or one 'png' per seed.
 
     Raises ValueError for repeated seeds.
@@ -61,63 +63,28 @@ class SampleFolder:
             raise ValueError('the list of seeds is empty or has one twice; each seed is one sample')
         if save_type not in ('npz', 'png'):
             raise ValueError(f'{save_type!r} is not a way to save samples; use npz or png')
-        self.path, self.save_type, self.seeds = Path(path), save_type, seeds
+        record = options | dict(seeds=format_int_list(seeds), batch=batch, save_type=save_type)
+        super().__init__(path, record, _owns)
+        self.save_type, self.seeds = save_type, seeds
         self.shards = [Shard(i, seeds[first:first + batch])
                        for i, first in enumerate(range(0, len(seeds), batch))]
-        record = options | dict(seeds=format_int_list(seeds), batch=batch, save_type=save_type)
-        self.record = json.loads(json.dumps(record))  # as it will be read back
-
-    def prepare(self, overwrite: bool = False, locked: bool = False) -> None:
-        """Make the folder, or check that it holds this run or its beginning; if `locked`, clear what a killed run left.
-
-        Raises ValueError or OSError.
-        """
-        self._make()
-        if overwrite:
-            for name in ['options.json', LABEL_FILE, *self._sample_files()]:
-                (self.path / name).unlink(missing_ok=True)
-        self.check()
-        for name in os.listdir(self.path) if locked else ():
-            if LEFTOVER.fullmatch(name):
-                (self.path / name).unlink(missing_ok=True)
-        earlier = read_options(self.path / 'options.json')
-        if {name: value for name, value in earlier.items() if name != REPORT} != self.record:  # new, grown or moved
-            _write_json(self.path / 'options.json', self.record | {
-                name: value for name, value in earlier.items() if name == REPORT})
 
     def check(self, undecided: Collection[str] = ()) -> None:
         """Raise ValueError if the folder holds anything but this run; the options `undecided` may still differ."""
-        self._check_options(undecided)
-        expected = {'options.json'}
+        super().check(undecided)
+        expected = {LABEL_FILE}
         for shard in self.shards:
             expected.update([shard.name, shard.grid_name] if self.save_type == 'npz' else shard.png_names)
-        foreign = [name for name in self._sample_files() if name not in expected]
+        foreign = [name for name in self.own_files() if name not in expected]
         if foreign:
             raise ValueError(f'{self.path} holds samples of something else ({foreign[0]}, {len(foreign)} in all); '
                              f'use another folder or --overwrite')
 
-    def _make(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise NotADirectoryError(f'{self.path} is a file; name a folder')
-        self.path.mkdir(parents=True, exist_ok=True)
-
-    def _sample_files(self) -> list[str]:
-        return sorted(name for name in os.listdir(self.path) if SAMPLE_FILE.fullmatch(name))
-
-    def _check_options(self, undecided: Collection[str]) -> None:
-        path = self.path / 'options.json'
-        if not path.exists():
-            if self._sample_files():
-                raise ValueError(f'{self.path} holds samples but no options.json that says what made them; '
-                                 f'use another folder or --overwrite')
-            return
-        earlier = read_options(path)
-        ignored = {REPORT, *undecided}
-        ignored |= {name for name, digest in MOVABLE.items()
-                    if self.record.get(digest) and self.record[digest] == earlier.get(digest)}
-        if self._continues(earlier.get('seeds')):
-            ignored.add('seeds')
-        check_options(path, self.record, ignored)
+    def may_differ(self, earlier: dict) -> set[str]:
+        """Where files lie, if their digests are equal; the seeds, if the earlier run is the beginning of this one."""
+        moved = {name for name, digest in MOVABLE.items()
+                 if self.options.get(digest) and self.options[digest] == earlier.get(digest)}
+        return super().may_differ(earlier) | moved | ({'seeds'} if self._continues(earlier.get('seeds')) else set())
 
     def _continues(self, earlier) -> bool:
         """Whether a run of the seeds `earlier` (as options.json has them) is the beginning of this one."""
@@ -128,6 +95,10 @@ class SampleFolder:
                 return earlier == beginning
             return list(earlier) == list(beginning)
         return False
+
+    def is_leftover(self, name: str) -> bool:
+        """Whether a file is half of a result, or a part of a warm-up that is over when sampling begins."""
+        return super().is_leftover(name) or WARMUP_LEFTOVER.fullmatch(name) is not None
 
     def is_complete(self, shard: Shard) -> bool:
         """Whether all files of `shard` exist and can be read to their end."""
@@ -165,21 +136,15 @@ class SampleFolder:
         with atomic_write(self.path / shard.name) as file:
             np.savez(file, **arrays)  # compressing saves 3 % of such images and takes twenty times as long
 
-    def lock(self):
-        """As `dnnlib.files.lock_folder`, of a folder that is made first. Raises ValueError or OSError."""
-        self._make()
-        return lock_folder(self.path)
-
 
 def read_report(outdir) -> dict:
     """What the run in `outdir` has cost so far, as `write_report` left it; {} before. Raises ValueError or OSError."""
-    return json.loads((Path(outdir) / 'options.json').read_text()).get(REPORT, {})
+    return json.loads((Path(outdir) / OPTIONS_FILE).read_text()).get(REPORT, {})
 
 
 def write_report(outdir, report: dict) -> None:
     """Put what a run has cost into its options.json."""
-    path = Path(outdir) / 'options.json'
-    _write_json(path, json.loads(path.read_text()) | {REPORT: report})
+    write_options(outdir, json.loads((Path(outdir) / OPTIONS_FILE).read_text()) | {REPORT: report})
 
 
 def read_costs(outdir) -> Iterator[dict[str, np.ndarray]]:
@@ -196,15 +161,12 @@ def write_labels(outdir) -> None:
     """Write the classes of a folder of PNG samples into dataset.json, if each of them has one."""
     labels = [[path.name, texts.get(LABEL)] for path, texts in _png_texts(Path(outdir))]
     if labels and all(label is not None for _, label in labels):
-        _write_json(Path(outdir) / LABEL_FILE, dict(labels=[[name, int(label)] for name, label in labels]))
+        content = dict(labels=[[name, int(label)] for name, label in labels])
+        with atomic_write(Path(outdir) / LABEL_FILE) as file:
+            file.write((json.dumps(content, indent=1) + '\n').encode())
 
 
 def _png_texts(outdir: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     for path in sorted(path for path in outdir.glob('*.png') if path.stem.isdigit()):
         with PIL.Image.open(path, formats=['PNG']) as image:
             yield path, image.info
-
-
-def _write_json(path: Path, value) -> None:
-    with atomic_write(path) as file:
-        file.write((json.dumps(value, indent=1) + '\n').encode())

@@ -322,7 +322,7 @@ def test_many_seeds_are_not_listed(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(made.shards) == 50_000 and made.shards[-1].seeds[-1] == 49_999_999
-    assert made.record['seeds'] == '0-49999999' and peak < 64 * 2**20
+    assert made.options['seeds'] == '0-49999999' and peak < 64 * 2**20
 
 
 def test_choose_seeds():

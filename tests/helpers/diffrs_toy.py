@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from sampler_runs import run_edm
 
-from benchmarks.mixtures import GaussianMixture, MixtureNet, exact_log_ratio
+from diffusion.mixtures import GaussianMixture, MixtureNet, exact_log_ratio
 from sampling import diffrs, diffrs_slots
 from sampling.diffrs import calibrate, diffrs_sampler
 from sampling.diffrs_rules import RULES, Thresholds, make_thresholds

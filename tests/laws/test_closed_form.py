@@ -11,7 +11,7 @@ import torch
 from sampler_runs import run_ablation, run_edm
 from scipy import stats
 
-from benchmarks.mixtures import GaussianMixture, MixtureNet, exact_log_ratio, same_distribution_pvalue
+from diffusion.mixtures import GaussianMixture, MixtureNet, exact_log_ratio, same_distribution_pvalue
 from sampling.guidance import DiscriminatorGuidance
 
 RIGHT = GaussianMixture([[-1.0, -0.6], [0.9, -0.5], [0.1, 1.0]], [0.5, 0.3, 0.2], [0.25, 0.2, 0.3])

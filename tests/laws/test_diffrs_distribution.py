@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffrs_toy import DATA, LOG_RATIO, MODEL, NET, RULE_NAMES, STEPS, data, distance, levels, plain, sample, warmup
 
-from benchmarks.mixtures import MixtureNet, same_distribution_pvalue
+from diffusion.mixtures import MixtureNet, same_distribution_pvalue
 from sampling import diffrs_rules as rules
 from sampling.diffrs_rules import RULES, Thresholds, acceptance_probability, expected_acceptance, make_thresholds
 

@@ -11,8 +11,8 @@ import torch
 from sampler_goldens import RecordedNoise, goldens, network
 from sampler_runs import run_ablation, run_edm
 
-from benchmarks.mixtures import GaussianMixture, MixtureNet
 from diffusion import schedules
+from diffusion.mixtures import GaussianMixture, MixtureNet
 from sampling.denoiser import Denoiser
 from sampling.guidance import DiscriminatorGuidance
 

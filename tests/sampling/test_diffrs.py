@@ -23,7 +23,7 @@ from diffrs_toy import (
 )
 from sampler_runs import run_edm
 
-from benchmarks.mixtures import MixtureNet
+from diffusion.mixtures import MixtureNet
 from sampling import diffrs_slots
 from sampling.diffrs import calibrate, diffrs_sampler, warmup_seeds
 from sampling.guidance import DiscriminatorGuidance

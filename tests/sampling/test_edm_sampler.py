@@ -8,7 +8,7 @@ import torch
 from sampler_goldens import CountedNet, RecordedNoise, goldens, network
 from sampler_runs import run_edm
 
-from benchmarks.mixtures import GaussianMixture, MixtureNet
+from diffusion.mixtures import GaussianMixture, MixtureNet
 from diffusion.schedules import edm_steps
 from sampling.denoiser import Denoiser
 

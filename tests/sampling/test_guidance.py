@@ -11,7 +11,7 @@ from sampler_goldens import CountedNet, RecordedNoise, goldens, network
 from sampler_runs import run_edm
 
 import classifier_lib
-from benchmarks.mixtures import GaussianMixture, MixtureNet, exact_log_ratio
+from diffusion.mixtures import GaussianMixture, MixtureNet, exact_log_ratio
 from diffusion.schedules import edm_steps
 from sampling.denoiser import At
 from sampling.guidance import DiscriminatorGuidance

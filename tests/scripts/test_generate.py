@@ -14,7 +14,6 @@ import torch
 from click.testing import CliRunner
 from sampler_runs import run_edm
 from script_runs import comparable
-from sampler_runs import run_edm
 
 import generate
 import networks

@@ -24,10 +24,9 @@ from torch_utils.stats import JsonLines
 from training import loop
 from training.data import BatchLoader
 from training.ema import Ema
-from training.folder import STATE_FILE
 from training.loop import Trainer, train
 from training.randomness import BatchRandom
-from training.run import NonFiniteLoss, TrainRun, adam
+from training.run import STATE_FILE, NonFiniteLoss, TrainRun, adam
 
 TIMES = ('timestamp', 'elapsed_sec', 'img_per_sec')
 
