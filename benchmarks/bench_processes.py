@@ -10,12 +10,12 @@ from pathlib import Path
 
 import click
 import torch
-from networks.log_ratio import load_log_ratio
 
 import networks
 from dnnlib import demo
 from generation import run as runner
 from generation.folder import SampleFolder
+from networks.log_ratio import load_log_ratio
 from sampling.diffrs import WARMUP_SEED, calibrate, diffrs_sampler
 from sampling.edm import edm_sampler
 from sampling.levels import edm_levels

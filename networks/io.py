@@ -5,23 +5,26 @@ from pathlib import Path
 
 import torch
 
+from dnnlib import demo
 from dnnlib.download import fetch
 from torch_utils import checkpoint
 
-from .edm_pickle import read_network_pickle, shown
-from .precond import PRECONDITIONERS, Precond, construct, set_precision
+from .formats import FORMATS, HEAD
+from .formats.text import shown
+from .precond import Precond, construct, set_precision
 
 SIGNATURES = {b'PK': 'a zip archive (a .pt or .npz file?)', b'\x89PNG': 'a PNG image', b'<': 'a web page',
               b'\x93NUMPY': 'a numpy array', b'\xff\xd8': 'a JPEG image', b'version https://git-lfs':
               'a Git LFS pointer (fetch the file itself)'}
 
 
-def load_network(path_or_url: str | os.PathLike, device: torch.device | str = 'cpu',
+def load_network(path_or_url: str | os.PathLike = demo.DEMO_SCORE, device: torch.device | str = 'cpu',
                  dtype: torch.dtype = torch.float32, sha256: str | None = None) -> Precond:
     """A score network from an EDM pickle or this project's safetensors; nothing in the file is executed.
 
-    `dtype` is that of the U-Net's body; published networks with `use_fp16` run in float32 too unless it is given.
-    The network is in evaluation mode, frozen. Raises ValueError or OSError, in one line.
+    Without a path it is the bundled network for CIFAR-10. `dtype` is that of the U-Net's body; published networks with
+    `use_fp16` run in float32 too unless it is given. The network is in evaluation mode, frozen. Raises ValueError or
+    OSError, in one line.
     """
     path = fetch(path_or_url, sha256=sha256)
     net = build_network(read_network_file(path), path)
@@ -47,15 +50,10 @@ def read_network_file(path) -> checkpoint.NetworkFile:
     if not path.is_file():
         raise ValueError(f'{path} is not a file')
     with open(path, 'rb') as file:
-        head = file.read(32)
-    if head[8:9] == b'{':  # before the signatures: a safetensors file opens with a length, which may look like any
-        file = checkpoint.read_network(path)
-        if file.constructor not in PRECONDITIONERS:
-            raise ValueError(f'{path} is a {file.constructor}, not a score network')
-        return file
-    if head[:1] == b'\x80':
-        constructor, kwargs, state = read_network_pickle(path, PRECONDITIONERS)
-        return checkpoint.NetworkFile(state, constructor, kwargs, dict(source=path.name))
+        head = file.read(HEAD)
+    for format in FORMATS:
+        if format.recognises(head, path):
+            return format.read(path)
     kinds = [what for signature, what in SIGNATURES.items() if head.lstrip().startswith(signature)] + ['something else']
     raise ValueError(f'{path} is {kinds[0]}, not a score network (an EDM pickle or safetensors)')
 

@@ -54,6 +54,10 @@ class Precond(torch.nn.Module):
         """The nearest noise level that the network knows; all of them, except for iDDPM."""
         return torch.as_tensor(sigma)
 
+    def decode(self, x):
+        """Images [N, C, H, W] of samples x: x itself, since these networks denoise pixels."""
+        return x
+
 
 class EDMPrecond(Precond):
     """EDM's own preconditioning (Karras et al., NeurIPS 2022, Eq. 7)."""
@@ -166,9 +170,10 @@ def set_precision(net: Precond, dtype: torch.dtype, training: bool = False) -> P
     net.body_dtype = dtype if training else torch.float32
     for module in net.model.modules():
         if isinstance(module, Conv2d):
-            module.set_compute_dtype(None if training or _at_image(net, module) else dtype)
+            module.set_compute_dtype(None if training or _touches_image(net, module) else dtype)
     return net.to(memory_format=torch.channels_last)
 
 
-def _at_image(net: Precond, conv: Conv2d) -> bool:
+def _touches_image(net: Precond, conv: Conv2d) -> bool:
+    """Whether a convolution reads or writes the image rather than features."""
     return min(conv.in_channels, conv.out_channels) <= 2 * net.img_channels

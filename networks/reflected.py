@@ -9,7 +9,7 @@ from dnnlib.files import resolve_path
 from torch_utils import checkpoint
 
 from .dhariwal_unet import DhariwalUNet
-from .edm_pickle import shown
+from .formats.text import shown
 from .precond import set_precision
 from .reflected_runs import is_run_folder, read_run_folder, renamed
 from .song_unet import SongUNet

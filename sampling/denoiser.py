@@ -24,9 +24,9 @@ class Wrapper:
 
 
 class At(NamedTuple):
-    """What a sampler knows of an evaluation. All of it may be left out: guidance then evaluates every row."""
+    """What a sampler knows of an evaluation. All of it may be left out, at the price of waiting for a device."""
 
-    sigmas: torch.Tensor | None = None  # noise levels on the host: [1] for all rows alike, or [N]
+    sigmas: torch.Tensor | None = None  # noise levels on the host: [1] for all rows alike, or [N]; None: ask sigma
     second: bool | np.ndarray = False  # the second evaluation of a Heun step; [N] if rows differ
     step: int | None = None  # the index of the step
     rows: np.ndarray | None = None  # which of the counted samples the rows are; None: all of them, in order
@@ -62,11 +62,11 @@ class Denoiser(Wrapper):
         self.costs = None if size is None else Costs(size)
 
     def __call__(self, x, sigma, class_labels=None, at: At = UNKNOWN) -> torch.Tensor:
-        """The denoised images [N, C, H, W], float64, of x [N, C, H, W] with noise sigma ([] or [N])."""
+        """The denoised images [N, C, H, W], float64, of x [N, C, H, W] with noise sigma ([] or [N], on any device)."""
         if self.costs is None:
             self.costs = Costs(len(x))
         self.costs.count('nfe', at.rows)
-        return self.inner(x, sigma, class_labels).to(torch.float64)
+        return self.inner(x, sigma.to(x.device), class_labels).to(torch.float64)
 
     def boosted(self, step: int) -> torch.Tensor | None:
         """Rows [N] whose noise is renewed in a step; None: no row's is."""

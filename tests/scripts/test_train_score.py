@@ -10,6 +10,8 @@ import torch
 
 import networks
 import train_score
+from commands import fit
+from commands.machine import Machine
 from torch_utils.stats import JsonLines
 from training.run import TrainResult
 
@@ -53,7 +55,7 @@ def test_train_and_resume(tmp_path, data):
 def test_the_time_of_a_run_begins_with_its_command(tmp_path, data, monkeypatch):
     """Not with the import of the script, for --max_minutes of a second run in the same process."""
     runs, before = [], time.monotonic()
-    monkeypatch.setattr(train_score, 'train', lambda run: runs.append(run) or TrainResult(0, 'time', {}))
+    monkeypatch.setattr(fit, 'train', lambda run: runs.append(run) or TrainResult(0, 'time', {}))
     assert call(f'--outdir={tmp_path / "run"}', data, *TINY).exit_code == 0
     assert before <= runs[0].started <= time.monotonic()
 
@@ -85,7 +87,7 @@ def test_the_published_configuration(tmp_path, data):
     """55.7 million weights and nine augmentation labels, as edm-cifar10-32x32-uncond-vp has (Karras et al. 2022)."""
     result = call(f'--outdir={tmp_path}', data, '--preset=cifar10-edm', '--dry-run')
     config = json.loads(result.output[result.output.index('{'):]) | dict(resolution=32)
-    net, _ = train_score.make_network(config, torch.device('cpu'), torch.float32)
+    net = train_score.make_network(config, Machine(torch.device('cpu'), torch.float32, 'fp32'))
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(55.7e6, rel=2e-3)
     assert net.model.map_augment.in_features == 9
 
