@@ -2,9 +2,13 @@
 
 import copy
 import difflib
+import math
+import re
+from pathlib import Path
 
 import yaml
 
+from dnnlib.cli import SectionedCommand, blame
 from networks.reflected_runs import FIXED
 
 NETWORKS = {  # model=NAME
@@ -121,3 +125,55 @@ def _value(key: str, text: str, default):
     if type(value) is not type(default):
         raise ValueError(f'{key}={text} should be of the kind of {default}')
     return value
+
+
+#----------------------------------------------------------------------------
+# Words of run_vis.py, as options of generate_reflected.py.
+
+OPTIONS = {'load_dir': 'network', 'label': 'label', 'w': 'w', 'sampling.method': 'sampler', 'sampling.snr': 'snr',
+           'sampling.moll': 'moll', 'sampling.side_eps': 'side', 'eval.batch_size': 'batch', 'eval.ckpt': 'checkpoint'}
+PUBLISHED = {  # their defaults
+    'sampling.method': 'pc', 'sampling.corrector': 'none', 'sampling.n_steps_each': '1', 'sampling.denoiser': 'none',
+    'denoiser_path': '', 'sampling.predictor': 'euler_maruyama', 'sampling.noise_removal': 'True',
+    'eval.batch_size': '100', 'eval.rounds': '1'}
+WORD = re.compile(r'[A-Za-z_][\w.]*=.*')
+
+
+def sampling_arguments(words, given) -> list[str]:
+    """Options of generate_reflected.py that mean the same as `words`; `given` are the options that stand beside them.
+
+    A command with load_dir=DIR is a published one: what it leaves out has the published default. Raises ValueError for
+    an unknown key.
+    """
+    pairs = split(words)
+    for key in pairs:
+        if key not in OPTIONS and key not in PUBLISHED:
+            raise unknown(key, [*OPTIONS, *PUBLISHED])
+    if 'load_dir' in pairs:
+        pairs = PUBLISHED | pairs
+    arguments = [f'--{OPTIONS[key]}={text}' for key, text in pairs.items() if key in OPTIONS]
+    if pairs.get('sampling.predictor', 'euler_maruyama') != 'euler_maruyama':
+        raise ValueError(f'sampling.predictor={pairs["sampling.predictor"]} is not euler_maruyama, the only one')
+    if 'sampling.corrector' in pairs:
+        corrector = _choice('sampling.corrector', pairs['sampling.corrector'], ('none', 'langevin'))
+        steps = pairs.get('sampling.n_steps_each', '1') if corrector == 'langevin' else 0
+        arguments.append(f'--corrector_steps={steps}')
+    if 'sampling.denoiser' in pairs:
+        denoiser = _choice('sampling.denoiser', pairs['sampling.denoiser'], ('none', 'mean', 'network'))
+        arguments.append(f'--denoiser={pairs["denoiser_path"] if denoiser == "network" else denoiser}')
+    if 'eval.rounds' in pairs and not any(text.startswith(('--seeds', '--num_samples')) for text in given):
+        counts = [_value(key, pairs[key], 1) for key in ('eval.rounds', 'eval.batch_size') if key in pairs]
+        arguments.append(f'--num_samples={math.prod(counts)}')
+    if 'load_dir' in pairs and not any(text.startswith('--outdir') for text in given):
+        arguments.append(f'--outdir=samples/{Path(pairs["load_dir"]).name}')
+    return arguments
+
+
+class SamplingCommand(SectionedCommand):
+    """A command that takes the published words beside its options, which come first where both say something."""
+
+    def parse_args(self, ctx, args):
+        words = [text for text in args if WORD.fullmatch(text)]
+        rest = [text for text in args if text not in words]
+        with blame('KEY=VALUE'):
+            return super().parse_args(ctx, sampling_arguments(words, rest) + rest)
