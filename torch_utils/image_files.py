@@ -113,11 +113,14 @@ def _is_hidden(name: str) -> bool:
 
 def _walk(top: Path) -> Iterator[str]:
     """Names of all files below a folder, but for hidden folders; each folder once."""
-    seen = {os.path.realpath(top): ''}
-    todo = [('', os.path.realpath(top))]
+    real = os.path.realpath(top)
+    seen = {real: str(top)}
+    todo: list[tuple[str, tuple]] = [('', (real,))]
     while todo:
-        below, real = todo.pop()
-        for entry in os.scandir(real):
+        below, way = todo.pop()  # way: the folders, by their real paths, through which this one was reached
+        with os.scandir(way[-1]) as entries:
+            entries = list(entries)
+        for entry in entries:
             name = f'{below}{entry.name}'
             if _is_hidden(entry.name):
                 continue
@@ -125,12 +128,12 @@ def _walk(top: Path) -> Iterator[str]:
                 yield name
                 continue
             target = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-            if entry.is_symlink() and os.path.commonpath([target, real]) == target:  # a loop
-                continue
+            if entry.is_symlink() and any(os.path.commonpath([target, passed]) == target for passed in way):
+                continue  # a loop
             if target in seen:
                 raise ValueError(f'{name} and {seen[target]} in {top} are one folder, by a link; remove one of them')
             seen[target] = name
-            todo.append((f'{name}/', target))
+            todo.append((f'{name}/', (*way, target)))
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
