@@ -212,9 +212,9 @@ def empty(shape: tuple, dtype, what: str) -> np.ndarray:
             return np.empty(shape, dtype)
     except MemoryError:
         pass
-    raise ValueError(f'{what} takes {size / 2**30:.3g} GiB of memory, more than is free ({free / 2**30:.3g} GiB); '
-                     'take fewer images (--max_images or --num_data), or make an uncompressed zip of it '
-                     '(dataset_tool.py zip), which is read piece by piece')
+    raise ValueError(f'{what} would take {size / 2**30:.3g} GiB of memory, of which {free / 2**30:.3g} are free; '
+                     'use fewer images (--max_images or --num_data), or make a zip of them (dataset_tool.py zip), '
+                     'which is read piece by piece')
 
 
 def free_memory() -> int:

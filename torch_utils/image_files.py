@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import io
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
@@ -27,6 +29,8 @@ SYSTEM = {'__macosx', '@eadir', '#recycle', '$recycle.bin', 'system volume infor
           'ehthumbs.db', 'desktop.ini'}
 GRID = re.compile(r'(.*/)?sample_(\d+)\.png')  # the picture that generate.py puts beside samples_<number>.npz
 MAX_PIXELS = PIL.Image.MAX_IMAGE_PIXELS  # of one image; pillow warns above it
+# Of large images, which are refused, and of damaged EXIF; for all threads, since filters are not a thread's own.
+warnings.filterwarnings('ignore', module=r'PIL\.')
 
 
 def natural_key(name: str) -> tuple:
@@ -173,9 +177,7 @@ def decode_image(read: Callable[[str], bytes], name: str, shown: str | None = No
     """
     shown = shown or name
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of large images, which are refused below, and of damaged EXIF
-            return _decode(read(name), shown)
+        return _decode(read(name), shown)
     except _Refused as error:
         raise ValueError(str(error)) from None
     except PIL.UnidentifiedImageError:  # whose text names a buffer
@@ -188,10 +190,23 @@ class _Refused(ValueError):
     """A whole message."""
 
 
-def _decode(blob: bytes, shown: str) -> np.ndarray:
+@functools.cache
+def _formats() -> tuple:
     PIL.Image.init()
-    formats = [name for name in FORMATS if name in PIL.Image.OPEN]  # AVIF is not in every pillow
-    with PIL.Image.open(io.BytesIO(blob), formats=formats) as image:
+    return tuple(name for name in FORMATS if name in PIL.Image.OPEN)  # AVIF is not in every pillow
+
+
+def _turned(image):
+    try:
+        if image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:
+            return PIL.ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF says nothing
+        pass
+    return image
+
+
+def _decode(blob: bytes, shown: str) -> np.ndarray:
+    with PIL.Image.open(io.BytesIO(blob), formats=_formats()) as image:
         if image.width * image.height > MAX_PIXELS:
             raise _Refused(f'{shown} has {image.width}x{image.height} pixels, more than the {MAX_PIXELS:,} that are '
                            f'decoded')
@@ -202,11 +217,7 @@ def _decode(blob: bytes, shown: str) -> np.ndarray:
             image = image.convert('L')
         elif image.mode not in ('L', 'RGB'):
             image = image.convert('RGBA' if image.has_transparency_data else 'RGB')
-        try:
-            image = PIL.ImageOps.exif_transpose(image)
-        except Exception:  # damaged EXIF says nothing
-            pass
-        pixels = np.asarray(image)
+        pixels = np.asarray(_turned(image))
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 

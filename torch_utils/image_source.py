@@ -63,7 +63,7 @@ def open_images(path, labels_from: str = 'data', channels=(1, 3, 4)) -> Source:
     return Source(path, images, labels, notes + [f'{path}: {labels.note}'] * bool(labels.note))
 
 
-def _open_files(path: Path, labels_from: str) -> tuple[ImageStore, Labels, list[str]]:
+def _open_files(path: Path, labels_from: str) -> tuple[FileStore, Labels, list[str]]:
     listing = image_files.list_images(path)
     if not listing.names:
         note = listing.note()
@@ -74,14 +74,13 @@ def _open_files(path: Path, labels_from: str) -> tuple[ImageStore, Labels, list[
     if labels_from == 'names':
         labels = image_labels.name_labels(listing.names)
     elif labels_from == 'data' and listing.label_file:
-        with image_files.open_files(path) as read:
-            labels = image_labels.json_labels(read, path, listing)
+        labels = image_labels.json_labels(images.read_file, path, listing)
     else:
         labels = image_labels.folder_labels(listing.names, listing.root)
     return images, labels, notes
 
 
-def _open_arrays(paths: list[Path], channels: tuple) -> tuple[ImageStore, Labels, list[str]]:
+def _open_arrays(paths: list[Path], channels: tuple) -> tuple[ArrayStore, Labels, list[str]]:
     found = [image_labels.find_images(path, channels) for path in paths]
     first, first_labels = found[0]
     for images, labels in found:

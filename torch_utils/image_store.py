@@ -104,11 +104,11 @@ class FileStore(ImageStore):
     def __init__(self, path: Path, names: list[str]):
         self.path, self.names, self.rows = path, names, np.arange(len(names))
         self._open = contextlib.ExitStack()
-        self._read = self._open.enter_context(image_files.open_files(path))
+        self.read_file = self._open.enter_context(image_files.open_files(path))  # the bytes of a file by its name
 
     def decode(self, position: int) -> np.ndarray:
         """One image, uint8 [H, W, C]; they may differ in size. Raises ValueError."""
-        return image_files.decode_image(self._read, self.names[position])
+        return image_files.decode_image(self.read_file, self.names[position])
 
     @functools.cached_property
     def image_shape(self):

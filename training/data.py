@@ -163,7 +163,7 @@ class BatchLoader:
         """Images of a store, which may have been read already; the same rows of the next step are begun."""
         found = self._ahead.pop((step, rows.start, rows.stop), None)
         images = self.images[index] if found is None else found.result()
-        for key in [key for key in self._ahead if key[0] < step]:  # of a step that was left out
+        for key in [key for key in self._ahead if key[0] not in (step, step + 1)]:  # after a jump
             self._ahead.pop(key).cancel()
         if len(self._ahead) < AHEAD:
             following = batch_indices(len(self.images), self.batch_size, self.seed, step + 1)[rows]
