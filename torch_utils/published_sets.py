@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .archives import reason
-from .safe_pickle import Array, SafeUnpickler
+from .safe_pickle import SafeUnpickler, UnsafePickle
 
 CIFAR10 = 'cifar-10-python.tar.gz'
 MNIST = '-images-idx3-ubyte.gz'
@@ -42,20 +42,44 @@ def _read_cifar10(path: Path):
                 raise ValueError(f'{member.name} is not a batch of images')
             found = _Unpickler(archive.extractfile(member), encoding='bytes').load()
             data = found[b'data']
-            if not isinstance(data, Array) or data.shape[1:] != (3072,):
+            if not isinstance(data, _Array) or data.shape[1:] != (3072,):
                 raise ValueError(f'{member.name} holds no images')
             images.append(np.frombuffer(data.data, np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             labels.append(np.array(found[b'labels'], dtype=np.int64))
     return np.concatenate(images), np.concatenate(labels), CIFAR10_NAMES
 
 
+class _Array:
+    """A numpy array of bytes in the file: `shape` [N, K] and `data`."""
+
+    def __init__(self, *args):
+        self.shape, self.data = (0, 0), b''
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran, data = state
+        plain = isinstance(dtype, _Dtype) and dtype.name in (b'u1', 'u1') and isinstance(data, bytes) and not fortran
+        if not plain or len(shape) != 2 or shape[0] * shape[1] != len(data):
+            raise UnsafePickle('an array that is not rows of bytes')
+        self.shape, self.data = tuple(shape), data
+
+
+class _Dtype:
+    """numpy.dtype."""
+
+    def __init__(self, name, *flags):
+        self.name = name
+
+    def __setstate__(self, state):
+        pass
+
+
 class _Unpickler(SafeUnpickler):
     """Knows the names that CIFAR-10's batches ask for."""
 
     ALLOWED = {
-        ('numpy.core.multiarray', '_reconstruct'): lambda *args: Array(),
-        ('numpy', 'ndarray'): Array,
-        ('numpy', 'dtype'): lambda name, *flags: (name, flags),
+        ('numpy.core.multiarray', '_reconstruct'): lambda *args: _Array(),
+        ('numpy', 'ndarray'): _Array,
+        ('numpy', 'dtype'): _Dtype,
     }
 
 

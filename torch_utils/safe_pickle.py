@@ -5,7 +5,6 @@ one twice, and so on forty times, is hashed for years. This one is the machine i
 dictionary, with bounds on what a file declares and on what may be a key.
 """
 
-import math
 import os
 import pickle
 from typing import Any, BinaryIO
@@ -17,20 +16,6 @@ MAX_ITEMS = 1000  # of a set that is made at once
 
 class UnsafePickle(ValueError):
     """The file asks for something that is refused."""
-
-
-class Array:
-    """A numpy array of bytes in the file: `shape` [N, K] and `data`."""
-
-    def __init__(self, *args):
-        self.shape, self.data = (0, 0), b''
-
-    def __setstate__(self, state):
-        _, shape, dtype, fortran, data = state
-        if dtype[0] not in (b'u1', 'u1') or fortran or not isinstance(data, bytes) or len(shape) != 2 or (
-                math.prod(shape) != len(data)):
-            raise UnsafePickle('an array that is not rows of bytes')
-        self.shape, self.data = tuple(shape), data
 
 
 class _Bounded:

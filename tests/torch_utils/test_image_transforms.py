@@ -49,8 +49,9 @@ def image(height, width, channels=3):
 def assert_close(found, expected):
     """Pillow's weights have 22 bits: now and then a value lies on the other side of a half."""
     assert found.dtype == np.uint8 and found.shape == expected.shape[1:]
-    assert np.abs(found.astype(float) - expected).max() <= 1
-    assert (found != expected).mean(axis=(1, 2, 3)).min() < 0.01
+    errors = np.abs(found - expected)
+    better = errors[errors.sum(axis=(1, 2, 3)).argmin()]
+    assert better.max() <= 1 and (better > 0).mean() < 0.01
 
 
 def test_by_hand():
