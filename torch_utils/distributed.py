@@ -152,7 +152,6 @@ def sign_of_life() -> None:
         claim(ALIVE)
 
 
-show_life = sign_of_life  # until generation/ knows the new name
 
 
 def wait_for_all(key: str) -> None:
