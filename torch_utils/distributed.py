@@ -152,8 +152,6 @@ def sign_of_life() -> None:
         claim(ALIVE)
 
 
-
-
 def wait_for_all(key: str) -> None:
     """Wait until every rank has called this with `key`, as long as those at work give signs of life.
 
