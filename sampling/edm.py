@@ -33,7 +33,7 @@ def noise_source(randn_like, needed: bool):
 def heun_step(denoise, x_hat, t_hat, t_next, class_labels, first: At, second: At | None):
     """(the state at t_next, the step's last denoised image) from x_hat [N, C, H, W] at noise level t_hat ([] or [N]).
 
-    first, second: what is known of both evaluations; without the second one the step is Euler's, as it is to t_next = 0.
+    first, second: what is known of both evaluations; without the second one the step is Euler's, as that to 0 is.
     """
     denoised = denoise(x_hat, t_hat, class_labels, at=first)
     d_cur = (x_hat - denoised) / per_row(t_hat, x_hat)

@@ -63,7 +63,7 @@ class Preset(NamedTuple):
 CIFAR10 = Churn(S_min=0.01, S_max=1, S_noise=1.0)
 IMAGENET64 = Churn(S_min=0.01, S_max=1, S_noise=1.003)
 FFHQ64 = Churn(S_min=0.01, S_max=0, S_noise=1.003)
-# By data and evaluations of the score network (Xu et al. 2023, params_cifar10_vp.txt; Kim et al. 2024,
+# By data and evaluations of the score network (Xu et al. 2023, params_cifar10_vp.txt; Liu et al. 2024,
 # restart_params_{imagenet,ffhq}.txt).
 PRESETS = {
     'cifar10-43': Preset('18; [3,2,0.06,0.30]', CIFAR10),
