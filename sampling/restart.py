@@ -145,13 +145,14 @@ def restart_path(net, levels: Levels, restarts: Restarts) -> list[Stretch]:
         ends[index] = interval
     path, begin = [], 0
     for index in sorted(ends):
-        path += [Stretch(_part(levels, begin, index), first_step=begin)]
+        path += [Stretch(part(levels, begin, index), first_step=begin)]
         path += [_restart(net, levels, index, ends[index], restarts.gamma)] * ends[index].repeats
         begin = index
-    return path + [Stretch(_part(levels, begin, levels.num_steps), first_step=begin)]
+    return path + [Stretch(part(levels, begin, levels.num_steps), first_step=begin)]
 
 
-def _part(levels: Levels, begin: int, end: int) -> Levels:
+def part(levels: Levels, begin: int, end: int) -> Levels:
+    """The steps `begin` to `end` - 1 of levels; the last level need not be 0."""
     return Levels(levels.sigmas[begin:end + 1], levels.raised[begin:end], levels.noise[begin:end], levels.churn)
 
 
