@@ -140,7 +140,8 @@ def test_averages_not_raw_weights(folder):
     assert net.metadata == dict(source='score_sde-ve_skip.pth', step=1234, weights='ema')
 
 
-@pytest.mark.parametrize('name', ['score_sde/ve_cifar10_ncsnpp', 'score_sde/vp_ddpm_cifar10', 'soft_truncation/celeba_rve'])
+@pytest.mark.parametrize('name', ['score_sde/ve_cifar10_ncsnpp', 'score_sde/vp_ddpm_cifar10',
+                                  'soft_truncation/celeba_rve'])
 def test_convert(folder, tmp_path, name):
     net, d = golden(name, folder)
     source, dest = folder / f'{name.replace("/", "-")}.pth', tmp_path / 'net.safetensors'
