@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import plot
+from figures import curves
 from torch_utils.images import image_grid
 
 FID = goldens.GOLDENS / 'fid'
@@ -77,11 +78,10 @@ def test_curve(tmp_path):
 
 def test_curve_joins_points_in_order():
     results = [dict(name=str(x), distance=float(x), distance_deviation=0.1) for x in (3, 1, 2)]
-    figure = plot.distance_curve([3.0, 1.0, 2.0], results, ['a'] * 3, 'distance')
+    figure = curves.distance_curve([3.0, 1.0, 2.0], results, ['a'] * 3, 'distance')
     line = figure.axes[0].get_lines()[0]
     np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
     np.testing.assert_array_equal(line.get_ydata(), [1, 2, 3])
-    plot.plt.close(figure)
 
 
 def test_training(tmp_path):
@@ -93,10 +93,9 @@ def test_training(tmp_path):
     result = run('training', run_folder, f'--out={tmp_path}/t.png', '--log')
     assert result.exit_code == 0, result.output
     assert pixels(tmp_path / 't.png').shape[1] > 1000
-    figure = plot.training_curves(dict(score=lines), False)
+    figure = curves.training_curves(dict(score=lines), False)
     assert [axis.get_title() for axis in figure.axes] == ['loss', 'accuracy', 'auc']
     np.testing.assert_allclose(figure.axes[0].get_lines()[0].get_xdata(), [0, 1, 2, 3, 4])
-    plot.plt.close(figure)
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
-"""Gaussian mixtures, for which denoiser, noisy density and log-ratio are exact: models to test samplers on."""
+"""Mixtures with exact denoiser, noisy density and log-ratio, on R^D and in the cube: models to test samplers on."""
+
+import math
 
 import torch
 
@@ -68,6 +70,73 @@ class MixtureNet:
 
     def round_sigma(self, sigma):
         return torch.as_tensor(sigma)
+
+
+class TruncatedMixture:
+    """sum_k w_k N(m_k, s_k^2 I), each component truncated to the cube [0, 1]^D and normalised there, in float64.
+
+    Diffusing it with reflecting walls for noise level sigma gives, per component and coordinate, a sum over images
+    x' = +-x + 2n of N(x'; m, s^2 + sigma^2) P(0 < y < 1), y ~ N((m sigma^2 + x' s^2) / (s^2 + sigma^2), s^2 sigma^2 /
+    (s^2 + sigma^2)) being where such an image comes from. means [K, D]; weights [K]; stds [K] or a number.
+    """
+
+    def __init__(self, means, weights=None, stds=0.1):
+        plain = GaussianMixture(means, weights, stds)
+        self.means, self.weights, self.stds, self.dim = plain.means, plain.weights, plain.stds, plain.dim
+
+    def log_density(self, x, sigma=0.0):
+        """log p(x; sigma) [N] of x [N, ...] in the cube after reflected noise sigma ([] or [N]); differentiable."""
+        x = x.flatten(1).to(torch.float64)
+        sigma = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1, 1, 1).clamp(min=1e-6)  # [N or 1, 1, 1]
+        reach = math.ceil(0.5 + 4.2 * float(sigma.max()))  # the cube is 8 sigma away from images left out
+        shifts = 2.0 * torch.arange(-reach, reach + 1, dtype=torch.float64)[:, None, None]
+        images = torch.cat([x + shifts, -x + shifts])[:, :, None]  # [J, N, 1, D]
+
+        m, s = self.means, self.stds[:, None]  # [K, D], [K, 1]
+        variance = s**2 + sigma**2  # [N or 1, K, 1]
+        origin = (m * sigma**2 + images * s**2) / variance  # [J, N, K, D]
+        spread = s * sigma / variance.sqrt()
+        logs = -0.5 * ((images - m)**2 / variance + torch.log(2 * torch.pi * variance))
+        logs = logs + _log_ndtr_between(-origin / spread, (1 - origin) / spread)
+        inside = _log_ndtr_between(-m / s, (1 - m) / s)  # [K, D]
+        per_component = (logs.logsumexp(0) - inside).sum(2)  # [N, K]
+        return (self.weights.log() + per_component).logsumexp(1)
+
+    def denoiser(self, x, sigma):
+        """x + sigma^2 grad log p(x; sigma), of the shape of x [N, ...]; differentiable where gradients are enabled."""
+        graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = x.to(torch.float64)
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            score, = torch.autograd.grad(self.log_density(x, sigma).sum(), x, create_graph=graph)
+        return x + torch.as_tensor(sigma, dtype=torch.float64).reshape(-1, *[1] * (x.ndim - 1))**2 * score
+
+    def sample(self, n, generator=None):
+        """n draws [n, D]."""
+        component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        m, s = self.means[component], self.stds[component, None]
+        low, high = torch.special.ndtr(-m / s), torch.special.ndtr((1 - m) / s)
+        u = torch.rand([n, self.dim], dtype=torch.float64, generator=generator)
+        return (m + s * torch.special.ndtri(low + u * (high - low))).clamp(0, 1)
+
+
+def _log_ndtr_between(low, high):
+    """log P(low < z < high) of a standard normal z, exact in both tails."""
+    flip = low + high > 0
+    low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
+    log_high = torch.special.log_ndtr(high)
+    return log_high + torch.log1p(-(torch.special.log_ndtr(low) - log_high).exp())
+
+
+class ReflectedMixtureNet(MixtureNet):
+    """A TruncatedMixture as a reflected score network: net(x, sigma) = x + sigma^2 score, x in [0, 1]."""
+
+    sigma_min = 0.01
+    sigma_max = 5.0
+
+    def decode(self, x):
+        """Images in [-1, 1]."""
+        return 2 * x - 1
 
 
 def exact_log_ratio(right, wrong):
