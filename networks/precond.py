@@ -108,9 +108,8 @@ class VPPrecond(Precond):
     def _unbounded(self, sigma):
         """The time of 'unbounded' in [0, 1], computed in float64."""
         B = torch.log1p(sigma.double()**2)
-        ends = torch.tensor([self.epsilon_t, 1.0], dtype=torch.float64)
-        ends = 0.5 * self.beta_d * ends**2 + self.beta_min * ends
-        first, last = ((0.001 - torch.expm1(-ends)).log() + ends).tolist()
+        ends = [self.beta_min * t + 0.5 * self.beta_d * t**2 for t in (self.epsilon_t, 1)]
+        first, last = (math.log(0.001 - math.expm1(-end)) + end for end in ends)
         return (((0.001 - torch.expm1(-B)).log() + B - first) / (last - first)).float()
 
     def coefficients(self, sigma):
