@@ -1,7 +1,6 @@
 """Turns raw images into what the other scripts read: data/*.npz, EDM-style zips and stats/*.npz."""
 
-import json
-import zipfile
+import re
 from pathlib import Path
 
 import click
@@ -13,25 +12,57 @@ from dnnlib.files import atomic_write, resolve_output
 from metrics.detectors import DETECTORS, load_detector
 from metrics.measure import measure
 from metrics.reference import make_reference
-from metrics.sources import ImageSource
+from metrics.sources import StoreSource
 from torch_utils import distributed as dist
 from torch_utils.device import PRECISIONS, select_device, select_precision
+from torch_utils.image_output import alike, write_dataset, write_npz
+from torch_utils.image_source import Source, open_images
+from torch_utils.image_transforms import TRANSFORMS, make_transform, over, parse_color
 from torch_utils.images import png_bytes
 from torch_utils.progress import progress
-from training.data import ImageData
-
-ZIP_FOLDER = 1000  # images per folder in a zip, as EDM lays them out
 
 source_option = click.option(
-    '--source', help='A zip, a folder or an npz of images; cifar10 or cifar10-test: downloaded by torchvision',
-    metavar='ZIP|DIR|NPZ|cifar10', type=str, required=True)
-limit_option = click.option('--max_images', help='Use so many images, a fixed subset', metavar='INT',
+    '--source', help='A zip, a folder or an npz of images; cifar10 or cifar10-test: downloaded by torchvision; '
+    'cifar-10-python.tar.gz, train-images-idx3-ubyte.gz (MNIST)', metavar='ZIP|DIR|NPZ|cifar10', type=str,
+    required=True)
+limit_option = click.option('--max_images', '--max-images', help='Use this many images, a fixed subset', metavar='INT',
                             type=click.IntRange(min=1))
+labels_option = click.option(
+    '--labels', help='Where labels come from. data: dataset.json, else folders, or the arrays of an npz; names: file '
+    'names <class>_<anything>.png, as ADM\'s', type=click.Choice(['data', 'names', 'none']), default='data',
+    show_default=True)
 
 
-@click.group()
+class Resolution(click.ParamType):
+    """Width and height, as 64x64 or 64,64."""
+
+    name = 'WxH'
+
+    def convert(self, value, param, ctx):
+        match = re.fullmatch(r'([1-9]\d{0,4})[x,]([1-9]\d{0,4})', str(value))
+        if match is None:
+            self.fail(f'{value!r} is not a width and a height, such as 64x64', param, ctx)
+        return int(match[1]), int(match[2])
+
+
+class EdmGroup(click.Group):
+    """Subcommands; EDM's command, which has none, and EDM2's `convert` are `zip`."""
+
+    def parse_args(self, ctx, args):
+        return super().parse_args(ctx, ['zip', *args] if args and args[0].startswith('--') and args[0] != '--help'
+                                  else args)
+
+    def get_command(self, ctx, cmd_name):
+        return super().get_command(ctx, 'zip' if cmd_name == 'convert' else cmd_name)
+
+
+@click.group(cls=EdmGroup)
 def main():
     """Make data/*.npz, EDM-style zips and reference statistics.
+
+    Folders of images are read with all their subfolders, but for hidden ones. Without a dataset.json the first folder
+    below what all have in common is the class: names that are integers count in their order, others alphabetically.
+    Photos are turned as their EXIF orientation says, for data sets, statistics and samples alike.
 
     Examples:
 
@@ -40,9 +71,13 @@ def main():
     python dataset_tool.py npz --source=cifar10
 
     \b
-    # EDM-style zips: of CIFAR-10, and of a folder whose subfolders are classes (images of one size; nothing is resized)
+    # EDM-style zips: of CIFAR-10, and of a folder whose subfolders are classes
     python dataset_tool.py zip --source=cifar10 --dest=data/cifar10-train.zip
-    python dataset_tool.py zip --source=photos/ --dest=data/photos.zip
+    python dataset_tool.py zip --source=photos/ --dest=data/photos.zip --resolution=64x64 --transform=center-crop
+
+    \b
+    # EDM's published command
+    python dataset_tool.py --source=downloads/ffhq/images1024x1024 --dest=data/ffhq-64x64.zip --resolution=64x64
 
     \b
     # the statistics behind fid_npzs.py, for FD-CIFAR10 and for FID
@@ -54,40 +89,72 @@ def main():
 @main.command()
 @source_option
 @limit_option
+@labels_option
 @click.option('--outdir', help='Where to write true_data.npz and true_data_label.npz', metavar='DIR', type=str,
               default='data', show_default=True)
 @click.option('--name', help='First part of the file names', metavar='STR', type=str, default='true_data',
               show_default=True)
-def npz(source, max_images, outdir, name):
-    """Write <name>.npz (arr_0, uint8 [N, H, W, C]) and, with labels, <name>_label.npz (samples, label [N])."""
-    data = load(source, max_images)
+def npz(source, max_images, labels, outdir, name):
+    """Write <name>.npz (arr_0, uint8 [N, H, W, C]) and, with labels, <name>_label.npz (samples, label [N]).
+
+    Beside the latter <name>_label.json names the classes.
+    """
+    data = load(source, max_images, labels)
     outdir = resolve_output(outdir)
-    images = data.images.permute(0, 2, 3, 1).contiguous().numpy()  # [N, H, W, C]
+    plain, labelled = outdir / f'{name}.npz', outdir / f'{name}_label.npz'
+    names = {plain: 'arr_0'} | ({} if data.labels.indices is None else {labelled: 'samples'})
+
+    def read():
+        with blame('--source'), progress(total=len(data.images), desc='writing') as bar:
+            for block in data.images.blocks():
+                yield block
+                bar.update(len(block))
+
     with blame('--outdir'):
-        _save_npz(outdir / f'{name}.npz', arr_0=images)
-        if data.labels is not None:
-            _save_npz(outdir / f'{name}_label.npz', samples=images, label=data.labels.numpy())
-        else:
-            click.echo(f'{source} has no labels, so there is no {name}_label.npz')
+        write_npz(names, read(), len(data.images), data.labels, labelled)
+    for path, array in names.items():
+        click.echo(f'{path}: {len(data.images)} images as `{array}`')
+    if data.labels.indices is None:
+        click.echo(f'{source} has no labels, so there is no {labelled.name}')
 
 
 @main.command('zip')
 @source_option
-@limit_option
-@click.option('--dest', help='The zip to write', metavar='ZIP', type=str, required=True)
-def make_zip(source, max_images, dest):
-    """Write an EDM-style zip: 00000/img00000000.png and so on, and dataset.json with the labels."""
-    data = load(source, max_images)
-    dest = resolve_output(dest)
-    labels = []
-    with blame('--dest'), atomic_write(dest) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
-        for index, image in enumerate(progress(data.images, desc='writing')):
-            name = f'{index // ZIP_FOLDER:05d}/img{index:08d}.png'
-            _add(archive, name, png_bytes(image.permute(1, 2, 0).numpy()))
-            if data.labels is not None:
-                labels.append([name, int(data.labels[index])])
-        _add(archive, 'dataset.json', json.dumps(dict(labels=labels or None)).encode())
-    _report(dest, f'{len(data)} images' + (f', {data.num_classes} classes' if labels else ', no labels'))
+@click.option('--max_images', '--max-images', help='Use the first images only, this many, as EDM', metavar='INT',
+              type=click.IntRange(min=1))
+@labels_option
+@click.option('--dest', help='The zip to write, or an empty or new folder', metavar='ZIP|DIR', type=str, required=True)
+@click.option('--resolution', help='Width and height to make, by the Lanczos filter; without --transform images are '
+              'stretched', metavar='WxH', type=Resolution())
+@click.option('--transform', help='How to crop: the largest square; a wide part with black bars; as ADM for ImageNet '
+              '(halved by boxes, then bicubic)', type=click.Choice(TRANSFORMS))
+@click.option('--rgb', help='Make grey and RGBA images RGB; this colour (white, #80ff00) shows behind transparency',
+              metavar='COLOR', type=str)
+def make_zip(source, max_images, labels, dest, resolution, transform, rgb):
+    """Write an EDM-style zip: 00000/img00000000.png and so on, and dataset.json with the labels.
+
+    All images must come out as squares of one size. Works on all cores.
+    """
+    with blame('--rgb'):
+        color = None if rgb is None else parse_color(rgb)
+    with blame('--transform'):
+        crop = make_transform(transform, resolution)
+    data = load(source, None, labels)
+    images, dest = data.images.select(slice(max_images)), resolve_output(dest)
+
+    def work(image):
+        image = crop(image if color is None else over(image, color))
+        return None if image is None else (image.shape, png_bytes(image))
+
+    def convert():
+        with blame('--source'):
+            yield from alike(progress(images.map(work), total=len(images), desc='converting'))
+
+    with blame('--dest'):
+        left = write_dataset(dest, convert(), data.labels)
+    click.echo(f'{dest}: {len(left)} images' + (f', {left.labels.num_classes} classes' if left.labels.indices is not
+               None else ', no labels') + (f'; {len(images) - len(left)} are smaller than --resolution and left out'
+                                           if len(left) < len(images) else ''))
 
 
 @main.command()
@@ -98,7 +165,7 @@ def make_zip(source, max_images, dest):
 @click.option('--detector_ckpt', help="The detector's weights; default: shipped or published ones", metavar='FILE',
               type=str)
 @click.option('--allow_code', help="Run NVIDIA's detector, whose file is a program", is_flag=True)
-@click.option('--features', help='Keep the features of so many images for KID; 0: none', metavar='INT',
+@click.option('--features', help='Keep the features of this many images for KID; 0: none', metavar='INT',
               type=click.IntRange(min=0), default=5000, show_default=True)
 @click.option('--batch', help='Images per forward pass', metavar='INT', type=click.IntRange(min=1), default=64,
               show_default=True)
@@ -118,40 +185,29 @@ def stats(source, max_images, dest, detector, detector_ckpt, allow_code, feature
         dtype = select_precision(precision, device)
     with blame('--detector'), dist.rank0_first():  # it downloads
         detector = load_detector(detector, device, dtype, detector_ckpt, allow_code)
-    data = load(source, max_images)
+    data = load(source, max_images, 'none')
     with blame('--source'):
-        measured = measure(DataSource(data, source), detector, 0, len(data), batch=batch, max_features=features)
-        reference = make_reference(measured, detector, source=data.name)
+        images = StoreSource(Path(source), data.images)
+        measured = measure(images, detector, 0, len(images), batch=batch, max_features=features)
+        reference = make_reference(measured, detector, source=data.path.resolve().stem)
     if dist.get_rank() == 0:
         dest = resolve_output(dest)
         with blame('--dest'):
             reference.save(dest)
-        _report(dest, f'{reference.dim} features of {reference.count} images, detector {detector.name}')
+        click.echo(f'{dest}: {reference.dim} features of {reference.count} images, detector {detector.name}')
     dist.shutdown()
 
 
-class DataSource(ImageSource):
-    """A data set in memory, measured like a folder of samples."""
-
-    def __init__(self, data: ImageData, source: str):
-        super().__init__(Path(source), len(data))
-        if data.channels not in (1, 3):
-            raise ValueError(f'{source} has images of {data.channels} channels; detectors take 1 or 3')
-        self.images = data.images  # [N, C, H, W]
-
-    def blocks(self, start, stop):
-        for low in range(start, stop, 1024):
-            block = self.images[low:min(low + 1024, stop)]
-            yield block.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()  # [n, H, W, 3]
-
-
-def load(source: str, max_images: int | None) -> ImageData:
-    """The images of --source, all in memory."""
+def load(source: str, max_images: int | None, labels: str) -> Source:
+    """The images of --source where they lie, and their labels; says what was found."""
     with blame('--source'):
         if source in ('cifar10', 'cifar10-test'):
             with dist.rank0_first():
                 source = download_cifar10(train=source == 'cifar10')
-        return ImageData(source, max_images=max_images)
+        found = open_images(source, labels).subset(max_images)
+    for note in found.describe():
+        dist.print0(note)
+    return found
 
 
 def download_cifar10(train: bool) -> Path:
@@ -164,23 +220,10 @@ def download_cifar10(train: bool) -> Path:
             raw = torchvision.datasets.CIFAR10(str(path.parent / 'cifar10-raw'), train=train, download=True)
         except (RuntimeError, OSError) as error:
             raise ValueError(f'CIFAR-10 could not be downloaded ({error}); give a local zip or folder') from None
-        _save_npz(path, samples=raw.data, label=np.asarray(raw.targets, dtype=np.int64))
+        with atomic_write(path) as file:
+            np.savez(file, samples=raw.data, label=np.asarray(raw.targets, dtype=np.int64))
+        click.echo(f'{path}: {len(raw.data)} images')
     return path
-
-
-def _save_npz(path: Path, **arrays) -> None:
-    with atomic_write(path) as file:
-        np.savez(file, **arrays)
-    _report(path, ', '.join(f'{name} {array.dtype} {list(array.shape)}' for name, array in arrays.items()))
-
-
-def _add(archive, name, blob):
-    """A member with a fixed date, so that the same images give the same zip."""
-    archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), blob)
-
-
-def _report(path, what):
-    click.echo(f'{path}: {what}')
 
 
 if __name__ == '__main__':

@@ -62,8 +62,17 @@ def show_config(config: dict, dry_run: bool) -> None:
         sys.exit(0)
 
 
-def fit(run: TrainRun, folder: str = '--outdir', summary: Callable[[TrainResult], str] =
-        lambda result: f'{result.nimg / 1000:g} kimg, {result.reason}') -> NoReturn:
+def run_options(opts: dict, started: float) -> dict:
+    """The fields of TrainRun that `machine_options` and PROGRESS set; --max_minutes counts from `started`."""
+    return dict(started=started) | {name: opts[name] for name in ('batch_gpu', 'compile', 'max_minutes', 'overwrite')}
+
+
+def how_far(result: TrainResult) -> str:
+    """What a run says of its end if it has nothing else to say."""
+    return f'{result.nimg / 1000:g} kimg, {result.reason}'
+
+
+def fit(run: TrainRun, folder: str = '--outdir', summary: Callable[[TrainResult], str] = how_far) -> NoReturn:
     """Train to the end of `run`, print its `summary`, and exit: with code 143 after a signal, else 0.
 
     `folder` is the option that names the run's folder; mistakes end in one line with the option that is at fault.

@@ -118,7 +118,7 @@ REJECTION = [
                  type=FloatRange(0, 1), default=0., show_default=True),
     click.option('--rule', help='published: test, rewind, test again; exact: one draw for a whole path, see '
                  'docs/equations.md', type=click.Choice([*RULES]), default='published', show_default=True),
-    click.option('--backsteps', help='Steps back after a rejection; 0: test the prior alone', metavar='INT',
+    click.option('--backsteps', help='Steps back after a rejection; 0: test only the prior', metavar='INT',
                  type=click.IntRange(min=0), default=1, show_default=True),
     click.option('--min_backsteps', help='Test only states after more than this many steps', metavar='INT',
                  type=click.IntRange(min=0), default=0, show_default=True),

@@ -1,10 +1,13 @@
-"""The value of a function of images together with its gradient."""
+"""Values of a function together with its gradient."""
 
 import torch
 
 
 def value_and_grad(function, x: torch.Tensor, *args) -> tuple[torch.Tensor, torch.Tensor]:
-    """function(x, *args) [N] and the gradient of each entry with respect to its row of x [N, ...]."""
+    """function(x, *args) [N] and its gradient with respect to x [N, ...], from one evaluation, both detached.
+
+    Each value may depend on its own row of x only.
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = function(x, *args)

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-# What reading a damaged npz, zip or image raises: PIL SyntaxError, zipfile RuntimeError for a flag of encryption.
+# Errors that reading a damaged npz, zip or image raises: SyntaxError by PIL, RuntimeError by zipfile (encrypted).
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, SyntaxError)
-# Why a file cannot be written, and what helps; whatever raises one of these, the place is at fault.
+# Reasons why a file cannot be written, and what helps; with each of them the place is at fault.
 REMEDIES = {
     errno.ENOSPC: 'make room, then run the same command again',
     errno.EDQUOT: 'make room, then run the same command again',
@@ -28,7 +28,7 @@ REMEDIES = {
 def resolve_path(path: str | os.PathLike) -> Path:
     """The input file or folder that `path` means.
 
-    As given; else, where a path with a leading slash does not exist, relative to the working folder:
+    As given, or, if a path with a leading slash does not exist, relative to the working folder:
     the published commands write `/stats/x.npz` for `./stats/x.npz`.
     """
     given = Path(os.path.expanduser(path))
@@ -39,7 +39,7 @@ def resolve_path(path: str | os.PathLike) -> Path:
 def resolve_output(path: str | os.PathLike) -> Path:
     """The output file or folder that `path` means.
 
-    An absolute path whose top folder does not exist (`/samples/run` where there is no `/samples`)
+    An absolute path whose top folder does not exist (`/samples/run` without a `/samples`)
     means the same below the working folder, so that the published commands read what they wrote.
     """
     given = Path(os.path.expanduser(path))
@@ -60,7 +60,7 @@ def atomic_write(path: str | os.PathLike, flush: bool = True) -> Iterator[Binary
     It is written beside its destination under a temporary name, flushed to disk and renamed;
     after an error the temporary file is removed and an older `path` is left as it was.
     Without `flush` a crash of the machine (not of the program) may leave an incomplete file.
-    Raises OSError with `path` and a remedy where the place is full, read-only or closed to the user.
+    Raises OSError with `path` and a remedy if the place is full, read-only or closed to the user.
     """
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
@@ -87,7 +87,7 @@ def _with_remedy(error: OSError, path: Path) -> OSError:
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Raise OSError where `atomic_write` may not make `path`; for results that take long to come."""
+    """Raise OSError if `atomic_write` could not make `path`; to ask before a long computation."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

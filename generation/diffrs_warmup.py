@@ -40,7 +40,7 @@ def draw_warmup(outdir: Path, seeds: Sequence[int], batch: int, draw: Callable, 
 
         def advance(images: float) -> None:
             nonlocal done
-            dist.show_life()
+            dist.sign_of_life()
             done += ranks * images
             bar.update(min(int(done + 1e-6), bar.total) - bar.n)
 

@@ -28,7 +28,7 @@ MOVABLE = dict(network='network_sha256', pretrained_classifier_ckpt='classifier_
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of samples: its place in the run and its seeds, fixed by the list of seeds alone."""
+    """One file of samples: its place in the run and its seeds, fixed by the list of seeds only."""
 
     index: int
     seeds: Sequence[int]

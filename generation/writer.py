@@ -101,7 +101,7 @@ class RunBar:
 
     def show(self, shard: Shard, drawn: float) -> None:
         """This many images of `shard` are drawn, though not yet on disk."""
-        dist.show_life()
+        dist.sign_of_life()
         self._move(self._ends[shard.index] - len(shard.seeds) + int(min(drawn, len(shard.seeds) - 1)), drawn=True)
 
     def advance(self, shard: Shard, drawn: bool) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from dnnlib import demo
 from dnnlib.download import fetch
-from dnnlib.files import read_options
+from dnnlib.run_folder import read_options
 from torch_utils.device import select_device
 
 from .detectors import Detector, load_detector

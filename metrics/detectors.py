@@ -3,9 +3,11 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from dnnlib import demo
@@ -23,7 +25,8 @@ class Detector:
 
     name: what statistics remember it by; distance: what its Frechet distance may be called;
     fingerprint: tells versions of a detector's weights apart, empty if they are unknown;
-    size: height and width of its images, None if the network resizes them.
+    size: height and width of its images, None if the network resizes them;
+    classify: features [N, feature_dim] -> logits [N, K] for the Inception score, None if the network has no classes.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Detector:
     network: Callable[[torch.Tensor], torch.Tensor]
     fingerprint: str = ''
     size: int | None = None
+    classify: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -42,16 +46,25 @@ class Detector:
         return self.network(upload(images, self.device)).to(torch.float32)
 
 
+class Made(NamedTuple):
+    """A detector's network; see Detector for the fields."""
+
+    network: Callable[[torch.Tensor], torch.Tensor]
+    feature_dim: int
+    fingerprint: str
+    classify: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+
 @dataclass(frozen=True)
 class DetectorKind:
     """How a detector is made, and what is known of it before it is.
 
-    make: make(path, device, dtype) -> (network, feature_dim, fingerprint), with weights from `path` (a file or URL) or,
-    for None, from where they are published; `dtype` is that of the network's body. Raises ValueError or OSError.
+    make: make(path, device, dtype) -> Made, with weights from `path` (a file or URL) or, for None, from where they are
+    published; `dtype` is that of the network's body. Raises ValueError or OSError.
     distance, size: see Detector. runs_code: the file of weights is a program.
     """
 
-    make: Callable
+    make: Callable[..., Made]
     distance: str
     size: int | None = None
     runs_code: bool = False
@@ -64,15 +77,17 @@ def make_cifar10(path, device, dtype):
     if net.img_channels != 3 or net.img_resolution != 32:
         raise ValueError(f'{path} is not for 32x32 RGB images')
     mark = fingerprint(net)  # of the weights as stored, before folding and casting; inference leaves them as they are
+    weight, bias = net.head.weight.clone(), net.head.bias.clone()
     net = prepare_(net, device, dtype)
-    return lambda images: net(images, features=True), net.feature_dim, mark
+    return Made(lambda images: net(images, features=True), net.feature_dim, mark,
+                lambda features: F.linear(features, weight, bias))
 
 
 def make_inception(path, device, dtype):
     """Inception-v3 with pytorch-fid's weights, a state dict that is read weights-only."""
     net = load_inception(path)
-    mark = fingerprint(net)
-    return prepare_(net, device, dtype), net.feature_dim, mark
+    mark, weight = fingerprint(net), net.fc.weight.clone()  # the published Inception score has no biases
+    return Made(prepare_(net, device, dtype), net.feature_dim, mark, lambda features: F.linear(features, weight))
 
 
 def make_nvidia(path, device, dtype):
@@ -80,7 +95,7 @@ def make_nvidia(path, device, dtype):
     if dtype != torch.float32:
         raise ValueError('nvidia brings its own arithmetic; leave out --precision')
     network, mark = load_nvidia(path, device)
-    return network, 2048, mark
+    return Made(network, 2048, mark)
 
 
 DETECTORS = {
@@ -102,8 +117,9 @@ def load_detector(name: str, device='cpu', dtype: torch.dtype = torch.float32, p
     if kind.runs_code and not allow_code:
         raise ValueError(f'the file of the detector {name} runs as a program; if you trust it, add --allow_code '
                          '(--detector=inception needs no such trust)')
-    network, feature_dim, mark = kind.make(path, device, dtype)
-    return Detector(name, kind.distance, feature_dim, device, network, mark, kind.size)
+    made = kind.make(path, device, dtype)
+    return Detector(name, kind.distance, made.feature_dim, device, made.network, made.fingerprint, kind.size,
+                    made.classify)
 
 
 def prepare_(net: nn.Module, device, dtype: torch.dtype) -> nn.Module:

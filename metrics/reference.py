@@ -1,24 +1,27 @@
 """Reference statistics (stats/*.npz): moments of a data set's features and what made them."""
 
-import zipfile
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from dnnlib.files import atomic_write, resolve_path
+from torch_utils import archives
 
 from .detectors import Detector
 
 MOMENTS = ('mu', 'sigma')
 INCEPTION_DIM = 2048
+TEXTS = ('detector', 'fingerprint', 'source')
+MAX_DIM = 8192  # features of any detector; 512 MiB of sigma
+MAX_FEATURES = 100_000  # whose features are kept for KID
 
 
 @dataclass(frozen=True)
 class Reference:
     """mu [D] and sigma [D, D] float64; `features` [n, D] float16, a sample of them for KID, or None.
 
-    `detector` is '' in published files, which hold mu and sigma alone; `count` is then 0.
+    `detector` is '' in published files, which hold mu and sigma only; `count` is then 0.
     """
 
     mu: np.ndarray
@@ -69,35 +72,42 @@ class Reference:
             np.savez(file, **arrays)
 
 
-
-
-
 def load_reference(path) -> Reference:
     """Statistics from an npz with `mu` and `sigma`: ours, EDM's or DG's.
 
-    Raises FileNotFoundError, and ValueError for a file without these arrays or of other shapes.
+    Raises FileNotFoundError, and ValueError for a file without these arrays, of other shapes, or with NaN or infinity.
     """
     path = resolve_path(path)
     if not path.exists():
         raise FileNotFoundError(f'{path} does not exist')
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files if key in (*MOMENTS, *Reference.__dataclass_fields__)}
-            names = file.files
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f'{path} is not a complete npz file of plain arrays ({error})') from None
-    missing = [name for name in MOMENTS if name not in arrays]
+    if path.is_dir():
+        raise ValueError(f'{path} is a folder; make statistics of its images with '
+                         f'dataset_tool.py stats --source={path} --dest=stats.npz')
+    if path.suffix == '.pkl':
+        raise ValueError(f'{path} is a pickle, which would run code; make statistics of the images as an npz with '
+                         'dataset_tool.py stats')
+    names = archives.list_arrays(path)
+    missing = [name for name in MOMENTS if name not in names]
     if missing:
         raise ValueError(f'{path} has no {" and no ".join(missing)}; it holds {", ".join(names) or "nothing"}. '
                          'Reference statistics are made by dataset_tool.py stats')
-    mu, sigma = (np.asarray(arrays[name], dtype=np.float64) for name in MOMENTS)
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise ValueError(f'{path}: mu {list(mu.shape)} and sigma {list(sigma.shape)} are not [D] and [D, D]')
-    features = arrays.get('features')
-    if features is not None and (features.ndim != 2 or features.shape[1] != len(mu)):
-        raise ValueError(f'{path}: features {list(features.shape)} are not [n, {len(mu)}]')
-    texts = {name: str(arrays[name]) for name in ('detector', 'fingerprint', 'source') if name in arrays}
-    return Reference(mu, sigma, count=int(arrays.get('count', 0)), features=features, **texts)
+    found = {name: archives.find_array(path, name, text=name in TEXTS)
+             for name in names if name in (*MOMENTS, *Reference.__dataclass_fields__)}
+    mu, sigma = (found[name].shape for name in MOMENTS)
+    if len(mu) != 1 or sigma != mu * 2 or not 0 < mu[0] <= MAX_DIM:
+        raise ValueError(f'{path}: mu {list(mu)} and sigma {list(sigma)} are not [D] and [D, D]')
+    if 'features' in found:
+        shape = found['features'].shape
+        if len(shape) != 2 or shape[1] != mu[0] or shape[0] > MAX_FEATURES:
+            raise ValueError(f'{path}: features {list(shape)} are not [n, {mu[0]}]')
+    if any(found[name].shape for name in found if name in (*TEXTS, 'count')):
+        raise ValueError(f'{path}: detector, fingerprint, count and source are not single values')
+    arrays = {name: archives.read_whole(array) for name, array in found.items()}
+    for name in (*MOMENTS, 'features'):
+        if name in arrays and not np.isfinite(arrays[name]).all():
+            raise ValueError(f'{path}: {name} is not finite (NaN or infinity); make the statistics again')
+    return Reference(*(arrays[name].astype(np.float64) for name in MOMENTS), count=int(arrays.get('count', 0)),
+                     features=arrays.get('features'), **{name: str(arrays[name]) for name in TEXTS if name in arrays})
 
 
 def make_reference(measured, detector: Detector, source: str) -> Reference:

@@ -11,18 +11,20 @@ import numpy as np
 import torch
 
 from dnnlib.files import resolve_path
-from torch_utils import image_files
+from torch_utils import archives, image_files, image_labels
+from torch_utils import distributed as dist
+from torch_utils.image_store import ImageStore
 
-GRID_NAME = re.compile(r'sample_\d+\.png')  # the pictures that generate.py puts beside its shards
-SEED_NAME = re.compile(r'\d+\.\w+')  # its PNG files
-BLOCK = 256  # image files decoded at a time
+SEED_NAME = re.compile(r'\d+\.\w+')  # generate.py's PNG files
+BLOCK = 64  # image files decoded at a time
 
 
 def open_source(path) -> 'ImageSource':
     """The images at `path`: a folder of samples*.npz, one .npz, a folder of image files, or a zip of them.
 
     Shards and files are ordered by name with numbers in them compared as numbers, so shards named by
-    seed come in the order of seeds; a folder with shards is read from those alone.
+    seed come in the order of seeds; of a folder with shards only these are read. Images are decoded as data sets are
+    (turned as their EXIF orientation says; grey as RGB; opaque RGBA as RGB, transparency refused).
     Raises FileNotFoundError, and ValueError for a place without images.
     """
     path = resolve_path(path)
@@ -36,7 +38,7 @@ class ImageSource:
     def __init__(self, path: Path, count: int):
         self.path, self._count = path, count
         if not count:
-            raise ValueError(f'{path} holds no images (samples*.npz, {", ".join(image_files.IMAGE_SUFFIXES)})')
+            raise ValueError(f'{path} holds no images (samples*.npz, {image_files.KINDS})')
 
     def __len__(self) -> int:
         return self._count
@@ -69,10 +71,10 @@ class ImageSource:
 
 
 class ShardSource(ImageSource):
-    """npz files with `samples` (or `arr_0`, `images`) uint8 [N, H, W, C]; counted by their headers alone."""
+    """npz files with `samples` (or `arr_0`, `images`) uint8 [N, H, W, C]; counted by their headers only."""
 
     def __init__(self, path: Path, shards: list[Path]):
-        self.shards = [image_files.find_array(shard, channels=(1, 3)) for shard in shards]
+        self.shards = [image_labels.find_images(shard, channels=(1, 3, 4))[0] for shard in shards]
         super().__init__(path, sum(shard.shape[0] for shard in self.shards))
 
     def blocks(self, start, stop):
@@ -80,8 +82,8 @@ class ShardSource(ImageSource):
         for shard in self.shards:
             low, high = max(start - first, 0), min(stop - first, shard.shape[0])
             if low < high:
-                for rows in image_files.read_rows(shard, low, high):
-                    yield np.repeat(rows, 3, axis=3) if shard.shape[3] == 1 else rows
+                for rows in archives.read_rows(shard, low, high):
+                    yield image_files.to_rgb(rows, f'an image in {shard.path}')
             first += shard.shape[0]
 
 
@@ -89,9 +91,11 @@ class FileSource(ImageSource):
     """Image files in a folder and its subfolders, or in a zip, decoded by a few threads."""
 
     def __init__(self, path: Path):
-        self.names = [name for name in image_files.list_files(path)
-                      if name.lower().endswith(image_files.IMAGE_SUFFIXES) and not GRID_NAME.fullmatch(name)]
+        listing = image_files.list_images(path)
+        self.names = listing.names
         super().__init__(path, len(self.names))
+        if listing.skipped:
+            dist.print0(f'{path}: {listing.note()}')
 
     def choose(self, count, blocks=1):
         """As for any source. Where not all are measured at once, their order becomes a random one, always the same.
@@ -106,7 +110,8 @@ class FileSource(ImageSource):
     def blocks(self, start, stop):
         with image_files.open_files(self.path) as read, concurrent.futures.ThreadPoolExecutor(4) as pool:
             def decode(name):
-                return image_files.decode_image(read, name, shown=f'{name} in {self.path}')
+                shown = f'{name} in {self.path}'
+                return image_files.to_rgb(image_files.decode_image(read, name, shown), shown)
 
             for low in range(start, stop, BLOCK):
                 images = list(pool.map(decode, self.names[low:min(low + BLOCK, stop)]))
@@ -114,6 +119,18 @@ class FileSource(ImageSource):
                     if image.shape != images[0].shape:
                         raise ValueError(f'images of different sizes in {self.path}: {self.names[low]} and {name}')
                 yield np.stack(images)
+
+
+class StoreSource(ImageSource):
+    """A data set (`torch_utils.image_store`), measured like a folder of samples."""
+
+    def __init__(self, path: Path, images: ImageStore):
+        super().__init__(path, len(images))
+        self.images = images
+
+    def blocks(self, start, stop):
+        for block in self.images.select(slice(start, stop)).blocks():  # [n, C, H, W]
+            yield image_files.to_rgb(block.transpose(0, 2, 3, 1), f'an image in {self.path}')
 
 
 def _regroup(blocks, batch, path):

@@ -9,7 +9,7 @@ from dnnlib.files import resolve_path
 from torch_utils import checkpoint
 
 from .dhariwal_unet import DhariwalUNet
-from .edm_pickle import shown
+from .formats.text import shown
 from .precond import set_precision
 from .reflected_runs import is_run_folder, read_run_folder, renamed
 from .song_unet import SongUNet
@@ -97,14 +97,16 @@ def construct_reflected(kwargs: dict) -> ReflectedPrecond:
 
 
 def load_reflected(path_or_url: str | os.PathLike, device: torch.device | str = 'cpu',
-                   dtype: torch.dtype = torch.float32, raw: bool = False) -> ReflectedPrecond:
+                   dtype: torch.dtype = torch.float32, raw: bool = False,
+                   number: int | None = None) -> ReflectedPrecond:
     """A network from safetensors or a published run folder (see reflected_runs.py); nothing in it is executed.
 
-    `dtype` is that of the U-Net's body; `raw`: the weights of a run folder instead of their average. The network is in
-    evaluation mode, frozen; `metadata` says where it is from. Raises ValueError or OSError, in one line.
+    `dtype` is that of the U-Net's body. Of a run folder: `raw`, the weights instead of their average; `number`, that of
+    the checkpoint (None: the newest). The network is in evaluation mode, frozen; `metadata` says where it is from.
+    Raises ValueError or OSError, in one line.
     """
     if is_run_folder(resolve_path(path_or_url)):
-        file = read_run_folder(resolve_path(path_or_url), raw)
+        file = read_run_folder(resolve_path(path_or_url), raw, number)
     else:
         path = fetch(path_or_url)
         if path.is_dir():

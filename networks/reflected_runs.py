@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from dnnlib.files import file_sha256
+from dnnlib.files import file_digest
 from torch_utils.checkpoint import load_state
 
 from .layers import UNetBlock
@@ -28,14 +28,14 @@ class RunFolder(NamedTuple):
     metadata: dict[str, Any]
 
 
-def read_run_folder(folder: Path, raw: bool = False) -> RunFolder:
-    """The newest checkpoint of a run folder; its averaged weights, or, if `raw`, those in training.
+def read_run_folder(folder: Path, raw: bool = False, number: int | None = None) -> RunFolder:
+    """A checkpoint of a run folder, by default the newest; its averaged weights, or, if `raw`, those in training.
 
     Raises ValueError or OSError, in one line, for a folder without configuration or checkpoints, for another
     architecture than published, and for a checkpoint of another kind.
     """
     kwargs = network_arguments(read_config(folder / CONFIG))
-    path = newest_checkpoint(folder / 'checkpoints')
+    path = find_checkpoint(folder / 'checkpoints', number)
     state = load_state(path)
     try:
         tensors, step = dict(state['model']), int(state['step'])
@@ -47,7 +47,7 @@ def read_run_folder(folder: Path, raw: bool = False) -> RunFolder:
         if len(trained) != len(shadows) or any(tensors[n].shape != s.shape for n, s in zip(trained, shadows)):
             raise ValueError(f'{path}: its averaged weights do not fit its own network')
         tensors.update(zip(trained, shadows))
-    return RunFolder(kwargs, tensors, dict(source=f'{folder.name}/{path.name}', step=step, sha256=file_sha256(path)))
+    return RunFolder(kwargs, tensors, dict(source=f'{folder.name}/{path.name}', step=step, sha256=file_digest(path)))
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -55,15 +55,15 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    """checkpoint_<n>.pth with the largest n, or checkpoint.pth, which a denoiser's run has."""
-    numbered = [(int(match[1]), path) for path in folder.glob('checkpoint_*.pth')
-                if (match := re.fullmatch(r'checkpoint_(\d+)\.pth', path.name))]
-    if numbered:
-        return max(numbered)[1]
-    if (folder / 'checkpoint.pth').is_file():
+def find_checkpoint(folder: Path, number: int | None = None) -> Path:
+    """checkpoint_<number>.pth, by default that of the largest number, or checkpoint.pth, which a denoiser's run has."""
+    numbered = {int(match[1]): path for path in folder.glob('checkpoint_*.pth')
+                if (match := re.fullmatch(r'checkpoint_(\d+)\.pth', path.name))}
+    if number is None and not numbered and (folder / 'checkpoint.pth').is_file():
         return folder / 'checkpoint.pth'
-    raise FileNotFoundError(f'{folder} holds no checkpoint_<n>.pth')
+    if not numbered or number not in {None, *numbered}:
+        raise FileNotFoundError(f'{folder} holds no checkpoint_{"<n>" if number is None else number}.pth')
+    return numbered[max(numbered) if number is None else number]
 
 
 def read_config(path: Path) -> dict[str, dict]:

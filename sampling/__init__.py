@@ -2,7 +2,7 @@
 
 from .ablation import ablation_sampler
 from .autoguidance import Autoguidance
-from .classifier_free import ClassifierFreeGuidance
+from .classifier_free import ClassifierFree
 from .classifier_guidance import ClassifierGuidance
 from .denoiser import At, Denoiser, GuidedDenoiser, nested
 from .diffrs import calibrate, diffrs_sampler
@@ -21,7 +21,7 @@ SAMPLERS = {
     'restart': restart_sampler,
 }
 
-__all__ = ['SAMPLERS', 'At', 'Autoguidance', 'Boosting', 'ClassifierFreeGuidance', 'ClassifierGuidance', 'Denoiser',
+__all__ = ['SAMPLERS', 'At', 'Autoguidance', 'Boosting', 'ClassifierFree', 'ClassifierGuidance', 'Denoiser',
            'DiscriminatorGuidance', 'GuidanceInterval', 'GuidedDenoiser', 'Levels', 'Restarts', 'Samples',
            'ablation_sampler', 'calibrate', 'diffrs_sampler', 'edm_levels', 'edm_sampler', 'multistep_sampler', 'nested',
            'particle_sampler', 'restart_sampler', 'sample', 'stream']

@@ -26,17 +26,21 @@ class Wrapper:
 
 
 class At(NamedTuple):
-    """What a sampler knows of an evaluation. All of it may be left out: guidance then evaluates every row."""
+    """What a sampler knows of an evaluation. All of it may be left out, at the price of waiting for a device."""
 
-    sigmas: torch.Tensor | None = None  # noise levels on the host: [1] for all rows alike, or [N]
+    sigmas: torch.Tensor | None = None  # noise levels on the host: [1] for all rows alike, or [N]; None: ask sigma
     second: bool | np.ndarray = False  # the second evaluation of a Heun step; [N] if rows differ
     step: int | None = None  # the index of the step
     rows: np.ndarray | None = None  # which of the counted samples the rows are; None: all of them, in order
     either: bool = False  # each row has one of `sigmas`, and the host does not know which
 
+    def known(self, sigma: torch.Tensor) -> 'At':
+        """With the noise levels; if the host does not know them, the device is asked."""
+        return self if self.sigmas is not None else self._replace(sigmas=sigma.reshape(-1).cpu())
+
     def part(self, rows: np.ndarray) -> 'At':
-        """What is known of some rows of the evaluation."""
-        sigmas = self.sigmas if self.sigmas is None or len(self.sigmas) == 1 or self.either else self.sigmas[rows]
+        """What is known of some rows of the evaluation, whose noise levels must be."""
+        sigmas = self.sigmas if len(self.sigmas) == 1 or self.either else self.sigmas[rows]
         second = self.second if np.ndim(self.second) == 0 else self.second[rows]
         return At(sigmas, second, self.step, rows if self.rows is None else self.rows[rows], self.either)
 
@@ -70,11 +74,11 @@ class Denoiser(Wrapper):
         self.costs = None if size is None else Costs(size)
 
     def __call__(self, x, sigma, class_labels=None, at: At = UNKNOWN) -> torch.Tensor:
-        """The denoised images [N, C, H, W], float64, of x [N, C, H, W] with noise sigma ([] or [N])."""
+        """The denoised images [N, C, H, W], float64, of x [N, C, H, W] with noise sigma ([] or [N], on any device)."""
         if self.costs is None:
             self.costs = Costs(len(x))
         self.costs.count('nfe', at.rows)
-        self.unguided = self.inner(x, sigma, class_labels).to(torch.float64)  # of the last evaluation
+        self.unguided = self.inner(x, sigma.to(x.device), class_labels).to(torch.float64)  # of the last evaluation
         return self.unguided
 
     @property

@@ -89,6 +89,7 @@ class DiscriminatorGuided(GuidedDenoiser):
         return self.last_log_ratio < 0
 
     def __call__(self, x, sigma, class_labels=None, at: At = UNKNOWN):
+        sigma, at = sigma.to(x.device), at.known(sigma)
         denoised = self.inner(x, sigma, class_labels, at)
         weights, value = self._weights(at, len(x)), None  # [N] on the host
 
@@ -105,9 +106,8 @@ class DiscriminatorGuided(GuidedDenoiser):
     def _weights(self, at: At, size: int) -> np.ndarray:
         """The weight of each row's correction [N]; 0 if the host knows that it is not needed."""
         weights = np.where(at.second, self.guidance.weight_2nd, self.guidance.weight_1st)
-        if at.sigmas is not None:
-            acts = self.guidance.acts(torch.as_tensor(at.sigmas)).numpy()
-            weights = weights * (acts.any() if at.either else acts)
+        acts = self.guidance.acts(at.sigmas).numpy()
+        weights = weights * (acts.any() if at.either else acts)
         return np.broadcast_to(weights, [size]).copy()
 
     def _correction(self, weights, x, sigma, class_labels, at: At):
@@ -117,7 +117,7 @@ class DiscriminatorGuided(GuidedDenoiser):
         alike = (weights == weights[0]).all()
         weight = weights[0].item() if alike else per_row(upload(torch.from_numpy(weights), x.device), x)
         correction = weight * per_row(sigma ** 2, x) * gradient.to(x.dtype)
-        if at.sigmas is None or at.either and not self.guidance.acts(at.sigmas).all():
+        if at.either and not self.guidance.acts(at.sigmas).all():
             inside = self.guidance.acts(sigma).expand(len(x))
             correction = torch.where(per_row(inside, x), correction, 0.0)
             value = torch.where(inside, value, float('inf'))

@@ -138,8 +138,8 @@ def particle_sampler(net, seeds: Iterable[int], *, log_ratio, num_particles: int
     if restarts is not None and resample_at:
         raise ValueError('particles are resampled at the restarts or at the steps of resample_at, not at both')
     path = edm_path(net, levels, resample_at) if restarts is None else restart_path(net, levels, restarts)
-    due = {k for k, stretch in enumerate(path) if stretch.lift or restarts is None and stretch.first_step in resample_at}
-    due = due if resampling else set()
+    due = {k for k, stretch in enumerate(path) if resampling
+           and (stretch.lift or restarts is None and stretch.first_step in resample_at)}
 
     def draw(seeds: list[int]) -> Samples:
         rnd, latents, labels = draw_inputs(net, seeds, device, class_idx)

@@ -16,7 +16,7 @@ FORMAT = 'network-v1'
 
 
 class NetworkFile(NamedTuple):
-    """What a network file holds: tensors, the class name and arguments that take them, free metadata."""
+    """Contents of a network file: tensors, the class name and arguments that take them, free metadata."""
 
     state: dict[str, torch.Tensor]
     constructor: str

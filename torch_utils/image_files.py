@@ -1,34 +1,47 @@
-"""Where images lie, in which order, and how they are read: npz files, and image files in a folder or a zip."""
+"""Image files in a folder or a zip: which there are, in which order, and how they are decoded."""
 
+import collections
 import contextlib
+import functools
 import io
-import math
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
+import PIL.ImageOps
 
-from dnnlib.files import DAMAGED
+from .archives import MAX_MEMBER, open_zip, read_member, reason
 
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
-ARRAYS = ('samples', 'arr_0', 'images')  # the first of them that an npz has holds its images
-LABELS = ('label', 'labels')  # likewise
-BLOCK = 256  # rows of an array read at a time
+# What pillow decodes by itself; of its other formats some start programs (EPS), some know no end (FITS).
+FORMATS = ('PNG', 'JPEG', 'BMP', 'WEBP', 'TIFF', 'PPM', 'GIF', 'AVIF')
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.dib', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.pbm',
+            '.pnm', '.gif', '.avif')
+KINDS = '.png, .jpg, .bmp, .webp, .tif, .ppm, .gif, .avif'  # the same, short
+LABEL_FILE = 'dataset.json'
+SYSTEM = {'__macosx', '@eadir', '#recycle', '$recycle.bin', 'system volume information', 'lost+found', 'thumbs.db',
+          'ehthumbs.db', 'desktop.ini'}
+GRID = re.compile(r'(.*/)?sample_(\d+)\.png')  # the picture that generate.py puts beside samples_<number>.npz
+MAX_PIXELS = PIL.Image.MAX_IMAGE_PIXELS  # of one image; pillow warns above it
+# Of large images, which are refused, and of damaged EXIF; for all threads, since filters are not a thread's own.
+warnings.filterwarnings('ignore', module=r'PIL\.')
 
 
 def natural_key(name: str) -> tuple:
     """A sorting key that puts samples_731 before samples_20044, and 01 always on the same side of 1."""
     parts = re.split(r'(\d+)', name)
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
+    numbers = [part.lstrip('0') for part in parts]  # not int(), which refuses names of thousands of digits
+    return [(len(numbers[i]), numbers[i]) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def find_npz(path: Path) -> list[Path]:
-    """The npz files at `path` in natural order: the samples*.npz of a folder, or one npz; [] where image files are.
+    """The npz files at `path` in natural order: the samples*.npz of a folder, or one npz; [] if image files are there.
 
     Raises FileNotFoundError, PermissionError, and ValueError for a file that is neither npz nor zip.
     """
@@ -38,6 +51,8 @@ def find_npz(path: Path) -> list[Path]:
         raise PermissionError(f'{path} may not be read by this user')
     if path.is_dir():
         return sorted(path.glob('samples*.npz'), key=lambda shard: natural_key(shard.name))
+    if not path.is_file():
+        raise ValueError(f'{path} is neither a folder nor a file')
     if path.suffix == '.npz':
         return [path]
     if not zipfile.is_zipfile(path):
@@ -45,96 +60,175 @@ def find_npz(path: Path) -> list[Path]:
     return []
 
 #----------------------------------------------------------------------------
-# Image files.
+# Which files there are.
 
-def list_files(path: Path) -> list[str]:
-    """Names of all files below a folder or in a zip, in natural order. Raises ValueError for a damaged zip."""
+class Listing(NamedTuple):
+    """The images below a folder or in a zip, as names in natural order.
+
+    `label_file`: the dataset.json that speaks of them, or None; `skipped`: files that are neither images nor JSON.
+    `root`: the folders, ending in a slash, that all images have in common ('' for none).
+    """
+
+    names: list[str]
+    label_file: str | None
+    skipped: list[str]
+    root: str
+
+    def note(self) -> str:
+        """What was skipped, in a few words; '' if nothing was."""
+        if not self.skipped:
+            return ''
+        kinds = collections.Counter(Path(name).suffix.lower() or 'no suffix' for name in self.skipped)
+        shown = ', '.join(f'{count} {kind}' for kind, count in kinds.most_common(5))
+        return f'{len(self.skipped)} files are no images and are skipped ({shown}; first {self.skipped[0]})'
+
+
+def list_images(path: Path) -> Listing:
+    """The images at `path`, without hidden files, those of the system, and generate.py's pictures of shards.
+
+    Links to folders are followed, but for those that lead back. Raises ValueError for a damaged zip and for a folder
+    that is reached in two ways; OSError for a folder that may not be read.
+    """
     if path.is_dir():
-        names = [(Path(root).relative_to(path) / name).as_posix() for root, _, files in os.walk(path) for name in files]
+        found = list(_walk(path))
     else:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-        except DAMAGED as error:
-            raise ValueError(f'{path} is not a complete zip file: {error}') from None
-    return sorted(names, key=natural_key)
+        with open_zip(path) as archive:
+            found = [name for name in archive.namelist() if not name.endswith('/')]
+    found = sorted((name for name in found if not _is_hidden(name)), key=natural_key)
+    every = set(found)
+    names, skipped = [], []
+    for name in found:
+        grid = GRID.fullmatch(name)
+        if grid and f'{grid[1] or ""}samples_{grid[2]}.npz' in every:
+            continue
+        if name.lower().endswith(SUFFIXES):
+            names.append(name)
+        elif not name.endswith('.json'):
+            skipped.append(name)
+    root = os.path.commonprefix([min(names), max(names)]).rpartition('/')[0] if names else ''
+    folders = [root[:end] for end in [0, *(match.start() for match in re.finditer('/', root)), len(root)]]
+    labels = (f'{folder}/{LABEL_FILE}'.lstrip('/') for folder in folders)
+    return Listing(names, next((name for name in labels if name in every), None), skipped, f'{root}/' if root else '')
 
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith('.') or part.lower() in SYSTEM for part in name.split('/'))
+
+
+def _walk(top: Path) -> Iterator[str]:
+    """Names of all files below a folder, but for hidden folders; each folder once."""
+    real = os.path.realpath(top)
+    seen = {real: str(top)}
+    todo: list[tuple[str, tuple]] = [('', (real,))]
+    while todo:
+        below, way = todo.pop()  # way: the folders, by their real paths, through which this one was reached
+        with os.scandir(way[-1]) as entries:
+            entries = list(entries)
+        for entry in entries:
+            name = f'{below}{entry.name}'
+            if _is_hidden(entry.name):
+                continue
+            if not _is_folder(entry):
+                yield name
+                continue
+            target = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+            if entry.is_symlink() and any(os.path.commonpath([target, passed]) == target for passed in way):
+                continue  # a loop
+            if target in seen:
+                raise ValueError(f'{name} and {seen[target]} in {top} are one folder, by a link; remove one of them')
+            seen[target] = name
+            todo.append((f'{name}/', (*way, target)))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+#----------------------------------------------------------------------------
+# Reading.
 
 @contextlib.contextmanager
 def open_files(path: Path) -> Iterator[Callable[[str], bytes]]:
-    """Yields `read(name)`, which gives the bytes of a file that `list_files` names; threads may share it."""
+    """Yields `read(name)`, which gives the bytes of a file that `list_images` names; threads may share it."""
     if path.is_dir():
-        yield lambda name: (path / name).read_bytes()
+        yield lambda name: _read_file(path / name)
     else:
-        with zipfile.ZipFile(path) as archive:
-            yield archive.read
+        with open_zip(path) as archive:
+            yield lambda name: read_member(archive, name)
 
 
-def decode_image(read: Callable[[str], bytes], name: str, modes=('RGB',), shown: str | None = None) -> np.ndarray:
-    """An image file as uint8 [H, W] or [H, W, C]; of a mode of PIL that is not among `modes`, it becomes RGB.
+def _read_file(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise ValueError('it is not a file')
+    with path.open('rb') as file:
+        data = file.read(MAX_MEMBER + 1)
+    if len(data) > MAX_MEMBER:
+        raise ValueError(f'it is longer than the {MAX_MEMBER >> 20} MiB that are read')
+    return data
 
-    Raises ValueError for a damaged file and for more than 8 bits per channel; it calls the file `shown` (the name).
+
+def decode_image(read: Callable[[str], bytes], name: str, shown: str | None = None) -> np.ndarray:
+    """An image file as uint8 [H, W, C]: 1 channel for grey, 3 for RGB, 4 with transparency.
+
+    Turned as its EXIF orientation says; of several frames the first. Raises ValueError for a damaged file, for another
+    format, for more than MAX_PIXELS, and for more than 8 bits per channel; it calls the file `shown` (the name).
     """
     shown = shown or name
     try:
-        with PIL.Image.open(io.BytesIO(read(name))) as image:
-            if image.mode.startswith(('I', 'F')):  # a conversion would cut off what is above 255
-                raise ValueError(f'{shown} has 16 or 32 bits per pixel (mode {image.mode}); make it one of 8 bits')
-            return np.asarray(image if image.mode in modes else image.convert('RGB'))
-    except DAMAGED as error:
-        raise ValueError(f'{shown} is not a readable image: {error}') from None
-
-#----------------------------------------------------------------------------
-# Arrays of images in npz files, streamed: no file is ever held as a whole.
-
-class ImageArray(NamedTuple):
-    """Where an npz has its images: the array `name`, uint8 of `shape` [N, H, W, C]; `label`: that of their labels."""
-
-    path: Path
-    name: str
-    shape: tuple
-    label: str | None
+        return _decode(read(name), shown)
+    except _Refused as error:
+        raise ValueError(str(error)) from None
+    except PIL.UnidentifiedImageError:  # whose text names a buffer
+        raise ValueError(f'{shown} is not a readable image: it is none of {", ".join(FORMATS)}') from None
+    except Exception as error:  # pillow raises many kinds
+        raise ValueError(f'{shown} is not a readable image: {reason(error)}') from None
 
 
-def find_array(path: Path, channels: tuple) -> ImageArray:
-    """The images of an npz, from headers alone.
+class _Refused(ValueError):
+    """A whole message."""
 
-    Raises ValueError for a damaged file, for none of `ARRAYS`, and for one that is not uint8 with C in `channels`.
+
+@functools.cache
+def _formats() -> tuple:
+    PIL.Image.init()
+    return tuple(name for name in FORMATS if name in PIL.Image.OPEN)  # AVIF is not in every pillow
+
+
+def _turned(image):
+    try:
+        if image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:
+            return PIL.ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF says nothing
+        pass
+    return image
+
+
+def _decode(blob: bytes, shown: str) -> np.ndarray:
+    with PIL.Image.open(io.BytesIO(blob), formats=_formats()) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise _Refused(f'{shown} has {image.width}x{image.height} pixels, more than the {MAX_PIXELS:,} that are '
+                           f'decoded')
+        if image.mode.startswith(('I', 'F')):  # a conversion would cut off what is above 255
+            raise _Refused(f'{shown} has 16 or 32 bits per pixel (mode {image.mode}); make it one of 8 bits')
+        image.load()
+        if image.mode == '1':
+            image = image.convert('L')
+        elif image.mode not in ('L', 'RGB'):
+            image = image.convert('RGBA' if image.has_transparency_data else 'RGB')
+        pixels = np.asarray(_turned(image))
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def to_rgb(images: np.ndarray, shown: str) -> np.ndarray:
+    """uint8 [..., C] with 1, 3 or 4 channels -> [..., 3], as detectors take them: grey three times, opaque RGBA as RGB.
+
+    Raises ValueError for transparency: what shows behind it is for the user to say.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {name[:-4] for name in archive.namelist() if name.endswith('.npy')}
-            array = next((name for name in ARRAYS if name in members), None)
-            if array is not None:
-                with archive.open(f'{array}.npy') as file:
-                    shape, fortran, dtype = _npy_header(file)
-    except (*DAMAGED, ValueError) as error:
-        raise ValueError(f'{path} is not a complete npz file: {error}') from None
-    if array is None:
-        raise ValueError(f'{path} has no array {", ".join(ARRAYS)}; it holds {", ".join(sorted(members)) or "none"}')
-    if dtype != np.uint8 or len(shape) != 4 or fortran or shape[3] not in channels:
-        raise ValueError(f'{path}: `{array}` is {dtype} {list(shape)}, expected uint8 [N, H, W, C], '
-                         f'C one of {", ".join(map(str, channels))}')
-    return ImageArray(path, array, shape, next((name for name in LABELS if name in members), None))
-
-
-def _npy_header(file):
-    """Shape, Fortran order and dtype of a .npy stream, which is left at the first element."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
-
-
-def read_rows(array: ImageArray, low: int, high: int) -> Iterator[np.ndarray]:
-    """Yields images low to high - 1 in blocks, uint8 [<= BLOCK, H, W, C]. Raises ValueError for a damaged file."""
-    row_bytes = math.prod(array.shape[1:])
-    try:
-        with zipfile.ZipFile(array.path) as archive, archive.open(f'{array.name}.npy') as file:
-            _npy_header(file)
-            for skipped in range(0, low, BLOCK):  # a deflated stream cannot jump
-                file.read(min(BLOCK, low - skipped) * row_bytes)
-            for first in range(low, high, BLOCK):
-                count = min(BLOCK, high - first)
-                yield np.frombuffer(file.read(count * row_bytes), dtype=np.uint8).reshape(count, *array.shape[1:])
-    except (*DAMAGED, ValueError) as error:  # a short read fails to reshape
-        raise ValueError(f'{array.path} is damaged: {error}') from None
+    if images.shape[-1] == 1:
+        return np.repeat(images, 3, axis=-1)
+    if images.shape[-1] == 4 and images[..., 3].min(initial=255) < 255:
+        raise ValueError(f'{shown} is transparent in places; say over which colour it is seen: '
+                         'dataset_tool.py zip --rgb=white makes a zip of RGB images')
+    return images[..., :3]

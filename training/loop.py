@@ -83,7 +83,7 @@ def _aligned(count: int) -> int:
 
 
 class Trainer:
-    """What one process does of a run: its share of every batch, `train_step` by `train_step`."""
+    """The part of one process in a run: its share of every batch, `train_step` by `train_step`."""
 
     def __init__(self, run: TrainRun, share: int):
         self.run = run
@@ -108,9 +108,9 @@ class Trainer:
         self.stats_file = JsonLines(self.outdir / STATS_FILE)
 
     def _flat_gradient(self):
-        """One buffer for all gradients, in the layout of each parameter: one zero, one all-reduce, one norm.
+        """One buffer for all gradients, in the layout of each parameter: zeroed, summed and measured at once.
 
-        This is what DistributedDataParallel does in the end, one sum over all ranks a step, and it needs no special
+        This is what DistributedDataParallel does in the end, one sum over all ranks per step, and it needs no special
         case for gradient accumulation and compiled modules. DDP would overlap that sum with the backward pass; our
         networks' gradients (up to 220 MB) cross NVLink in a millisecond.
         """
@@ -126,7 +126,7 @@ class Trainer:
     def forward_backward(self):
         rng = BatchRandom(self.run.seed, self.step, self.run.batch_size, self.device)
         for rows in self.slices:
-            # What networks draw by themselves (dropout); it depends on how the batch is divided.
+            # For what networks draw by themselves (dropout); it depends on how the batch is divided.
             torch.manual_seed(step_seed(self.run.seed, self.step, rows.start, 1))
             loss, stats = self.run.step_loss(*self.run.batches(self.step, rows), rng.rows(rows))
             if loss.shape != (rows.stop - rows.start,):

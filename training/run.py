@@ -1,4 +1,4 @@
-"""What a training run is, what its hooks get, and how it ended."""
+"""Description of a training run, what its hooks get, and how it ended."""
 
 import dataclasses
 import re
@@ -85,7 +85,7 @@ class TrainRun:
 
 @dataclasses.dataclass
 class TickContext:
-    """What an `on_tick` hook gets. What it returns (name -> number) is added to the line of stats.jsonl.
+    """Argument of an `on_tick` hook, whose result (name -> number) is added to the line of stats.jsonl.
 
     `memory` is a dict of plain values that is saved and resumed with the run. After a kill a hook may be called again
     for the same tick, with the memory that it had the first time. `stop()`, called on every rank or on none, ends the

@@ -475,7 +475,7 @@ for _ in range(20 if dist.get_rank() else 0):  # twice as long as the time-out
     time.sleep(0.3)
     if sys.argv[1] == 'works':
         dist._last_sign = 0
-        dist.show_life()
+        dist.sign_of_life()
 dist.wait_for_all('end')
 dist.shutdown()
 '''

@@ -4,7 +4,6 @@ import pytest
 import torch
 from sampler_runs import run_edm
 
-import classifier_lib
 import networks
 from dnnlib import demo
 from metrics.detectors import load_detector
@@ -24,8 +23,7 @@ SIGMAS = (0.002, 0.02, 0.1, 0.5, 2.0, 10.0, 80.0)
 
 def load(dtype, device='cpu'):
     net = networks.load_network(demo.DEMO_SCORE, device, dtype)
-    files = demo.DEMO_CLASSIFIER, demo.DEMO_DISCRIMINATOR
-    return net, classifier_lib.load_log_ratio(*files, net, False, device, dtype)
+    return net, networks.load_log_ratio(net, dtype=dtype)
 
 
 def guided_samples(net, log_ratio):

@@ -146,7 +146,7 @@ def test_bad_places(tmp_path):
 @pytest.mark.parametrize('arrays, message', [
     (dict(x=np.zeros([2, 4, 4, 3], np.uint8)), 'has no array samples'),
     (dict(samples=np.zeros([2, 4, 4, 3], np.float32)), 'float32'),
-    (dict(samples=np.zeros([2, 3, 4, 4], np.uint8)), 'expected uint8'),
+    (dict(samples=np.zeros([2, 3, 8, 8], np.uint8)), 'expected uint8'),
     (dict(samples=np.array([None, None])), 'object'),
 ])
 def test_bad_arrays(tmp_path, arrays, message):

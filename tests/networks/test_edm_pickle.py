@@ -16,7 +16,7 @@ import torch
 from goldens import GOLDENS, load, recipe_
 
 import networks
-from networks import edm_pickle
+from networks.formats import edm_pickle
 
 PICKLES = ('ddpmpp_cond', 'ncsnpp_skip', 'iddpm_adm')
 

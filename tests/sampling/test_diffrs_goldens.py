@@ -9,7 +9,7 @@ from dg_goldens import classifier, discriminator
 from goldens import load
 from sampler_goldens import network
 
-from classifier_lib import LogRatio
+from networks import LogRatio
 from sampling import diffrs
 from sampling import diffrs_slots as slots
 from sampling.diffrs_rules import RULES, Thresholds, calibration_from_lists, make_thresholds

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from metrics.sources import open_source
-from torch_utils.image_files import list_files, natural_key
+from torch_utils.image_files import list_images, natural_key
 from training.data import ImageData
 
 
@@ -93,5 +93,5 @@ def test_what_both_refuse(tmp_path):
     (tmp_path / 'link').mkdir()
     (tmp_path / 'link/0.png').write_bytes(png(0))
     (tmp_path / 'link/1.png').symlink_to('absent.png')  # an image less, if it were left out
-    assert list_files(tmp_path / 'link') == ['0.png', '1.png']
+    assert list_images(tmp_path / "link").names == ['0.png', '1.png']
     refused(tmp_path / 'link', '1.png', 'is not a readable image')

@@ -11,10 +11,18 @@ import io
 import math
 import pickle
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+from torch_utils.checkpoint import NetworkFile
+
+from ..precond import PRECONDITIONERS
+from .text import shown
+
+NEEDS_PRESET = False
 
 
 class UnsafePickle(ValueError):
@@ -113,11 +121,6 @@ ALLOWED = {
 }
 
 
-def shown(text, limit: int = 100) -> str:
-    """A file's own words, fit for one line of a terminal."""
-    return ascii(' '.join(str(text).split()))[1:-1][:limit]
-
-
 class Unpickler(pickle.Unpickler):
     """A pickle machine that knows the names in ALLOWED and no others."""
 
@@ -149,21 +152,24 @@ def read_pickle(path) -> Any:
         raise ValueError(f'{path} is damaged or refused ({shown(error) or type(error).__name__})') from None
 
 
-def read_network_pickle(path, constructors: dict[str, type]) -> tuple[str, dict, dict[str, torch.Tensor]]:
-    """(class name, constructor's arguments, state dict) of the network in an EDM pickle.
+def recognises(head: bytes, path) -> bool:
+    return head[:1] == b'\x80'
 
-    The network stands under 'ema', as EDM writes it, or is the file's only object. Raises ValueError.
-    """
+
+def read(path) -> NetworkFile:
+    """The network in an EDM pickle, under 'ema', as EDM writes it, or as the file's only object. Raises ValueError."""
     data = read_pickle(path)
     record = data.get('ema') if isinstance(data, dict) else data
     if not isinstance(record, Record) or '_parameters' not in record.state:
         raise ValueError(f'{path} is a pickle, but holds no network under "ema"')
-    if record.class_name not in constructors:
-        raise ValueError(f'{path} holds a {shown(record.class_name)}; known are {", ".join(constructors)}')
+    name = record.class_name
+    if name not in PRECONDITIONERS:
+        raise ValueError(f'{path} holds a {shown(name)}; known are {", ".join(PRECONDITIONERS)}')
     try:
-        return record.class_name, _init_kwargs(record, constructors[record.class_name]), _state_dict(record)
+        kwargs = _init_kwargs(record, PRECONDITIONERS[name])
+        return NetworkFile(_state_dict(record), name, kwargs, dict(source=Path(path).name))
     except (TypeError, AttributeError, RecursionError) as error:  # records that are not what EDM writes
-        raise ValueError(f'{path} does not describe its {record.class_name} ({shown(error)})') from None
+        raise ValueError(f'{path} does not describe its {name} ({shown(error)})') from None
 
 
 def _init_kwargs(record: Record, constructor: type) -> dict:

@@ -1,0 +1,128 @@
+"""Data sets as files: zips and folders laid out as EDM's, and npz files as DG's, written piece by piece."""
+
+import contextlib
+import itertools
+import json
+import os
+import secrets
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dnnlib.files import atomic_write
+
+from .image_files import LABEL_FILE
+from .image_labels import Labels
+
+FOLDER = 1000  # images in a folder, as EDM lays them out
+
+
+def image_name(index: int) -> str:
+    """Where EDM puts an image: 00012/img00012345.png."""
+    return f'{index // FOLDER:05d}/img{index:08d}.png'
+
+
+@contextlib.contextmanager
+def open_output(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
+    """Yields `add(name, blob)` for files in a new zip (a `dest` that ends so) or folder; it is whole or not there.
+
+    The same files give the same zip. Raises OSError, and ValueError for a folder that is not empty.
+    """
+    if dest.suffix.lower() == '.zip':
+        with atomic_write(dest) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
+            yield lambda name, blob: archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), blob)
+        return
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise ValueError(f'{dest} is not an empty folder; name a new folder, or a zip (a name that ends in .zip)')
+    temporary = dest.with_name(f'.{dest.name}.{secrets.token_hex(4)}.tmp')
+
+    def add(name, blob):
+        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+        (temporary / name).write_bytes(blob)
+
+    try:
+        temporary.mkdir(parents=True)
+        yield add
+        os.replace(temporary, dest)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class Written(NamedTuple):
+    """What of a data set was written: positions of the images, and their labels."""
+
+    kept: list[int]
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+
+def alike(made: Iterable) -> Iterator[bytes | None]:
+    """Yields the file of each (shape [H, W, C], PNG file), None of None.
+
+    Raises ValueError unless all are squares of one size and kind, and if there is none.
+    """
+    first = None
+    for index, image in enumerate(made):
+        if image is None:
+            yield None
+            continue
+        shape, blob = image
+        first = first or (shape, index)
+        if shape[0] != shape[1]:
+            raise ValueError(f'image {index} is {shape[1]}x{shape[0]}, not a square; use --resolution and --transform')
+        if shape != first[0]:
+            raise ValueError(f'mixed image shapes: image {first[1]} is {list(first[0])}, image {index} is '
+                             f'{list(shape)} [H, W, C]; --resolution makes sizes alike, --rgb=white makes kinds alike')
+        yield blob
+    if first is None:
+        raise ValueError('no image is as large as --resolution')
+
+
+def write_dataset(dest: Path, images: Iterable[bytes | None], labels: Labels) -> Written:
+    """Writes PNG files (None: an image that is left out) and their labels as EDM lays them out. Raises OSError."""
+    kept = []
+    with open_output(dest) as add:
+        for index, blob in enumerate(images):
+            if blob is not None:
+                add(image_name(index), blob)
+                kept.append(index)
+        left = labels if labels.indices is None else labels._replace(indices=labels.indices[kept])
+        rows = None if left.indices is None else [[image_name(index), int(label)]
+                                                  for index, label in zip(kept, left.indices)]
+        text = dict(labels=rows) if rows is None else dict(labels=rows, classes=left.classes())
+        add(LABEL_FILE, json.dumps(text).encode())
+    return Written(kept, left)
+
+
+def write_npz(names: dict[Path, str], blocks: Iterator[np.ndarray], count: int, labels: Labels, labelled: Path) -> None:
+    """Writes images to several npz files at once, in each under its own array name; labels into the one `labelled`.
+
+    names: of the array by file; blocks: uint8 [n, C, H, W], together `count` images, which become [count, H, W, C].
+    The names of the classes go into a JSON file beside `labelled`.
+    """
+    with contextlib.ExitStack() as stack:
+        archives = {path: stack.enter_context(zipfile.ZipFile(stack.enter_context(atomic_write(path)), 'w'))
+                    for path in names}
+        first = next(blocks)
+        shape = (count, *first.shape[2:], first.shape[1])
+        with contextlib.ExitStack() as members:
+            files = [members.enter_context(archive.open(f'{names[path]}.npy', 'w', force_zip64=True))
+                     for path, archive in archives.items()]
+            for file in files:
+                np.lib.format.write_array_header_1_0(file, dict(descr='|u1', fortran_order=False, shape=shape))
+            for block in itertools.chain([first], blocks):
+                pixels = np.ascontiguousarray(block.transpose(0, 2, 3, 1))
+                for file in files:
+                    file.write(pixels)
+        if labels.indices is not None:
+            with archives[labelled].open('label.npy', 'w') as file:
+                np.lib.format.write_array(file, labels.indices, allow_pickle=False)
+            with atomic_write(labelled.with_suffix('.json')) as file:
+                file.write((json.dumps(dict(classes=labels.classes())) + '\n').encode())
+
