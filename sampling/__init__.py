@@ -23,5 +23,5 @@ SAMPLERS = {
 
 __all__ = ['SAMPLERS', 'At', 'Autoguidance', 'Boosting', 'ClassifierFree', 'ClassifierGuidance', 'Denoiser',
            'DiscriminatorGuidance', 'GuidanceInterval', 'GuidedDenoiser', 'Levels', 'Restarts', 'Samples',
-           'ablation_sampler', 'calibrate', 'diffrs_sampler', 'edm_levels', 'edm_sampler', 'multistep_sampler', 'nested',
-           'particle_sampler', 'restart_sampler', 'sample', 'stream']
+           'ablation_sampler', 'calibrate', 'diffrs_sampler', 'edm_levels', 'edm_sampler', 'multistep_sampler',
+           'nested', 'particle_sampler', 'restart_sampler', 'sample', 'stream']

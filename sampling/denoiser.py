@@ -57,7 +57,12 @@ class Costs(dict):
 
     def count(self, name: str, rows: np.ndarray | None = None) -> None:
         """One more evaluation of `rows` (None: of all samples)."""
-        self.setdefault(name, np.zeros(self.size, dtype=np.int64))[slice(None) if rows is None else rows] += 1
+        self.register(name)
+        self[name][slice(None) if rows is None else rows] += 1
+
+    def register(self, name: str) -> None:
+        """Begin to count evaluations of this name, if they are not counted yet."""
+        self.setdefault(name, np.zeros(self.size, dtype=np.int64))
 
 
 class Denoiser(Wrapper):
@@ -131,7 +136,8 @@ def as_denoiser(net) -> Denoiser:
 
 
 def nested(*guidances):
-    """The sum of guidances, as one: each of them wraps the denoiser that those before it gave. None of them: None."""
+    """The sum of guidances (None: none), as one: each wraps the denoiser that those before it gave; None if all are."""
+    guidances = [guidance for guidance in guidances if guidance is not None]
     if len(guidances) < 2:
         return guidances[0] if guidances else None
 

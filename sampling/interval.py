@@ -65,6 +65,8 @@ class IntervalGuided(GuidedDenoiser):
     def __init__(self, inner: Denoiser, interval: GuidanceInterval | None):
         super().__init__(inner)
         self.interval = interval or ALWAYS
+        if self.costs is not None:  # a guide that is never called has cost 0
+            self.costs.register(self.calls)
 
     def correction(self, x, sigma, class_labels, unguided) -> torch.Tensor:
         """What guidance adds [n, ...], float64; unguided [n, ...]: what the score network gives."""

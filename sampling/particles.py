@@ -113,8 +113,8 @@ def edm_path(net, levels: Levels, resample_at: Collection[int]) -> list[Stretch]
 @takes_seeds
 def particle_sampler(net, seeds: Iterable[int], *, log_ratio, num_particles: int = 4, levels: Levels | None = None,
                      resample_at: Collection[int] = (), restarts: Restarts | None = None,
-                     resampling: str | Callable | None = 'systematic', threshold: float = math.inf, select: bool = False,
-                     class_idx: int | None = None, guidance=None, batch: int = 64, device='cpu',
+                     resampling: str | Callable | None = 'systematic', threshold: float = math.inf,
+                     select: bool = False, class_idx: int | None = None, guidance=None, batch: int = 64, device='cpu',
                      progress: Progress = lambda images: None) -> Iterator[Samples]:
     """Samples in groups of `num_particles` consecutive seeds, resampled by the increments of log_ratio.
 
