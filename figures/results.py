@@ -41,5 +41,5 @@ def number(result: dict, name: str) -> float:
 
 def short_names(folders: list[Path]) -> list[str]:
     """The last part of each path, or the whole path where several end alike."""
-    names = [folder.name for folder in folders]
+    names = [folder.resolve().name for folder in folders]
     return [name if names.count(name) == 1 else str(folder) for name, folder in zip(names, folders, strict=True)]

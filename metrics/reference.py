@@ -1,12 +1,14 @@
 """Reference statistics (stats/*.npz): moments of a data set's features and what made them."""
 
+import datetime
+import json
 import zipfile
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from dnnlib.files import atomic_write, resolve_path
+from dnnlib.files import atomic_write, file_digest, resolve_path
 
 from .detectors import Detector
 
@@ -18,7 +20,8 @@ INCEPTION_DIM = 2048
 class Reference:
     """mu [D] and sigma [D, D] float64; `features` [n, D] float16, a sample of them for KID, or None.
 
-    `detector` is '' in published files, which hold mu and sigma alone; `count` is then 0.
+    `detector` is '' in published files, which hold only mu and sigma; `count` is then 0. `provenance` is JSON text:
+    what made the statistics, from which images and when.
     """
 
     mu: np.ndarray
@@ -28,6 +31,7 @@ class Reference:
     count: int = 0
     source: str = ''
     features: np.ndarray | None = None
+    provenance: str = ''
 
     @property
     def dim(self) -> int:
@@ -62,14 +66,11 @@ class Reference:
     def save(self, path) -> None:
         """Writes the npz, whole or not at all."""
         arrays = dict(mu=self.mu, sigma=self.sigma, detector=self.detector, fingerprint=self.fingerprint,
-                      count=self.count, source=self.source)
+                      count=self.count, source=self.source, provenance=self.provenance)
         if self.features is not None:
             arrays['features'] = self.features
         with atomic_write(path) as file:
             np.savez(file, **arrays)
-
-
-
 
 
 def load_reference(path) -> Reference:
@@ -96,12 +97,21 @@ def load_reference(path) -> Reference:
     features = arrays.get('features')
     if features is not None and (features.ndim != 2 or features.shape[1] != len(mu)):
         raise ValueError(f'{path}: features {list(features.shape)} are not [n, {len(mu)}]')
-    texts = {name: str(arrays[name]) for name in ('detector', 'fingerprint', 'source') if name in arrays}
+    texts = {name: str(arrays[name]) for name in ('detector', 'fingerprint', 'source', 'provenance')
+             if name in arrays}
     return Reference(mu, sigma, count=int(arrays.get('count', 0)), features=features, **texts)
 
 
-def make_reference(measured, detector: Detector, source: str) -> Reference:
+def make_reference(measured, detector: Detector, source: str, provenance: str = '') -> Reference:
     """Statistics of a `metrics.measure.Measured`; its features are stored in half precision."""
     mu, sigma = measured.moments.finish()
     features = measured.features.to(torch.float16).numpy() if len(measured.features) else None
-    return Reference(mu, sigma, detector.name, detector.fingerprint, measured.moments.count, source, features)
+    return Reference(mu, sigma, detector.name, detector.fingerprint, measured.moments.count, source, features,
+                     provenance)
+
+
+def provenance(source, count: int, precision: str) -> str:
+    """JSON text for `Reference.provenance`: images and their digest (of a single file), arithmetic, versions, date."""
+    return json.dumps(dict(images=str(source.path.resolve()), sha256=file_digest(source.path), count=count,
+                           precision=precision, torch=torch.__version__,
+                           date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')))
