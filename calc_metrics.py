@@ -97,7 +97,7 @@ def calc(folders, refs, names, num, blocks, json_path, weights, allow_code, batc
     if dist.get_rank() == 0:
         seeds = [(run_options(source.path) or {}).get('seeds') for source in sources]
         for ref, space in spaces.items():
-            runs = {name: [results.blocks[key(source, ref, block)] for block in range(blocks)]
+            runs = {name: [results.found(key(source, ref, block), space) for block in range(blocks)]
                     for name, source in zip(short_names([source.path for source in sources]), sources, strict=True)}
             results.summaries.append(summarise(space, ref, runs, seeds, num))
             click.echo(as_text(results.summaries[-1]) + '\n')

@@ -57,6 +57,10 @@ class Results:
         """The metrics of a space that a block does not have yet."""
         return [name for name in space.metrics if not METRICS[name].values.keys() <= self.blocks.get(key, {}).keys()]
 
+    def found(self, key: str, space: Space) -> dict[str, Estimate]:
+        """The values of a block that the metrics of a space give; an earlier call may have asked for more."""
+        return {value: self.blocks[key][value] for name in space.metrics for value in METRICS[name].values}
+
     def save(self) -> None:
         """Writes both files, each whole or not at all."""
         if self.path is None:

@@ -125,6 +125,8 @@ def test_the_same_command_again_measures_only_what_is_missing(place, monkeypatch
     assert seen == ['run', 'other'] and '(paired)' in whole.output
     calc('--num=30', '--metrics=fd,pr,mind', '--json=r.json')
     assert seen == ['run', 'other', 'run']
+    calc('--num=30', '--metrics=pr', '--images=samples/other', '--json=r.json')  # of which one has more
+    assert seen == ['run', 'other', 'run']
     os.utime('samples/run', ns=(0, 0))  # as a sample written again
     calc('--num=30', '--metrics=fd', '--json=r.json')
     assert seen == ['run', 'other', 'run', 'run']
