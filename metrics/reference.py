@@ -14,6 +14,7 @@ from .detectors import Detector
 
 MOMENTS = ('mu', 'sigma')
 INCEPTION_DIM = 2048
+ADM_MOMENTS = 'mu_s'  # of spatial features, which only the evaluations of ADM (guided-diffusion) have
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ class Reference:
                              f'are {detector.name} {detector.fingerprint}; make the statistics again with '
                              'dataset_tool.py stats')
         if not self.detector and detector.name == 'inception':
+            if self.source == 'ADM':
+                return ("the statistics are ADM's, made with TensorFlow's Inception-v3 and its resizing; pytorch-fid's "
+                        'port gives values near the published ones but not identical')
             return ("the statistics name no detector; if they are NVIDIA's, pytorch-fid's Inception-v3 gives values "
                     "near the published ones but not identical (--detector=nvidia gives those)")
         return ''
@@ -74,7 +78,7 @@ class Reference:
 
 
 def load_reference(path) -> Reference:
-    """Statistics from an npz with `mu` and `sigma`: ours, EDM's or DG's.
+    """Statistics from an npz with `mu` and `sigma`: ours, EDM's, DG's, pytorch-fid's or ADM's (VIRTUAL_*.npz).
 
     Raises FileNotFoundError, and ValueError for a file without these arrays or of other shapes.
     """
@@ -99,6 +103,8 @@ def load_reference(path) -> Reference:
         raise ValueError(f'{path}: features {list(features.shape)} are not [n, {len(mu)}]')
     texts = {name: str(arrays[name]) for name in ('detector', 'fingerprint', 'source', 'provenance')
              if name in arrays}
+    if ADM_MOMENTS in names:
+        texts.setdefault('source', 'ADM')
     return Reference(mu, sigma, count=int(arrays.get('count', 0)), features=features, **texts)
 
 
