@@ -99,7 +99,8 @@ def calc(folders, refs, names, num, blocks, json_path, weights, allow_code, batc
         for ref, space in spaces.items():
             runs = {name: [results.found(key(source, ref, block), space) for block in range(blocks)]
                     for name, source in zip(short_names([source.path for source in sources]), sources, strict=True)}
-            results.summaries.append(summarise(space, ref, runs, seeds, num))
+            shown = demo.DEMO_STATS.name if ref == str(demo.DEMO_STATS) else ref
+            results.summaries.append(summarise(space, shown, runs, seeds, num))
             click.echo(as_text(results.summaries[-1]) + '\n')
         with blame('--json'):
             results.save()

@@ -9,6 +9,7 @@ import torch
 
 from torch_utils import distributed as dist
 
+from .compare import load_both
 from .detectors import DETECTORS, Detector
 from .estimate import Estimate
 from .frechet_error import extrapolated_frechet, frechet_estimate
@@ -18,6 +19,7 @@ from .measure import Measured, measure_all, sample_positions
 from .mind import mind
 from .neighbours import neighbours
 from .reference import Reference
+from .stream import as_source
 
 MAX_FEATURES = 50_000  # kept of each detector; metrics of features are of a sample of more images
 KID_FEATURES = 10_000  # of them: its time grows with the square in float64
@@ -142,14 +144,29 @@ def choose_metrics(names: list[str], spaces: Iterable[Space]) -> None:
                 space.metrics.append(metric)
 
 
-def evaluate(source, spaces: list[Space], first: int, count: int, *, batch: int = 64,
+def all_metrics(images, ref=None, names: list[str] | None = None, *, batch: int = 64,
+                device='auto') -> dict[str, Estimate]:
+    """Every metric of images, for notebooks: the name that each may be called by -> value, error and terms.
+
+    images, ref: as for `metrics.distance`; names: of METRICS, None: all that the statistics allow. KID is not scaled.
+    Raises ValueError or OSError for images, statistics or weights that cannot be used.
+    """
+    space = Space(*load_both(ref, device))
+    choose_metrics(names or possible([space]), [space])
+    source = as_source(images)
+    found, = evaluate(source, [space], 0, len(source) if hasattr(source, '__len__') else None, batch=batch)
+    return {label(value, space.detector.distance).replace(' x 1000', ''): each for value, each in found.items()}
+
+
+def evaluate(source, spaces: list[Space], first: int, count: int | None, *, batch: int = 64,
              desc: str = '') -> list[dict[str, Estimate]]:
-    """All metrics of images first to first + count - 1, space by space, from one pass over them.
+    """All metrics of images first to first + count - 1 (None: all of a stream), space by space, from one pass.
 
     Ranks share the pass; the metrics of features are then taken by rank 0, and the others get empty results.
     Raises ValueError for too few images and for images that a detector cannot take.
     """
-    measured = measure_all(source, [space.detector for space in spaces], first, first + count, batch=batch,
+    stop = None if count is None else first + count
+    measured = measure_all(source, [space.detector for space in spaces], first, stop, batch=batch,
                            max_features=MAX_FEATURES, desc=desc)
     found: list[dict[str, Estimate]] = [{} for _ in spaces]
     if dist.get_rank() == 0:
