@@ -42,6 +42,8 @@ def read_architecture(state: dict, image_size: int | None = None) -> Architectur
     width = state['time_embed.0.weight'].shape[1]
     pooled = round((state['out.2.positional_embedding'].shape[1] - 1) ** 0.5)
     blocks = 1 + max(int(m[1]) for m in (re.match(r'input_blocks\.(\d+)\.', key) for key in state) if m)
+    if blocks > len(state):  # a number in a name, which is no reason to count so far
+        raise ValueError(f'not an ADM classifier or discriminator: {blocks} blocks in {len(state)} tensors')
     found = {}
     for size, mults in CHANNEL_MULT.items():
         depth, remainder = divmod(blocks - len(mults), len(mults))  # a first convolution, and levels - 1 to go down
