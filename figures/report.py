@@ -76,6 +76,7 @@ def _metric_chart(summary: dict) -> str | None:
                               capsize=3)
         axes.set_title(results[0]['metrics'][name]['label'], fontsize=11)
         axes.grid(alpha=0.3)
+        axes.locator_params(axis='x', nbins=4)
     panels[0].set_yticks(range(len(results)), [result['name'] for result in results])
     panels[0].set_ylim(len(results) - 0.5, -0.5)
     for axes in panels[len(names):]:

@@ -120,14 +120,15 @@ def _means(blocks, distance):
 
 
 def as_text(summary: dict) -> str:
-    """Tables of a `summarise`: a row per run with errors (deviations over blocks if there are several), differences."""
+    """Tables of a `summarise`: a column per run with errors (deviations over blocks if there are several), differences.
+    """
     blocks = f'{summary["blocks"]} blocks of ' if summary['blocks'] > 1 else ''
     of = f' of {summary["ref_count"]} images' if summary['ref_count'] else ''
-    rows = [('images', *(each['label'] for each in summary['results'][0]['metrics'].values()))]
-    for result in summary['results']:
-        cells = [_cell(value, each['value'], each['error'] if each['deviation'] is None else each['deviation'])
-                 for value, each in result['metrics'].items()]
-        rows.append((result['name'], *cells))
+    rows = [('metric', *(result['name'] for result in summary['results']))]
+    for value, first in summary['results'][0]['metrics'].items():
+        found = [result['metrics'][value] for result in summary['results']]
+        rows.append((first['label'], *(_cell(value, each['value'], each['error'] if each['deviation'] is None
+                                             else each['deviation']) for each in found)))
     lines = [f'Detector {summary["detector"]} {summary["fingerprint"]}, {blocks}{summary["num_samples"]} images, '
              f'statistics {summary["ref"]}{of}', aligned(rows)]
     if summary['differences']:
