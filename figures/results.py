@@ -27,11 +27,11 @@ def read_summaries(file) -> list[dict]:
         raise ValueError(f'{file} was not written by calc_metrics.py or fid_npzs.py --json')
     results = []
     for result in found['results']:
-        metrics = dict(fd=dict(label=found['metric'], value=result['distance'], error=None,
+        metrics = dict(fd=dict(label=found['metric'], scale=1, value=result['distance'], error=None,
                                deviation=result['distance_deviation']))
         if result.get('kid') is not None:
-            metrics['kid'] = dict(label='KID x 1000', value=result['kid'], deviation=result['kid_deviation'],
-                                  error=result['blocks'][0]['kid_error'])
+            metrics['kid'] = dict(label='KID x 1000', scale=1000, value=result['kid'],
+                                  deviation=result['kid_deviation'], error=result['blocks'][0]['kid_error'])
         results.append(dict(name=result['name'], metrics=metrics))
     return [dict(detector=found['detector'], fingerprint=found['fingerprint'], distance=found['metric'],
                  ref=found['ref'], ref_count=found['ref_count'], num_samples=found['num_samples'],

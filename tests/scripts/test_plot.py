@@ -145,15 +145,15 @@ class Page(html.parser.HTMLParser):
 
 
 def measured(name, value):
-    metrics = dict(fd=dict(label='FD-CIFAR10', value=value, error=0.05, deviation=None, values=[value]),
-                   kid=dict(label='KID x 1000 (CIFAR10)', value=0.004, error=None, deviation=None, values=[0.004]))
+    metrics = dict(fd=dict(label='FD-CIFAR10', scale=1, value=value, error=0.05, deviation=None, values=[value]),
+                   kid=dict(label='KID x 1000 (CIFAR10)', scale=1000, value=0.004, error=None, deviation=None))
     return dict(name=name, metrics=metrics)
 
 
 def test_report_page(tmp_path, monkeypatch):
     """Everything that it can hold, from files as the scripts leave them."""
     monkeypatch.chdir(tmp_path)
-    difference = dict(name='b', against='a', metric='fd', label='FD-CIFAR10', difference=-0.5, error=0.02,
+    difference = dict(name='b', against='a', metric='fd', label='FD-CIFAR10', scale=1, difference=-0.5, error=0.02,
                       relative=-0.25, paired=True, verdict='lower')
     summary = dict(detector='cifar10', fingerprint='abcd', distance='FD-CIFAR10', ref='demo.npz', ref_count=50000,
                    num_samples=1000, blocks=1, results=[measured('a', 2.0), measured('b', 1.5)],
