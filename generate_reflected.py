@@ -18,7 +18,7 @@ from dnnlib.download import fetch
 from dnnlib.files import atomic_write, file_digest, resolve_output
 from networks.reflected import load_reflected
 from sampling import stream
-from sampling.classifier_free import ClassifierFreeGuidance
+from sampling.classifier_free import ClassifierFree
 from sampling.reflected import reflected_heun, reflected_levels, reflected_ode, reflected_pc
 from sampling.samples import check_class
 from torch_utils import distributed as dist
@@ -124,14 +124,14 @@ def load_network(opts: dict, machine) -> Loaded:
     return Loaded(net, dict(network=opts['network'], network_sha256=digest, class_idx=opts['class_idx']))
 
 
-def load_guidance(opts: dict, net) -> ClassifierFreeGuidance | None:
+def load_guidance(opts: dict, net) -> ClassifierFree | None:
     """Classifier-free guidance, if it is asked for."""
     if not opts['w']:
         return None
     if not net.label_dim:
         raise click.ClickException('--w: guidance needs a network with classes, and this one is unconditional')
     empty = torch.eye(net.label_dim)[0] if opts['published_sampler'] else None
-    return ClassifierFreeGuidance(1 + opts['w'], empty=empty)
+    return ClassifierFree(opts['w'], empty)
 
 
 def choose_sampler(opts: dict, net, machine):

@@ -36,8 +36,6 @@ class ReflectedPrecond(torch.nn.Module):
         x and log(sigma / 2), VDM x and the place of sigma between sigma_min and sigma_max.
     """
 
-    drops_labels = True  # in the training step, not in the network
-
     def __init__(self, img_resolution, img_channels, label_dim=0, sigma_min=0.01, sigma_max=5.0, scale_by_sigma=True,
                  image_fourier=None, model_type='SongUNet', **model_kwargs):
         super().__init__()

@@ -1,47 +1,35 @@
-"""Classifier-free guidance (Ho and Salimans 2022) by a network that was trained with dropped labels."""
+"""Classifier-free guidance (Ho and Salimans, 2022): away from what the network would do without a label."""
 
 import torch
 
-from .autoguidance import Autoguided
-from .denoiser import Denoiser, Wrapper, as_denoiser
-from .interval import GuidanceInterval
+from .denoiser import Denoiser, as_denoiser
+from .interval import GuidanceInterval, IntervalGuided
 
 
-class ClassifierFreeGuidance:
-    """D = D_0 + w (D - D_0) with D_0 the same network without labels; 1 is no guidance.
+class ClassifierFree:
+    """D(x | y) + w (D(x | y) - D(x | empty)): called with a network or denoiser, it gives the guided denoiser.
 
     `empty` is the label [K] that stands for none; by default the zero vector, which training with dropped labels sees.
-    Called with a score network or a denoiser, it gives the guided denoiser of one batch; 'guiding_calls' counts the
-    second evaluations. Raises ValueError for a network without labels, or one that was trained without dropping them
-    and so knows nothing of images without a label.
+    Two evaluations for one, within `interval` (None: everywhere). Nested guidances add up in any order.
     """
 
-    def __init__(self, weight: float = 2.0, interval: GuidanceInterval | None = None,
-                 empty: torch.Tensor | None = None):
-        self.weight, self.interval, self.empty = float(weight), interval, empty
+    def __init__(self, w: float, empty: torch.Tensor | None = None, interval: GuidanceInterval | None = None):
+        self.w, self.empty, self.interval = float(w), empty, interval
 
-    def __call__(self, net) -> Denoiser:
-        denoise = as_denoiser(net)
-        if not denoise.label_dim:
-            raise ValueError('an unconditional network has no labels to guide by')
-        inside = getattr(getattr(denoise, 'model', None), 'label_dropout', None)
-        if inside == 0 and not getattr(denoise, 'drops_labels', False):
-            raise ValueError('the network was trained without dropping labels (label_dropout is 0) and knows nothing '
-                             'of images without one')
-        if self.weight == 1:
-            return denoise
-        return Autoguided(denoise, WithoutLabels(denoise.network, self.empty), self.weight, self.interval)
+    def __call__(self, net) -> 'ClassifierFreeGuided':
+        return ClassifierFreeGuided(self, as_denoiser(net))
 
 
-class WithoutLabels(Wrapper):
-    """A network that sees no labels, or the `empty` one."""
+class ClassifierFreeGuided(IntervalGuided):
+    """The guided denoiser of one batch."""
 
-    label_dim = 0
+    calls = 'nfe'  # it is the score network that is asked once more
 
-    def __init__(self, inner, empty: torch.Tensor | None = None):
-        super().__init__(inner)
-        self.empty = empty
+    def __init__(self, guidance: ClassifierFree, inner: Denoiser):
+        super().__init__(inner, guidance.interval)
+        self.guidance = guidance
 
-    def __call__(self, x, sigma, class_labels=None):
-        empty = None if self.empty is None else self.empty.to(x.device, torch.float32).expand(len(x), -1)
-        return self.inner(x, sigma, empty)
+    def correction(self, x, sigma, class_labels, unguided):
+        empty = self.guidance.empty
+        empty = torch.zeros_like(class_labels) if empty is None else empty.to(class_labels).expand_as(class_labels)
+        return self.guidance.w * (unguided - self.network(x, sigma, empty).to(unguided.dtype))

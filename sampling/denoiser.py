@@ -34,9 +34,13 @@ class At(NamedTuple):
     rows: np.ndarray | None = None  # which of the counted samples the rows are; None: all of them, in order
     either: bool = False  # each row has one of `sigmas`, and the host does not know which
 
+    def known(self, sigma: torch.Tensor) -> 'At':
+        """With the noise levels; if the host does not know them, the device is asked."""
+        return self if self.sigmas is not None else self._replace(sigmas=sigma.reshape(-1).cpu())
+
     def part(self, rows: np.ndarray) -> 'At':
-        """What is known of some rows of the evaluation."""
-        sigmas = self.sigmas if self.sigmas is None or len(self.sigmas) == 1 or self.either else self.sigmas[rows]
+        """What is known of some rows of the evaluation, whose noise levels must be."""
+        sigmas = self.sigmas if len(self.sigmas) == 1 or self.either else self.sigmas[rows]
         second = self.second if np.ndim(self.second) == 0 else self.second[rows]
         return At(sigmas, second, self.step, rows if self.rows is None else self.rows[rows], self.either)
 
@@ -53,7 +57,12 @@ class Costs(dict):
 
     def count(self, name: str, rows: np.ndarray | None = None) -> None:
         """One more evaluation of `rows` (None: of all samples)."""
-        self.setdefault(name, np.zeros(self.size, dtype=np.int64))[slice(None) if rows is None else rows] += 1
+        self.register(name)
+        self[name][slice(None) if rows is None else rows] += 1
+
+    def register(self, name: str) -> None:
+        """Begin to count evaluations of this name, if they are not counted yet."""
+        self.setdefault(name, np.zeros(self.size, dtype=np.int64))
 
 
 class Denoiser(Wrapper):
@@ -127,7 +136,8 @@ def as_denoiser(net) -> Denoiser:
 
 
 def nested(*guidances):
-    """The sum of guidances, as one: each of them wraps the denoiser that those before it gave. None of them: None."""
+    """The sum of guidances (None: none), as one: each wraps the denoiser that those before it gave; None if all are."""
+    guidances = [guidance for guidance in guidances if guidance is not None]
     if len(guidances) < 2:
         return guidances[0] if guidances else None
 

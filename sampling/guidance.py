@@ -89,8 +89,7 @@ class DiscriminatorGuided(GuidedDenoiser):
         return self.last_log_ratio < 0
 
     def __call__(self, x, sigma, class_labels=None, at: At = UNKNOWN):
-        sigma = sigma.to(x.device)
-        at = at if at.sigmas is not None else at._replace(sigmas=sigma.reshape(-1).cpu())
+        sigma, at = sigma.to(x.device), at.known(sigma)
         denoised = self.inner(x, sigma, class_labels, at)
         weights, value = self._weights(at, len(x)), None  # [N] on the host
 

@@ -30,9 +30,7 @@ class GuidanceInterval:
         """The rows [n] that guidance may act on, as far as the host knows."""
         if self.steps and at.step is None:
             raise ValueError('the rows of this sampler are at different steps; give the guidance interval in sigma')
-        inside = self.low <= at.step <= self.high if self.steps else True
-        if not self.steps and at.sigmas is not None:
-            inside = self.contains(torch.as_tensor(at.sigmas)).numpy()
+        inside = self.low <= at.step <= self.high if self.steps else self.contains(at.sigmas).numpy()
         return np.flatnonzero(np.broadcast_to(np.any(inside) if at.either else inside, [size]))
 
     def contains(self, sigma: torch.Tensor) -> torch.Tensor:
@@ -41,7 +39,7 @@ class GuidanceInterval:
 
     def undecided(self, at: At) -> bool:
         """Whether only the device knows which of `rows` are inside."""
-        return not self.steps and (at.sigmas is None or at.either and not bool(self.contains(at.sigmas).all()))
+        return not self.steps and at.either and not bool(self.contains(at.sigmas).all())
 
 
 ALWAYS = GuidanceInterval(0.0, float('inf'))
@@ -67,12 +65,15 @@ class IntervalGuided(GuidedDenoiser):
     def __init__(self, inner: Denoiser, interval: GuidanceInterval | None):
         super().__init__(inner)
         self.interval = interval or ALWAYS
+        if self.costs is not None:  # a guide that is never called has cost 0
+            self.costs.register(self.calls)
 
     def correction(self, x, sigma, class_labels, unguided) -> torch.Tensor:
         """What guidance adds [n, ...], float64; unguided [n, ...]: what the score network gives."""
         raise NotImplementedError
 
     def __call__(self, x, sigma, class_labels=None, at: At = UNKNOWN):
+        sigma, at = sigma.to(x.device), at.known(sigma)
         denoised = self.inner(x, sigma, class_labels, at)
         unguided = self.unguided
 

@@ -113,16 +113,16 @@ def edm_path(net, levels: Levels, resample_at: Collection[int]) -> list[Stretch]
 @takes_seeds
 def particle_sampler(net, seeds: Iterable[int], *, log_ratio, num_particles: int = 4, levels: Levels | None = None,
                      resample_at: Collection[int] = (), restarts: Restarts | None = None,
-                     resampling: str | Callable = 'systematic', threshold: float = math.inf, select: bool = False,
-                     class_idx: int | None = None, guidance=None, batch: int = 64, device='cpu',
+                     resampling: str | Callable | None = 'systematic', threshold: float = math.inf,
+                     select: bool = False, class_idx: int | None = None, guidance=None, batch: int = 64, device='cpu',
                      progress: Progress = lambda images: None) -> Iterator[Samples]:
     """Samples in groups of `num_particles` consecutive seeds, resampled by the increments of log_ratio.
 
     log_ratio(x, sigma, class_labels) -> [N]. With `restarts` groups are resampled at every restart, before its noise
-    is added; without them before the steps `resample_at` of EDM's sampler; with neither nothing is resampled. A group
-    has one label, that of its first seed, which also keys its draws. resampling: one of RESAMPLING, or a function of
-    (log-weights, uniforms) [G, P] that gives indices [G, P]; threshold: a group is resampled if its effective sample
-    size is below this part of num_particles, by default always.
+    is added; without them before the steps `resample_at` of EDM's sampler. A group has one label, that of its first
+    seed, which also keys its draws. resampling: one of RESAMPLING, or a function of (log-weights, uniforms) [G, P] that
+    gives indices [G, P], or None: never; threshold: a group is resampled if its effective sample size is below this
+    part of num_particles, by default always.
 
     select: one sample per seed; that of seed k is the one of largest final log-ratio among the group of the seeds k P
     to k P + P - 1, and its costs are those of the group. costs: nfe, discriminator_calls, ancestor (the particle's
@@ -138,7 +138,8 @@ def particle_sampler(net, seeds: Iterable[int], *, log_ratio, num_particles: int
     if restarts is not None and resample_at:
         raise ValueError('particles are resampled at the restarts or at the steps of resample_at, not at both')
     path = edm_path(net, levels, resample_at) if restarts is None else restart_path(net, levels, restarts)
-    due = {k for k, stretch in enumerate(path) if stretch.lift or stretch.first_step in resample_at}
+    due = {k for k, stretch in enumerate(path) if resampling
+           and (stretch.lift or restarts is None and stretch.first_step in resample_at)}
 
     def draw(seeds: list[int]) -> Samples:
         rnd, latents, labels = draw_inputs(net, seeds, device, class_idx)

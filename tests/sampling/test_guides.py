@@ -16,7 +16,7 @@ import networks
 from diffusion.mixtures import GaussianMixture, MixtureNet, exact_log_ratio
 from diffusion.schedules import edm_steps
 from sampling.autoguidance import Autoguidance
-from sampling.classifier_free import ClassifierFreeGuidance
+from sampling.classifier_free import ClassifierFree
 from sampling.classifier_guidance import ClassifierGuidance
 from sampling.denoiser import At, Denoiser, nested
 from sampling.guidance import DiscriminatorGuidance
@@ -29,7 +29,7 @@ OTHER = GaussianMixture(MEANS, [0.2, 0.3, 0.5], STDS)
 
 
 class LabelledNet(MixtureNet):
-    """A mixture whose labels are its components; without labels the whole of it."""
+    """A mixture whose labels are its components; with labels of zeros the whole of it."""
 
     label_dim = 3
 
@@ -40,7 +40,7 @@ class LabelledNet(MixtureNet):
 
     def __call__(self, x, sigma, class_labels=None):
         self.asked.append(class_labels)
-        if class_labels is None:
+        if class_labels is None or not class_labels.any():
             return self.mixture.denoiser(x, sigma)
         rows = torch.stack([part.denoiser(x, sigma) for part in self.parts], 1)  # [N, K, ...]
         return rows[torch.arange(len(x)), class_labels.argmax(1)]
@@ -91,7 +91,7 @@ def test_classifier_free_guidance_is_that_of_its_implicit_classifier(weight):
     plain = MixtureNet(MIXTURE)
     plain.label_dim = 3
     expected = run_edm(plain, latents(), one_hot(), guidance=ClassifierGuidance(log_class, weight), num_steps=12)
-    guided = run_edm(LabelledNet(), latents(), one_hot(), guidance=ClassifierFreeGuidance(weight), num_steps=12)
+    guided = run_edm(LabelledNet(), latents(), one_hot(), guidance=ClassifierFree(weight - 1), num_steps=12)
     torch.testing.assert_close(guided, expected, rtol=0, atol=1e-9)
 
 
@@ -149,7 +149,7 @@ def test_rows_at_their_own_noise_level():
     inside = ((sigma >= 0.5) & (sigma <= 5))[:, None, None, None]
     plain, weak = MIXTURE.denoiser(x, sigma), COARSE.denoiser(x, sigma)
     expected = torch.where(inside, weak + 3 * (plain - weak), plain)
-    for at, counts in ((At(sigma), [0, 1, 1, 0]), (At(None), [1] * 4), (At(sigma[:2], either=True), [1] * 4)):
+    for at, counts in ((At(sigma), [0, 1, 1, 0]), (At(None), [0, 1, 1, 0]), (At(sigma[:2], either=True), [1] * 4)):
         denoise = Autoguidance(MixtureNet(COARSE), 3, interval)(Denoiser(MixtureNet(MIXTURE), 4))
         torch.testing.assert_close(denoise(x, sigma, at=at), expected, rtol=0, atol=1e-12)
         assert denoise.costs['guiding_calls'].tolist() == counts
@@ -166,7 +166,7 @@ def test_the_guide_gets_the_labels_it_knows():
 
 def test_weights_of_no_guidance_call_nothing():
     net = Denoiser(LabelledNet())
-    for guidance in (Autoguidance(LabelledNet(COARSE), 1), ClassifierFreeGuidance(1), ClassifierGuidance(log_class, 0)):
+    for guidance in (Autoguidance(LabelledNet(COARSE), 1), ClassifierGuidance(log_class, 0)):
         assert guidance(net) is net
 
 
@@ -176,13 +176,8 @@ def test_what_does_not_fit_is_refused():
         Autoguidance(wide)(MixtureNet(MIXTURE))
     with pytest.raises(ValueError, match='3 classes'):
         Autoguidance(LabelledNet())(MixtureNet(MIXTURE))
-    for guidance in (ClassifierFreeGuidance(), ClassifierGuidance(log_class)):
-        with pytest.raises(ValueError, match='unconditional'):
-            guidance(MixtureNet(MIXTURE))
-    with pytest.raises(ValueError, match='without dropping'):
-        ClassifierFreeGuidance()(networks.construct('EDMPrecond', dict(
-            img_resolution=8, img_channels=1, label_dim=3, model_type='SongUNet', model_channels=4, channel_mult=[1],
-            num_blocks=1, attn_resolutions=[])))
+    with pytest.raises(ValueError, match='unconditional'):
+        ClassifierGuidance(log_class)(MixtureNet(MIXTURE))
 
 
 @pytest.mark.parametrize('text, expected', [

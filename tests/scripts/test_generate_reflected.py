@@ -14,7 +14,7 @@ import generate_reflected
 from commands.likelihood import likelihood
 from commands.reflected_words import sampling_arguments
 from networks.reflected import load_reflected
-from sampling.classifier_free import ClassifierFreeGuidance
+from sampling.classifier_free import ClassifierFree
 from sampling.reflected import reflected_heun, reflected_levels, reflected_pc
 from sampling.samples import sample
 from torch_utils.images import to_uint8
@@ -45,7 +45,7 @@ def test_a_published_command(runs, tmp_path, monkeypatch):
                   'eval.rounds=2', '--steps=3')
     assert result.exit_code == 0, result.output
     folder, net = tmp_path / 'samples' / 'adm', load_reflected(runs['adm'])
-    expected = sample(reflected_pc, net, range(4), class_idx=3, guidance=ClassifierFreeGuidance(3.5), batch=2,
+    expected = sample(reflected_pc, net, range(4), class_idx=3, guidance=ClassifierFree(2.5), batch=2,
                       progress=False, num_steps=3)
     assert np.abs(images_in(folder).astype(int) - to_uint8(net.decode(expected.images))).max() <= 1
     options = json.loads((folder / 'options.json').read_text())
