@@ -72,7 +72,7 @@ def read(path, preset=None) -> NetworkFile:
     try:
         model, sigmas = _averaged(data)
         _check_sigmas(sigmas, config)
-        state = _renamed(model, kwargs)
+        state = renamed(model, _empty_unet(kwargs))
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from None
     metadata = dict(source=Path(path).name, step=int(data['step']), weights='ema')
@@ -128,19 +128,22 @@ def _modules(unet) -> list[tuple[str, str]]:
             elif isinstance(module, GroupNorm):
                 found.append(('layer', prefix))
             elif module.weight is not None:
-                found.append((CONVOLUTIONS.get(name.split('_')[-1], 'layer'), prefix))
+                kind = CONVOLUTIONS.get(name.split('_')[-1], 'layer')
+                plain = kind == 'strided convolution' and module.resample_filter.shape[-1] < 4  # without a filter
+                found.append(('resampling convolution' if plain else kind, prefix))
     return found
 
 
-def _renamed(model: dict[str, torch.Tensor], kwargs: dict) -> dict[str, torch.Tensor]:
-    """The state dict of our U-Net."""
-    model_type = kwargs['model_type']
-    kinds = KINDS | {'block with a shortcut': KINDS['block'] | SKIPS[model_type]}
+def renamed(model: dict[str, torch.Tensor], unet) -> dict[str, torch.Tensor]:
+    """The state dict of `unet`, a SongUNet or DDPMUNet, from tensors named <number of the module>.<name in it>.
+
+    Raises ValueError, in one line, unless each tensor is used, has the right shape, and none is missing.
+    """
+    kinds = KINDS | {'block with a shortcut': KINDS['block'] | SKIPS[type(unet).__name__]}
     numbered: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in model.items():
         number, _, name = key.partition('.')
         numbered.setdefault(int(number) if number.isdigit() else -1, {})[name] = value
-    unet = _empty_unet(kwargs)
     expected, shapes = _modules(unet), {key: value.shape for key, value in unet.state_dict().items()}
     state = {}
     for number in range(max(len(expected), len(numbered))):
