@@ -1,5 +1,6 @@
 """Preconditioning: one denoiser interface D(x, sigma) for EDM, iDDPM and score_sde networks (EDM, Table 1)."""
 
+import inspect
 import math
 
 import torch
@@ -224,6 +225,8 @@ class iDDPMPrecond(TablePrecond):
                  model_type='DhariwalUNet', **model_kwargs):
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, out_multiple=2,
                          **model_kwargs)
+        if not 0 < M <= 100_000:
+            raise ValueError(f'M = {M} noise levels')
         self.M = M
 
         def alpha_bar(j):
@@ -258,6 +261,14 @@ def construct(constructor: str, kwargs: dict) -> Precond:
         raise ValueError(f'{constructor} does not take these arguments ({error})') from None
     net.constructor, net.init_kwargs = constructor, dict(kwargs)
     return net
+
+
+def construct_body(constructor: str, kwargs: dict) -> None:
+    """Builds the U-Net of `construct(constructor, kwargs)` only, to see how large it is. Raises ValueError."""
+    cls = PRECONDITIONERS.get(constructor, Precond)
+    own = inspect.signature(cls).parameters.keys() - inspect.signature(Precond).parameters.keys()
+    default = inspect.signature(cls).parameters['model_type'].default
+    Precond(**dict(model_type=default) | {name: value for name, value in kwargs.items() if name not in own})
 
 
 def set_precision(net: Precond, dtype: torch.dtype, training: bool = False) -> Precond:
