@@ -88,15 +88,18 @@ def block_key(source, space: Space, ref_name: str, first: int, count: int, preci
                               space.detector.fingerprint, ref_name, space.ref.count, precision)))
 
 
-def summarise(space: Space, ref_name: str, runs: dict[str, list[dict[str, Estimate]]], seeds: list, count: int) -> dict:
+def summarise(space: Space, ref_name: str, runs: dict[str, list[dict[str, Estimate]]], options: list,
+              count: int) -> dict:
     """What was found in one space, JSON-able: what was compared with what, a result per run, and differences.
 
-    runs: by name, the estimates of each block of `count` images. seeds: those of each run, or None; every later run is
-    compared with the first, paired if both have the same. Numbers of another count, detector or reference belong into
-    another summary.
+    runs: by name, the estimates of each block of `count` images. options: of each run, None if they
+    are unknown; every later run is compared with the first, paired if both have the same seeds. Numbers of another
+    count, detector or reference belong into another summary.
     """
     distance, ref = space.detector.distance, space.ref
-    results = [dict(name=name, metrics=_means(blocks, distance)) for name, blocks in runs.items()]
+    results = [dict(name=name, metrics=_means(blocks, distance), options=each)
+               for (name, blocks), each in zip(runs.items(), options, strict=True)]
+    seeds = [(each or {}).get('seeds') for each in options]
     (base_name, base), *others = runs.items()
     found = [dict(name=name, against=base_name, metric=value, label=label(value, distance),
                   scale=metric_of(value).scale,
