@@ -49,7 +49,7 @@ def test_a_published_command(runs, tmp_path, monkeypatch):
                       progress=False, num_steps=3)
     assert np.abs(images_in(folder).astype(int) - to_uint8(net.decode(expected.images))).max() <= 1
     options = json.loads((folder / 'options.json').read_text())
-    assert options['w'] == 2.5 and options['denoiser'] == 'none' and options['report']['nfe']['mean'] == 3
+    assert options['w'] == 2.5 and options['denoiser'] == 'none' and options['report']['nfe']['mean'] == 6
     assert (np.load(folder / 'samples_00000000.npz')['label'].argmax(1) == 3).all()
     again = call(f'load_dir={runs["adm"]}', 'label=3', 'w=2.5', 'eval.batch_size=2', 'eval.rounds=2', '--steps=3')
     assert again.exit_code == 0 and '0 of them new' in again.output
