@@ -13,7 +13,7 @@ import torch
 from torch_utils.checkpoint import NetworkFile, load_state
 
 from ..layers import FourierEmbedding, GroupNorm, UNetBlock
-from ..precond import MODELS
+from ..precond import construct_body
 from .song_config import describe, find_config
 from .text import shown
 
@@ -72,7 +72,7 @@ def read(path, preset=None) -> NetworkFile:
     try:
         model, sigmas = _averaged(data)
         _check_sigmas(sigmas, config)
-        state = _renamed(model, kwargs)
+        state = _renamed(model, construct_body(constructor, kwargs).model)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from None
     metadata = dict(source=Path(path).name, step=int(data['step']), weights='ema')
@@ -132,15 +132,13 @@ def _modules(unet) -> list[tuple[str, str]]:
     return found
 
 
-def _renamed(model: dict[str, torch.Tensor], kwargs: dict) -> dict[str, torch.Tensor]:
-    """The state dict of our U-Net."""
-    model_type = kwargs['model_type']
-    kinds = KINDS | {'block with a shortcut': KINDS['block'] | SKIPS[model_type]}
+def _renamed(model: dict[str, torch.Tensor], unet) -> dict[str, torch.Tensor]:
+    """The state dict of `unet`, which is there for its names, shapes and resampling filters."""
+    kinds = KINDS | {'block with a shortcut': KINDS['block'] | SKIPS[type(unet).__name__]}
     numbered: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in model.items():
         number, _, name = key.partition('.')
         numbered.setdefault(int(number) if number.isdigit() else -1, {})[name] = value
-    unet = _empty_unet(kwargs)
     expected, shapes = _modules(unet), {key: value.shape for key, value in unet.state_dict().items()}
     state = {}
     for number in range(max(len(expected), len(numbered))):
@@ -171,12 +169,3 @@ def _join_attention(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, 
     return tensors | {f'{prefix}.qkv.weight': torch.stack(W[:3], dim=1).flatten(0, 1),
                       f'{prefix}.qkv.bias': torch.stack(b[:3], dim=1).flatten(), f'{prefix}.proj.weight': W[3],
                       f'{prefix}.proj.bias': b[3]}
-
-
-def _empty_unet(kwargs: dict):
-    """The U-Net that a preconditioner with these arguments builds, for its names, shapes and filters."""
-    own = ('img_resolution', 'img_channels', 'model_type', 'sigma_min', 'sigma_max', 'beta_min', 'beta_max', 'beta_d',
-           'M', 'time_input')
-    arguments = {key: value for key, value in kwargs.items() if key not in own}
-    channels = kwargs['img_channels']
-    return MODELS[kwargs['model_type']](kwargs['img_resolution'], channels, channels, **arguments)
