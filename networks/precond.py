@@ -167,6 +167,12 @@ class VEPrecond(Precond):
         return 1, sigma, 1, time
 
 
+def _level_count(M: int) -> int:
+    if not 0 < M <= 100_000:
+        raise ValueError(f'M = {M} noise levels')
+    return M
+
+
 class TablePrecond(Precond):
     """A network that knows the noise levels of a table: `u` [levels], from the largest down. Takes the nearest."""
 
@@ -192,7 +198,8 @@ class VEDiscretePrecond(TablePrecond):
     def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, sigma_min=0.02, sigma_max=100,
                  M=1000, model_type='SongUNet', **model_kwargs):
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, **model_kwargs)
-        self._use_table(torch.linspace(math.log(sigma_max), math.log(sigma_min), M, dtype=torch.float64).exp())
+        ends = math.log(sigma_max), math.log(sigma_min)
+        self._use_table(torch.linspace(*ends, _level_count(M), dtype=torch.float64).exp())
 
     def coefficients(self, sigma):
         return 1, sigma, 1, self._index(sigma).to(torch.float32)
@@ -210,7 +217,7 @@ class VPDiscretePrecond(TablePrecond):
                  model_type='SongUNet', **model_kwargs):
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, **model_kwargs)
         self.beta_min, self.beta_max = beta_min, beta_max
-        betas = torch.linspace(beta_min / M, beta_max / M, M, dtype=torch.float64)
+        betas = torch.linspace(beta_min / M, beta_max / M, _level_count(M), dtype=torch.float64)
         self._use_table(torch.expm1(-torch.log1p(-betas).cumsum(0)).sqrt().flip(0))  # sqrt(1 / alpha_bar - 1)
 
     def coefficients(self, sigma):
@@ -225,9 +232,7 @@ class iDDPMPrecond(TablePrecond):
                  model_type='DhariwalUNet', **model_kwargs):
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, out_multiple=2,
                          **model_kwargs)
-        if not 0 < M <= 100_000:
-            raise ValueError(f'M = {M} noise levels')
-        self.M = M
+        self.M = _level_count(M)
 
         def alpha_bar(j):
             return (0.5 * math.pi * torch.as_tensor(j) / M / (C_2 + 1)).sin() ** 2
@@ -263,12 +268,15 @@ def construct(constructor: str, kwargs: dict) -> Precond:
     return net
 
 
-def construct_body(constructor: str, kwargs: dict) -> None:
-    """Builds the U-Net of `construct(constructor, kwargs)` only, to see how large it is. Raises ValueError."""
+def construct_body(constructor: str, kwargs: dict) -> Precond:
+    """`construct(constructor, kwargs)` without its preconditioning, to see its U-Net's size and names.
+
+    Raises ValueError.
+    """
     cls = PRECONDITIONERS.get(constructor, Precond)
     own = inspect.signature(cls).parameters.keys() - inspect.signature(Precond).parameters.keys()
     default = inspect.signature(cls).parameters['model_type'].default
-    Precond(**dict(model_type=default) | {name: value for name, value in kwargs.items() if name not in own})
+    return Precond(**dict(model_type=default) | {name: value for name, value in kwargs.items() if name not in own})
 
 
 def set_precision(net: Precond, dtype: torch.dtype, training: bool = False) -> Precond:

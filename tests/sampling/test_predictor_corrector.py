@@ -5,6 +5,7 @@ Significance of the two-sample tests: 1 % (energy distance, 499 permutations), w
 
 import types
 
+import numpy as np
 import pytest
 import torch
 from dg_goldens import classifier, discriminator
@@ -19,14 +20,20 @@ from diffusion.processes import (
     predictor_steps,
 )
 from networks import LogRatio
-from sampling import DiscriminatorGuidance, edm_levels, edm_sampler, sample
+from sampling import DiscriminatorGuidance, diffrs_sampler, edm_levels, edm_sampler, sample
 from sampling.denoiser import Denoiser, as_denoiser
+from sampling.diffrs_rules import Thresholds
 from sampling.predictor_corrector import predictor_corrector, process_of
 from torch_utils.rng import StackedRandomGenerator
 
 RIGHT = GaussianMixture([[-1.0, -0.6], [0.9, -0.5], [0.1, 1.0]], [0.5, 0.3, 0.2], [0.25, 0.2, 0.3])
 WRONG = GaussianMixture([[-0.8, -0.7], [0.9, -0.3], [-0.1, 0.9]], [0.2, 0.3, 0.5], [0.3, 0.25, 0.2])
 PROCESSES = dict(ve=VarianceExploding(0.01, 50), vp=VariancePreserving(), subvp=SubVariancePreserving())
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('score_sde')
 
 
 def mixture_net(mixture, process):
@@ -81,9 +88,9 @@ class AsPublished:
         return x - sigma * std / published * noise.double()
 
 
-def test_recorded_chain_of_soft_truncation(tmp_path):
+def test_recorded_chain_of_soft_truncation(folder):
     """Euler-Maruyama in six steps and the denoising step, atol 1e-3 of the largest value."""
-    net, d = golden('soft_truncation/celeba_vp', tmp_path)
+    net, d = golden('soft_truncation/celeba_vp', folder)
     noise = iter(d['pc_noise'])
     images = predictor_corrector(AsPublished(net), d['pc_prior'], levels=types.SimpleNamespace(num_steps=6),
                                  time_end=1e-5, to_zero=True, randn_like=lambda x: next(noise).double())
@@ -146,11 +153,11 @@ def test_noise_comes_from_the_seeds():
         predictor_corrector(mixture_net(RIGHT, 'vp'), torch.zeros(1, 2, 1, 1))
 
 
-def test_processes_of_networks(tmp_path):
+def test_processes_of_networks(folder):
     kinds = {'ve_ncsnpp': (0.02, 100), 'vp_ddpmpp': (0.1, 20), 'vp_cifar10_ddpmpp': (0.1, 20),
              'subvp_cifar10_ddpmpp_continuous': (0.1, 20)}
     for name, ends in kinds.items():
-        process = process_of(golden(f'score_sde/{name}', tmp_path)[0])
+        process = process_of(golden(f'score_sde/{name}', folder)[0])
         names = ('sigma_min', 'sigma_max') if name[:2] == 've' else ('beta_min', 'beta_max')
         assert tuple(getattr(process, end) for end in names) == pytest.approx(ends)
         assert type(process) is type(PROCESSES[name.split('_')[0]])
@@ -159,15 +166,20 @@ def test_processes_of_networks(tmp_path):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_samplers_run_on_every_backbone(tmp_path, name):
-    """EDM's sampler, guided by a discriminator, and the published ones: finite images, the same from the same seeds."""
-    net, _ = golden(name, tmp_path)
-    guidance = DiscriminatorGuidance(LogRatio(classifier(), discriminator('uncond')))
-    runs = [(edm_sampler, dict(levels=edm_levels(net, 3), guidance=guidance)),
-            (predictor_corrector, dict(levels=edm_levels(net, 2)))]
+def test_samplers_run_on_every_backbone(folder, name):
+    """EDM's sampler, guided, rejection, and the published ones: finite images, the same from the same seeds.
+
+    Random weights drive states up to 400, at which float32 cancels in the score at small noise levels.
+    """
+    net, _ = golden(name, folder)
+    log_ratio, levels = LogRatio(classifier(), discriminator('uncond')), edm_levels(net, 2)
+    accept = Thresholds(np.full(3, -1e6), np.full(3, -1e6))
+    runs = [(edm_sampler, dict(levels=levels, guidance=DiscriminatorGuidance(log_ratio))),
+            (diffrs_sampler, dict(levels=levels, log_ratio=log_ratio, thresholds=accept)),
+            (predictor_corrector, dict(levels=levels))]
     for sampler, options in runs:
         found = [sample(sampler, net, seeds, batch=2, progress=False, **options) for seeds in ([0, 1], [1])]
         assert found[0].images.isfinite().all() and found[0].images.shape == (2, 3, 32, 32)
         scale = float(found[0].images.abs().max())
-        torch.testing.assert_close(found[0].images[1:], found[1].images, rtol=0, atol=1e-3 * scale)
+        torch.testing.assert_close(found[0].images[1:], found[1].images, rtol=0, atol=3e-3 * scale)
     assert (found[0].costs['nfe'] == 2).all()
