@@ -9,7 +9,7 @@ from dnnlib.download import fetch
 from torch_utils import checkpoint
 
 from .edm_pickle import read_network_pickle, shown
-from .precond import PRECONDITIONERS, Precond, construct, construct_body, set_precision
+from .precond import PRECONDITIONERS, Precond, construct, set_precision
 
 SIGNATURES = checkpoint.SIGNATURES | {b'PK': 'a zip archive (a .pt or .npz file?)'}
 
@@ -29,8 +29,8 @@ def load_network(path_or_url: str | os.PathLike, device: torch.device | str = 'c
 def build_network(file: checkpoint.NetworkFile, path) -> Precond:
     """The network that a file describes, with the file's weights; `path` is for the message. Raises ValueError."""
     try:
-        checkpoint.check_size(lambda: construct_body(file.constructor, file.kwargs), file.state)
-        net = construct(file.constructor, file.kwargs)
+        with checkpoint.limited(file.state):
+            net = construct(file.constructor, file.kwargs)
         net.load_state_dict(file.state)
     except Exception as error:  # arguments of any kind can fail anywhere
         raise ValueError(f'{path} does not fit its own description: {shown(error, 300)}') from None

@@ -1,6 +1,5 @@
 """Preconditioning: one denoiser interface D(x, sigma) for VP, VE, iDDPM and EDM networks (EDM, Table 1)."""
 
-import inspect
 import math
 
 import torch
@@ -156,14 +155,6 @@ def construct(constructor: str, kwargs: dict) -> Precond:
         raise ValueError(f'{constructor} does not take these arguments ({error})') from None
     net.constructor, net.init_kwargs = constructor, dict(kwargs)
     return net
-
-
-def construct_body(constructor: str, kwargs: dict) -> None:
-    """Builds the U-Net of `construct(constructor, kwargs)` only, to see how large it is. Raises ValueError."""
-    cls = PRECONDITIONERS.get(constructor, Precond)
-    own = inspect.signature(cls).parameters.keys() - inspect.signature(Precond).parameters.keys()
-    default = inspect.signature(cls).parameters['model_type'].default
-    Precond(**dict(model_type=default) | {name: value for name, value in kwargs.items() if name not in own})
 
 
 def set_precision(net: Precond, dtype: torch.dtype, training: bool = False) -> Precond:
