@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import requests
 import tqdm
+import urllib3
 
 from .files import atomic_write, file_sha256, resolve_path
 
@@ -69,7 +70,7 @@ def _download(url: str, path: Path, sha256: str | None, quiet: bool) -> None:
             most = expected or MAX_UNKNOWN
             if expected > MAX_BYTES:
                 raise ValueError(f'{url} has {expected:,} bytes, more than any network; give a local path')
-            while chunk := response.raw.read1(CHUNK, decode_content=True):  # whatever has come
+            while chunk := _read(response):
                 if count + len(chunk) > most:
                     raise ValueError(f'{url} does not end after {most:,} bytes')
                 seconds = time.monotonic() - started
@@ -83,6 +84,16 @@ def _download(url: str, path: Path, sha256: str | None, quiet: bool) -> None:
                 raise requests.ConnectionError(f'only {count} of {expected} bytes came')
             if sha256 is not None and digest.hexdigest() != sha256:
                 raise ValueError(f'{url} has SHA-256 {digest.hexdigest()}, expected {sha256}')
+
+
+def _read(response) -> bytes:
+    """Whatever has come, at most CHUNK; requests itself would wait for all of it."""
+    try:
+        return response.raw.read1(CHUNK, decode_content=True)
+    except urllib3.exceptions.ReadTimeoutError as error:
+        raise requests.ReadTimeout(str(error)) from error
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.ConnectionError(f'{error} (bytes)') from error
 
 
 def _reason(error: requests.RequestException) -> str:
