@@ -1,27 +1,20 @@
 """Frechet distances (FID, or FD-CIFAR10 with the shipped detector) and KID of folders of samples."""
 
 import json
-import statistics
-from pathlib import Path
 
 import click
-import torch
 
 from commands.machine import blame_machine
 from dnnlib import demo
 from dnnlib.cli import blame
 from dnnlib.download import fetch
 from dnnlib.files import atomic_write, check_writable, resolve_output
+from metrics.compare import compare, table
 from metrics.detectors import DETECTORS, load_detector
-from metrics.frechet import frechet_distance
-from metrics.kid import kernel_distance
-from metrics.measure import measure
 from metrics.reference import load_reference, make_reference
 from metrics.sources import open_source
 from torch_utils import distributed as dist
 from torch_utils.device import PRECISIONS, select_device, select_precision
-
-MAX_FEATURES = 10_000  # for KID, whose time grows with their square; of more images a part is drawn
 
 
 @click.command()
@@ -32,7 +25,7 @@ MAX_FEATURES = 10_000  # for KID, whose time grows with their square; of more im
 @click.option('--num_samples',        help='Images to use; fewer are refused. Of more the first are taken; of image '
               'files that are not named by seeds random ones, always the same', metavar='INT',
               type=click.IntRange(min=4), default=50000, show_default=True)
-@click.option('--blocks',             help='Measure so many disjoint blocks of --num_samples, give mean and deviation',
+@click.option('--blocks',             help='Disjoint blocks of --num_samples images; several give mean and deviation',
               metavar='INT', type=click.IntRange(min=1), default=1, show_default=True)
 @click.option('--detector',           help='Feature network; auto: the one that made the statistics',
               type=click.Choice(['auto', *DETECTORS]), default='auto', show_default=True)
@@ -113,53 +106,6 @@ def main(folders, ref_path, num_samples, blocks, **opts):
         with blame('--json'), atomic_write(resolve_output(opts['json_path'])) as file:
             file.write((json.dumps(report, indent=1) + '\n').encode())
     dist.shutdown()
-
-
-def compare(source, ref, detector, num_samples: int, blocks: int, batch: int, keep_features: bool):
-    """(the distances of `blocks` blocks of images in order, beside a summary over blocks, JSON-able; `Measured`)."""
-    found = []
-    for block in range(blocks):
-        first = block * num_samples
-        desc = source.name if blocks == 1 else f'{source.name} {block + 1}/{blocks}'
-        wanted = MAX_FEATURES if ref.features is not None or keep_features else 0
-        measured = measure(source, detector, first, first + num_samples, batch=batch, max_features=wanted, desc=desc)
-        entry = dict(first=first, distance=frechet_distance(*measured.moments.finish(), ref.mu, ref.sigma))
-        if ref.features is not None:
-            entry['kid'], entry['kid_error'] = kernel_distance(measured.features, torch.from_numpy(ref.features))
-        found.append(entry)
-    summary = dict(name=source.name, images=str(source.path), num_samples=num_samples, blocks=found)
-    for key in [key for key in ('distance', 'kid') if key in found[0]]:
-        values = [entry[key] for entry in found]
-        summary[key] = statistics.fmean(values)
-        summary[f'{key}_deviation'] = statistics.stdev(values) if blocks > 1 else None
-    return summary | dict(options=_options(source.path)), measured
-
-
-def table(results: list[dict], distance: str) -> str:
-    """The results in aligned columns; deviations are those over blocks, the one of a single KID its standard error."""
-    rows = [('images', 'n', distance, 'KID x 1000')]
-    for result in results:
-        error = result['blocks'][0].get('kid_error') if len(result['blocks']) == 1 else result.get('kid_deviation')
-        times = f'{len(result["blocks"])} x ' if len(result['blocks']) > 1 else ''
-        rows.append((result['name'], f'{times}{result["num_samples"]}',
-                     _with_error(result['distance'], result['distance_deviation']),
-                     _with_error(result.get('kid'), error, scale=1000)))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
-
-
-def _with_error(value, error, scale=1):
-    if value is None:
-        return '-'
-    return f'{scale * value:.4g}' + ('' if error is None else f' +- {scale * error:.2g}')
-
-
-def _options(path: Path):
-    """What generate.py recorded beside the samples, so that plot.py can show a distance against any option."""
-    try:
-        return json.loads((path / 'options.json').read_text())
-    except (OSError, ValueError):
-        return None
 
 
 if __name__ == '__main__':

@@ -1,30 +1,25 @@
 """Trains image classifiers: ADM's on noisy images (DG's feature extractor) and the clean one behind FD-CIFAR10."""
 
 import functools
-import json
-import math
-import sys
 import time
-from pathlib import Path
 
 import click
 import torch
 
-from classifier_lib import time_convention
-from commands.machine import blame_machine
+from commands import fit, options
+from commands.machine import blame_machine, start
 from diffusion.vpsde import VPSDE
-from dnnlib.cli import FloatRange, blame
+from dnnlib.cli import FloatRange, SectionedCommand, blame
 from dnnlib.files import resolve_output
 from guided_diffusion import create_classifier, set_precision
 from metrics.feature_net import FeatureNet, save_feature_net
+from networks.classifiers import time_convention
 from torch_utils import checkpoint
 from torch_utils import distributed as dist
-from torch_utils.device import select_device, select_precision
-from training.classifier import CleanClassifierLoss, NoisyClassifierLoss, accuracy, accuracy_by_noise
+from training.classifier import CleanClassifierLoss, NoisyClassifierLoss, hold_out, learning_rate, measure_hook
 from training.data import BatchLoader, ImageData
 from training.ema import Ema
-from training.loop import share_of_batch, train
-from training.run import NonFiniteLoss, TickContext, TrainRun
+from training.run import TrainRun
 
 # Each preset fills the options that are not given on the command line.
 PRESETS = {
@@ -38,63 +33,57 @@ PRESETS = {
     'cifar10-features': dict(model='features', width=0, depth=0, attention='', classes=0, batch_size=512, kimg=1500,
                              lr=0.4, weight_decay=5e-4, schedule='one-cycle', ema_kimg=0, shift=4, val_images=10_000),
 }
+FILES = dict(adm=('classifier.safetensors', 'classifier.pt'), features=('features.safetensors',))  # by model
+
+DATA = [
+    click.option('--outdir', help='Folder of the run', metavar='DIR', type=str, required=True),
+    click.option('--data', help='Labelled training images', metavar='ZIP|DIR|NPZ', type=str, required=True),
+    click.option('--test_data', help='Labelled images to measure on; without it a part of --data is held out',
+                 metavar='ZIP|DIR|NPZ', type=str),
+    click.option('--img_resolution', help='Resolution that --data must have  [default: any]', metavar='INT',
+                 type=fit.POSITIVE),
+    click.option('--val_fraction', help='Share of --data to hold out if there is no --test_data', metavar='FLOAT',
+                 type=FloatRange(min=0, max=0.9), default=0.05, show_default=True),
+    click.option('--val_images', help=f'Measure on at most this many images  {fit.BY_PRESET}', metavar='INT',
+                 type=fit.POSITIVE),
+]
+NETWORK = [
+    click.option('--preset', help='What to train; other options override it', type=click.Choice([*PRESETS]),
+                 default='cifar10-demo', show_default=True),
+    click.option('--width', help=f'Channels of the first level (adm); a multiple of 64  {fit.BY_PRESET}', metavar='INT',
+                 type=click.IntRange(min=64)),
+    click.option('--depth', help=f'Residual blocks per level (adm)  {fit.BY_PRESET}', metavar='INT', type=fit.POSITIVE),
+    click.option('--attention', help=f'Resolutions with attention (adm)  {fit.BY_PRESET}', metavar='LIST', type=str),
+    click.option('--classes', help=f'Size of the last layer; 0 = as many as --data has  {fit.BY_PRESET}', metavar='INT',
+                 type=click.IntRange(min=0)),
+    click.option('--time', 'time_convention', help='Time fed to the adm network; auto: cosine at 64x64, else linear',
+                 type=click.Choice(['auto', 'linear', 'cosine']), default='auto', show_default=True),
+]
+TRAINING = [
+    click.option('--kimg', help=f'Length of the training in thousands of images  {fit.BY_PRESET}', metavar='KIMG',
+                 type=FloatRange(min=0, min_open=True)),
+    click.option('--lr', help=f'Largest learning rate  {fit.BY_PRESET}', metavar='FLOAT', type=FloatRange(min=0)),
+    click.option('--schedule', help=f'Learning rate over time  {fit.BY_PRESET}',
+                 type=click.Choice(['constant', 'cosine', 'one-cycle'])),
+    click.option('--weight_decay', help=f'Weight decay (AdamW; SGD for features)  {fit.BY_PRESET}', metavar='FLOAT',
+                 type=FloatRange(min=0)),
+    click.option('--ema_kimg', help=f'Half-life of the weight average; 0 = none  {fit.BY_PRESET}', metavar='KIMG',
+                 type=FloatRange(min=0)),
+    click.option('--shift', help=f'Move images by up to this many pixels  {fit.BY_PRESET}', metavar='INT',
+                 type=click.IntRange(min=0)),
+    click.option('--xflip', help='Mirror half of the images', metavar='BOOL', type=bool, default=True,
+                 show_default=True),
+]
 
 
-@click.command()
-@click.option('--outdir',        help='Folder of the run', metavar='DIR', type=str, required=True)
-@click.option('--data',          help='Labelled training images', metavar='ZIP|DIR|NPZ', type=str, required=True)
-@click.option('--test_data',     help='Labelled images to measure on; without it a part of --data is held out',
-              metavar='ZIP|DIR|NPZ', type=str)
-@click.option('--preset',        help='What to train; the options below override it', type=click.Choice([*PRESETS]),
-              default='cifar10-demo', show_default=True)
-# Preset values.
-@click.option('--width',         help='Channels of the first level (adm); a multiple of 64', metavar='INT',
-              type=click.IntRange(min=64))
-@click.option('--depth',         help='Residual blocks per level (adm)', metavar='INT', type=click.IntRange(min=1))
-@click.option('--attention',     help='Resolutions with attention (adm)', metavar='LIST', type=str)
-@click.option('--classes',       help='Size of the last layer; 0 = as many as --data has', metavar='INT',
-              type=click.IntRange(min=0))
-@click.option('--batch_size',    help='Images per step, over all processes', metavar='INT',
-              type=click.IntRange(min=1))
-@click.option('--kimg',          help='Length of the training in thousands of images', metavar='FLOAT',
-              type=FloatRange(min=0, min_open=True))
-@click.option('--lr',            help='Largest learning rate', metavar='FLOAT', type=FloatRange(min=0))
-@click.option('--weight_decay',  help='Weight decay (AdamW; SGD for features)', metavar='FLOAT',
-              type=FloatRange(min=0))
-@click.option('--schedule',      help='Learning rate over time',
-              type=click.Choice(['constant', 'cosine', 'one-cycle']))
-@click.option('--ema_kimg',      help='Half-life of the weight average in thousands of images; 0 = none',
-              metavar='FLOAT', type=FloatRange(min=0))
-@click.option('--shift',         help='Move images by up to so many pixels', metavar='INT', type=click.IntRange(min=0))
-@click.option('--val_images',    help='Measure on at most so many images', metavar='INT', type=click.IntRange(min=1))
-# The same for all presets.
-@click.option('--xflip',         help='Mirror half of the images', metavar='BOOL', type=bool, default=True,
-              show_default=True)
-@click.option('--time', 'time_convention', help='Time fed to the adm network; auto: cosine at 64x64, else linear',
-              type=click.Choice(['auto', 'linear', 'cosine']), default='auto', show_default=True)
-@click.option('--img_resolution', help='Resolution that --data must have; default: any', metavar='INT',
-              type=click.IntRange(min=1))
-@click.option('--val_fraction',  help='Share of --data to hold out, where there is no --test_data', metavar='FLOAT',
-              type=FloatRange(min=0, max=0.9), default=0.05, show_default=True)
-@click.option('--seed',          help='Seed of weights, order and noise', metavar='INT', type=click.IntRange(min=0),
-              default=0, show_default=True)
-# How to run.
-@click.option('--batch_gpu',     help='Images per forward pass of a process (gradient accumulation); the result '
-              'changes by rounding and, for cifar10-features, because its batch norm sees so many  [default: the whole '
-              'share]', metavar='INT', type=click.IntRange(min=1))
-@click.option('--precision',     help='Arithmetic of the network; weights stay float32',
-              type=click.Choice(['auto', 'fp32', 'tf32', 'bf16']), default='auto', show_default=True)
-@click.option('--compile',       help='torch.compile; auto: on GPUs, for runs that are long enough',
-              type=click.Choice(['auto', 'on', 'off']), default='auto', show_default=True)
-@click.option('--max_minutes',   help='Stop after so long; the same command goes on', metavar='FLOAT',
-              type=FloatRange(min=0))
-@click.option('--device',        help='auto, cpu, cuda or cuda:N', metavar='STR', type=str, default='auto',
-              show_default=True)
-@click.option('--overwrite',     help='Replace an earlier run in --outdir', is_flag=True)
-@click.option('-n', '--dry_run', '--dry-run', help='Print the configuration and exit', is_flag=True)
+@click.command(cls=SectionedCommand, sections={
+    'Images and folder': 'outdir', 'Network': 'preset', 'Training': 'kimg', 'Machine': 'device',
+    'Progress and files': 'max_minutes'})
+@options.with_options(DATA, NETWORK, TRAINING, fit.hyperparameters(), fit.machine_options(
+    'the network; weights stay in float32', except_for=' and, for cifar10-features, its batch norm'), fit.PROGRESS)
 @blame_machine('--batch_gpu')
 def main(**opts):
-    """Train a classifier of images, resumable: the same command again goes on where it stopped.
+    """Train a classifier of images; the same command again resumes.
 
     `adm` presets classify noisy images (VP noise) and write classifier.safetensors and classifier.pt, a state
     dict as ADM's and DG's; `features` classifies clean ones and writes features.safetensors.
@@ -102,7 +91,7 @@ def main(**opts):
     Examples:
 
     \b
-    # the extractor of the shipped demo, minutes on a GPU; for an hour on 2 CPU cores add --kimg=150 --batch_size=64
+    # the extractor of the shipped demo, minutes on a GPU; for an hour on 2 CPU cores add --kimg=150 --batch=64
     python train_classifier.py --outdir=runs/classifier --data=data/cifar10-train.zip \\
         --test_data=data/cifar10-test.zip
 
@@ -116,187 +105,107 @@ def main(**opts):
         --data=imagenet-32.zip
     """
     started = time.monotonic()
-    dist.init()
+    machine = start(opts['device'], opts['precision'], opts['compile'])
     config = make_config(opts)
-    dist.print0(json.dumps(config, indent=2))
-    if opts['dry_run']:
-        return
-    with blame('--device'):
-        device = select_device(opts['device'])
-        dtype = select_precision(opts['precision'], device)
-    torch.backends.cudnn.benchmark = True
     with blame('--data'):
-        data = _labelled(opts['data'], config['img_resolution'])
+        data = labelled(opts['data'], config['img_resolution'])
     with blame('--test_data'):
-        test = opts['test_data'] and _labelled(opts['test_data'], data.resolution, data.channels, config['val_images'])
-    with blame('--batch_size'):
-        share_of_batch(config['batch_size'])
-    with blame('--val_fraction' if test is None else '--test_data'):
-        (images, labels), held_out = _split(data, test, config)
+        test = opts['test_data'] and labelled(opts['test_data'], data.resolution, data.channels, config['val_images'])
+        if test and test.num_classes > data.num_classes:
+            raise ValueError(f'it has {test.num_classes} classes, --data only {data.num_classes}')
+    with blame('--val_fraction'):
+        images, held_out = (data.images, data.labels), test and (test.images, test.labels)
+        if not test:
+            images, held_out = hold_out(data, config['val_fraction'], config['val_images'], config['seed'])
+    config |= dict(data=data.name, images=len(images[0]), data_sha256=data.digest(), test_sha256=test and test.digest())
+    fit.show_config(config, opts['dry_run'])
     with blame('--classes'):
-        classes = _head_size(config['classes'], data.num_classes)
-    torch.manual_seed(config['seed'])
+        if 0 < config['classes'] < data.num_classes:
+            raise ValueError(f'{config["classes"]}, but the data has {data.num_classes}; use 0 or at least '
+                             f'{data.num_classes}')
+    torch.manual_seed(config['seed'])  # the initial weights
     with blame('--width/--depth/--attention'):
-        trainee = _kind(config)(config, data, classes, device, dtype)
-    outdir = resolve_output(opts['outdir'])
-    nimg = max(round(config['kimg'] * 1000), config['batch_size'])
-    run = TrainRun(
-        outdir=outdir, config=config | _sources(data, test, images), module=trainee.net,
-        batches=BatchLoader(images, labels, config['batch_size'], config['seed'], device), step_loss=trainee.loss,
-        batch_size=config['batch_size'], total_nimg=nimg, tick_nimg=max(nimg // 10, 1), snap_nimg=max(nimg // 5, 1),
-        lr=functools.partial(learning_rate, config, nimg), optimizer=trainee.optimizer, seed=config['seed'],
-        ema=Ema(trainee.net, config['ema_kimg'] * 1000) if config['ema_kimg'] else None,
-        batch_gpu=opts['batch_gpu'], max_grad_norm=trainee.max_grad_norm,
-        on_tick=functools.partial(_measure, trainee, held_out, opts['batch_gpu']),
-        on_snapshot=lambda net, nimg: trainee.save(outdir, net, dict(nimg=nimg, data=data.name)),
-        max_minutes=opts['max_minutes'], started=started, compile=opts['compile'], overwrite=opts['overwrite'],
-        owns=lambda config, name: name in _kind(config).files, desc=f'training {config["preset"]}')
-    try:
-        with blame('--outdir'):
-            result = train(run)
-    except NonFiniteLoss as error:
-        raise click.ClickException(f'--lr: {error}') from None
-    dist.print0(f'{outdir}: {result.nimg / 1000:g} kimg, {result.reason}; {" and ".join(trainee.files)}' +
-                ('' if result.complete else '; the same command resumes'))
-    dist.shutdown()
-    sys.exit(143 if result.reason == 'signal' else 0)
+        build = build_features if config['model'] == 'features' else build_adm
+        parts, save = build(config, data, config['classes'] or data.num_classes, machine)
+    fit.fit(make_run(config, parts, save, images, held_out, resolve_output(opts['outdir']), machine.device,
+                 fit.run_options(opts, started)),
+        summary=lambda result: f'{fit.how_far(result)}; {" and ".join(FILES[config["model"]])}')
 
 
 def make_config(opts: dict) -> dict:
-    """The preset with the given options in place of its own: what decides the result, and nothing else."""
+    """What decides the result, beside the images: the preset with the given options in place of its own."""
     preset = PRESETS[opts['preset']]
     given = [name for name in ('width', 'depth', 'attention') if opts[name] is not None]
     given += ['time'] * (opts['time_convention'] != 'auto')
     if preset['model'] != 'adm' and given:
         raise click.ClickException(f'--{given[0]}: belongs to the adm presets; leave it out')
+    opts = opts | dict(batch_size=opts['batch'])
     config = {name: value if opts.get(name) is None else opts[name] for name, value in preset.items()}
-    same = ('xflip', 'time_convention', 'img_resolution', 'val_fraction', 'seed', 'precision')
-    config |= dict(preset=opts['preset']) | {name: opts[name] for name in same}
+    same = ('preset', 'xflip', 'time_convention', 'img_resolution', 'val_fraction', 'seed', 'precision')
+    config |= {name: opts[name] for name in same}
     if opts['test_data']:
         config['val_fraction'] = 0.0
     return config
 
 
-def learning_rate(config: dict, total_nimg: int, nimg: int) -> float:
-    """Rate at `nimg` images: a short warm-up and a constant or half a cosine, or one cycle up and down."""
-    done = nimg / total_nimg
-    if config['schedule'] == 'one-cycle':
-        return config['lr'] * min((done + 1e-3) / 0.2, (1 - done) / 0.8)
-    warm = min((nimg + config['batch_size']) / min(200 * config['batch_size'], 0.1 * total_nimg), 1.0)
-    return config['lr'] * warm * (1.0 if config['schedule'] == 'constant' else 0.5 + 0.5 * math.cos(math.pi * done))
-
-
-def _kind(config: dict):
-    """The trainee that a config is of."""
-    return FeatureTrainee if config.get('model') == 'features' else AdmTrainee
-
-
-class AdmTrainee:
-    """ADM's classifier at VP noise."""
-
-    files = ('classifier.safetensors', 'classifier.pt')
-    max_grad_norm = 1.0
-
-    def __init__(self, config, data, classes, device, dtype):
-        self.time = config['time_convention']
-        if self.time == 'auto':
-            self.time = time_convention(data.resolution)
-        self.kwargs = dict(
-            image_size=data.resolution, in_channels=data.channels, out_channels=classes,
-            classifier_width=config['width'], classifier_depth=config['depth'],
-            classifier_attention_resolutions=config['attention'])
-        self.net = set_precision(create_classifier(**self.kwargs).to(device), dtype, training=True)
-        self.device, self.sde = device, VPSDE()
-        self.time_map = self.sde.t_cos if self.time == 'cosine' else None
-        self.loss = NoisyClassifierLoss(self.net, self.sde, self.time_map, config['xflip'], config['shift'])
-        self.optimizer = functools.partial(torch.optim.AdamW, lr=0.0, weight_decay=config['weight_decay'], fused=True)
-
-    def measure(self, net, images, labels, batch_gpu) -> dict:
-        accuracies = accuracy_by_noise(net, images, labels, self.sde, self.device, self.time_map, batch_gpu)
-        dist.print0('held-out accuracy: ' + ', '.join(f'{a:.3f} at sigma {s:g}' for s, a in accuracies.items()))
-        return {f'accuracy_sigma_{s:g}': a for s, a in accuracies.items()}
-
-    def save(self, outdir: Path, net, metadata: dict) -> None:
-        k = self.kwargs
-        metadata |= dict(kind='classifier', width=k['classifier_width'], depth=k['classifier_depth'],
-                         channels=k['in_channels'], resolution=k['image_size'], classes=k['out_channels'],
-                         time=self.time)
-        checkpoint.save_network(outdir / self.files[0], net, 'create_classifier', k, metadata)
-        checkpoint.save_state_dict(outdir / self.files[1], net)
-
-
-class FeatureTrainee:
-    """The network behind FD-CIFAR10 on clean images."""
-
-    files = ('features.safetensors',)
-    max_grad_norm = None
-
-    def __init__(self, config, data, classes, device, dtype):
-        self.net = FeatureNet(num_classes=classes, img_channels=data.channels, img_resolution=data.resolution)
-        self.net.to(device)
-        self.device = device
-        self.loss = CleanClassifierLoss(autocast(self.net, device, dtype), config['xflip'], config['shift'])
-        self.optimizer = functools.partial(torch.optim.SGD, lr=0.0, momentum=0.9, nesterov=True,
-                                           weight_decay=config['weight_decay'])
-
-    def measure(self, net, images, labels, batch_gpu) -> dict:
-        held_out_accuracy = accuracy(net, images, labels, self.device, batch_gpu)
-        dist.print0(f'held-out accuracy: {held_out_accuracy:.4f}')
-        return dict(held_out_accuracy=held_out_accuracy)
-
-    def save(self, outdir: Path, net, metadata: dict) -> None:
-        save_feature_net(outdir / self.files[0], net, metadata)
-
-
-def autocast(net, device, dtype):
-    """`net` as a function whose matrix products run in `dtype`."""
-    def call(*args):
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            return net(*args)
-
-    return call
-
-
-def _labelled(path, resolution, channels=None, max_images=None) -> ImageData:
+def labelled(path, resolution, channels=None, max_images=None) -> ImageData:
     data = ImageData(path, max_images, resolution, channels, quiet=dist.get_rank() != 0)
     if data.labels is None:
         raise ValueError(f'{path} has no labels; a zip or folder needs a dataset.json with "labels", an npz `label`')
     return data
 
 
-def _sources(data, test, images) -> dict:
-    """For options.json: other images are another run."""
-    return dict(data=data.name, images=len(images), data_sha256=data.digest(),
-                test_sha256=None if test is None else test.digest())
+def build_adm(config, data, classes, machine):
+    """(what TrainRun needs to know of ADM's classifier at VP noise, a function that writes its files)."""
+    convention, sde = config['time_convention'], VPSDE()
+    if convention == 'auto':
+        convention = time_convention(data.resolution)
+    kwargs = dict(image_size=data.resolution, in_channels=data.channels, out_channels=classes,
+                  classifier_width=config['width'], classifier_depth=config['depth'],
+                  classifier_attention_resolutions=config['attention'])
+    net = set_precision(create_classifier(**kwargs).to(machine.device), machine.dtype, training=True)
+    loss = NoisyClassifierLoss(net, sde, sde.t_cos if convention == 'cosine' else None, config['xflip'],
+                               config['shift'])
+    optimizer = functools.partial(torch.optim.AdamW, lr=0.0, weight_decay=config['weight_decay'], fused=True)
+    described = dict(kind='classifier', width=config['width'], depth=config['depth'], channels=data.channels,
+                     resolution=data.resolution, classes=classes, time=convention)
+
+    def save(outdir, net, metadata):
+        described_file, plain_file = FILES['adm']
+        checkpoint.save_network(outdir / described_file, net, 'create_classifier', kwargs, metadata | described)
+        checkpoint.save_state_dict(outdir / plain_file, net)
+
+    return dict(module=net, step_loss=loss, optimizer=optimizer, max_grad_norm=1.0), save
 
 
-def _head_size(asked: int, found: int) -> int:
-    if asked and asked < found:
-        raise ValueError(f'{asked} classes, but the data has {found}; use 0 or at least {found}')
-    return asked or found
+def build_features(config, data, classes, machine):
+    """(what TrainRun needs to know of the network behind FD-CIFAR10, a function that writes its file)."""
+    net = FeatureNet(num_classes=classes, img_channels=data.channels, img_resolution=data.resolution)
+    net.to(machine.device)
+
+    def forward(x):
+        with torch.autocast(machine.device.type, dtype=machine.dtype, enabled=machine.dtype != torch.float32):
+            return net(x)
+
+    loss = CleanClassifierLoss(forward, config['xflip'], config['shift'])
+    optimizer = functools.partial(torch.optim.SGD, lr=0.0, momentum=0.9, nesterov=True,
+                                  weight_decay=config['weight_decay'])
+    return dict(module=net, step_loss=loss, optimizer=optimizer), lambda outdir, net, metadata: save_feature_net(
+        outdir / FILES['features'][0], net, metadata)
 
 
-def _split(data, test, config):
-    """((training images, labels), (held-out images, labels) or None)."""
-    if test is not None:
-        if test.num_classes > data.num_classes:
-            raise ValueError(f'it has {test.num_classes} classes, --data only {data.num_classes}')
-        return (data.images, data.labels), (test.images, test.labels)
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(config['seed']))
-    split = round(len(data) * config['val_fraction'])
-    if len(data) - split < 1:
-        raise ValueError(f'nothing is left to train on of {len(data)} images')
-    train_rows, rows = order[split:], order[:split][:config['val_images']]
-    held_out = (data.images[rows], data.labels[rows]) if split else None
-    return (data.images[train_rows], data.labels[train_rows]), held_out
-
-
-def _measure(trainee, held_out, batch_gpu, context: TickContext) -> dict:
-    if held_out is None:
-        return {}
-    scores = trainee.measure(context.module, *held_out, batch_gpu)
-    context.memory['scores'] = scores
-    return scores
+def make_run(config, parts, save, images, held_out, outdir, device, how) -> TrainRun:
+    """The training run that `config` describes, on `images` (with their labels)."""
+    batch, nimg = config['batch_size'], max(round(config['kimg'] * 1000), config['batch_size'])
+    return TrainRun(
+        outdir=outdir, config=config, batches=BatchLoader(*images, batch, config['seed'], device), batch_size=batch,
+        total_nimg=nimg, tick_nimg=max(nimg // 10, 1), snap_nimg=max(nimg // 5, 1), seed=config['seed'],
+        lr=learning_rate(config['schedule'], config['lr'], batch, nimg),
+        ema=Ema(parts['module'], config['ema_kimg'] * 1000) if config['ema_kimg'] else None,
+        on_tick=measure_hook(parts['step_loss'], held_out),
+        on_snapshot=lambda net, nimg: save(outdir, net, dict(nimg=nimg, data=config['data'])),
+        owns=lambda config, name: name in FILES.get(config.get('model'), FILES['adm']),
+        desc=f'training {config["preset"]}', **parts, **how)
 
 
 if __name__ == '__main__':

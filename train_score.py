@@ -1,25 +1,24 @@
-"""Train an EDM score network on a zip, a folder or an npz of images."""
+"""Trains an EDM score network on a zip, a folder or an npz of images."""
 
 import functools
 import json
-import sys
 import time
 
 import click
 import torch
 
 import networks
-from commands.machine import blame_machine
+from commands import fit, options
+from commands.machine import blame_machine, start
 from diffusion import losses
-from dnnlib.cli import FloatRange, blame
-from dnnlib.files import resolve_output
+from dnnlib.cli import FloatRange, SectionedCommand, blame
+from dnnlib.download import fetch
+from dnnlib.files import file_digest, resolve_output
 from torch_utils import distributed as dist
-from torch_utils.device import select_device, select_precision
 from training.augment import AugmentPipe
 from training.data import BatchLoader, ImageData
 from training.ema import Ema
-from training.loop import share_of_batch, train
-from training.run import NonFiniteLoss, TrainRun, adam
+from training.run import TrainRun, adam
 from training.score import Snapshots, learning_rate, score_step
 
 # What the presets give is stated in the README, with the commands that measured it.
@@ -36,116 +35,74 @@ PRESETS = {
         ema_kimg=500, ema_rampup=0.05, dropout=0.13, augment=0.12, xflip=False),
 }
 PRECONDITIONS = {'edm': ('EDMPrecond', 'EDMLoss'), 'vp': ('VPPrecond', 'VPLoss'), 've': ('VEPrecond', 'VELoss')}
-
-
-def make_config(preset, data, cond, max_images, seed, precision, channels, blocks, **given) -> dict:
-    """The whole configuration of a run: the preset, and what the options change of it."""
-    config = json.loads(json.dumps(PRESETS[preset]))
-    config.update({name: value for name, value in given.items() if value is not None})
-    network = config['network']
-    network.update(model_type='SongUNet', dropout=config.pop('dropout'),
-                   augment_dim=AugmentPipe.label_dim if config['augment'] > 0 else 0)
-    if channels is not None:
-        network['model_channels'] = channels
-    if blocks is not None:
-        network['num_blocks'] = blocks
-    return config | dict(preset=preset, data=data.name, images=len(data), data_sha256=data.digest(), cond=cond,
-                         seed=seed, precision=precision, max_images=max_images, resolution=data.resolution,
-                         img_channels=data.channels, classes=data.num_classes)
-
-
-def make_network(config, device, dtype):
-    """The network in training, and its loss."""
-    precond, loss = PRECONDITIONS[config['precond']]
-    torch.manual_seed(config['seed'])  # the initial weights
-    kwargs = dict(img_resolution=config['resolution'], img_channels=config['img_channels'], label_dim=config['classes'])
-    net = networks.construct(precond, kwargs | config['network']).to(device)
-    networks.set_precision(net, dtype, training=True)
-    return net, getattr(losses, loss)()
-
-
-def make_run(config, data, outdir, device, dtype, options, started):
-    """The training run that `config` describes."""
-    net, loss = make_network(config, device, dtype)
-    total = config['kimg'] * 1000
-    metadata = {name: config[name] for name in ('preset', 'data', 'images', 'kimg', 'batch', 'seed')}
-    return TrainRun(
-        outdir=outdir, config=config, module=net, seed=config['seed'],
-        batches=BatchLoader(data.images, data.labels, config['batch'], config['seed'], device),
-        step_loss=score_step(net, loss, config['xflip'], AugmentPipe(config['augment']) if config['augment'] else None),
-        batch_size=config['batch'], batch_gpu=options['batch_gpu'], total_nimg=total,
-        lr=learning_rate(config['lr'], config['rampup_kimg'] * 1000, total, config['decay']),
-        optimizer=functools.partial(adam, betas=tuple(config['betas'])),
-        ema=Ema(net, config['ema_kimg'] * 1000, config['ema_rampup']),
-        tick_nimg=options['tick'] * 1000, snap_nimg=options['snap'] * 1000,
-        on_snapshot=Snapshots(outdir, networks.save_network, options['keep'], metadata),
-        state_sec=options['save_minutes'] * 60, max_minutes=options['max_minutes'], started=started,
-        compile=options['compile'], overwrite=options['overwrite'], desc='train_score')
-
-
-POSITIVE = click.IntRange(min=1)
+OF_THE_DATA = ('img_resolution', 'img_channels', 'label_dim')  # arguments of a network that the images decide
+OPTIONS = dict(resolution='--data', img_channels='--data', classes='--cond', model_channels='--channels',
+               num_blocks='--blocks', precond='--precond', augment_dim='--augment')  # what a network has to fit
 FRACTION = FloatRange(min=0, max=1)
-BY_PRESET = '[default: by preset]'
 
 
-@click.command()
-# What to train on what.
-@click.option('--outdir',       help='Folder of the run', metavar='DIR', type=str, required=True)
-@click.option('--data',         help='Training images: EDM-style zip, folder, npz',
-              metavar='ZIP|DIR|NPZ', type=str, required=True)
-@click.option('--preset',       help='Network and hyperparameters to start from',
-              type=click.Choice(list(PRESETS)), default='cifar10-demo', show_default=True)
-@click.option('--cond',         help='Train a class-conditional network',
-              metavar='BOOL', type=bool, default=False, show_default=True)
-@click.option('--max_images',   help='Use a subset of so many images', metavar='INT', type=POSITIVE)
-# Hyperparameters.
-@click.option('--precond',      help=f'Preconditioning and loss  {BY_PRESET}', type=click.Choice(list(PRECONDITIONS)))
-@click.option('--channels',     help=f'Channels of the first level  {BY_PRESET}',
-              metavar='INT', type=click.IntRange(min=8))
-@click.option('--blocks',       help=f'Residual blocks per level  {BY_PRESET}', metavar='INT', type=POSITIVE)
-@click.option('--kimg',         help=f'Thousands of images to train on  {BY_PRESET}', metavar='KIMG', type=POSITIVE)
-@click.option('--batch',        help=f'Images per step, over all processes  {BY_PRESET}',
-              metavar='INT', type=POSITIVE)
-@click.option('--lr',           help=f'Learning rate  {BY_PRESET}',
-              metavar='FLOAT', type=FloatRange(min=0, min_open=True))
-@click.option('--decay',        help=f'Last part of the run in which the learning rate falls to 0  {BY_PRESET}',
-              metavar='FLOAT', type=FRACTION)
-@click.option('--ema', 'ema_kimg', help=f'Half-life of the weight average  {BY_PRESET}',
-              metavar='KIMG', type=FloatRange(min=0))
-@click.option('--dropout',      help=f'Dropout probability  {BY_PRESET}', metavar='FLOAT', type=FRACTION)
-@click.option('--augment',      help=f'Probability of each augmentation, 0 for none  {BY_PRESET}',
-              metavar='FLOAT', type=FRACTION)
-@click.option('--xflip',        help=f'Mirror half of the images  {BY_PRESET}', metavar='BOOL', type=bool)
-@click.option('--seed',         help='Seed of weights, data order and noise',
-              metavar='INT', type=click.IntRange(min=0), default=0, show_default=True)
-# Machine.
-@click.option('--device',       help='auto, cpu, cuda or cuda:0',
-              metavar='STR', type=str, default='auto', show_default=True)
-@click.option('--precision',    help='Arithmetic of the U-Net; weights stay in float32',
-              type=click.Choice(['auto', 'fp32', 'tf32', 'bf16']), default='auto', show_default=True)
-@click.option('--compile',      help='torch.compile; auto: on GPUs, for runs that are long enough',
-              type=click.Choice(['auto', 'on', 'off']), default='auto', show_default=True)
-@click.option('--batch_gpu',    help='Images per forward pass; less memory, and the same result but for rounding '
-              "and, with --dropout, its masks, which follow from how a batch is divided  [default: the whole share]",
-              metavar='INT', type=POSITIVE)
-# Progress and files.
-@click.option('--max_minutes',  help='Stop in good order after so long; the same command resumes',
-              metavar='FLOAT', type=FloatRange(min=0, min_open=True))
-@click.option('--tick',         help='Interval of progress lines',
-              metavar='KIMG', type=POSITIVE, default=10, show_default=True)
-@click.option('--snap',         help='Interval of network files',
-              metavar='KIMG', type=POSITIVE, default=100, show_default=True)
-@click.option('--keep',         help='Keep network files at multiples of this, 0: the newest alone',
-              metavar='KIMG', type=click.IntRange(min=0), default=0, show_default=True)
-@click.option('--save_minutes', help='Interval of the training state',
-              metavar='FLOAT', type=FloatRange(min=0), default=5, show_default=True)
-@click.option('--overwrite',    help='Start anew in a folder that holds another run', is_flag=True)
-@click.option('-n', '--dry_run', '--dry-run', help='Print the configuration and exit', is_flag=True)
+def refuse_resume(context, parameter, value):
+    if value is not None:
+        raise click.ClickException('--resume: a training state of EDM holds code, which is never run here; name the '
+                                   'network-snapshot-*.pkl beside it by --transfer (the same command resumes a run)')
+
+
+DATA = [
+    click.option('--outdir', help='Folder of the run', metavar='DIR', type=str, required=True),
+    click.option('--data', help='Training images: EDM-style zip, folder, npz', metavar='ZIP|DIR|NPZ', type=str,
+                 required=True),
+    click.option('--cond', help='Train a class-conditional network', metavar='BOOL', type=bool, default=False,
+                 show_default=True),
+    click.option('--max_images', help='Use a subset of this many images', metavar='INT', type=fit.POSITIVE),
+]
+NETWORK = [
+    click.option('--preset', help='Network and hyperparameters to start from', type=click.Choice(list(PRESETS)),
+                 default='cifar10-demo', show_default=True),
+    click.option('--transfer', help='Start from the weights and the architecture of this score network',
+                 metavar='PATH|URL', type=str),
+    click.option('--resume', hidden=True, type=str, callback=refuse_resume, expose_value=False),
+    click.option('--precond', help=f'Preconditioning and loss  {fit.BY_PRESET}',
+                 type=click.Choice(list(PRECONDITIONS))),
+    click.option('--channels', help=f'Channels of the first level  {fit.BY_PRESET}', metavar='INT',
+                 type=click.IntRange(min=8)),
+    click.option('--blocks', help=f'Residual blocks per level  {fit.BY_PRESET}', metavar='INT', type=fit.POSITIVE),
+    click.option('--dropout', help=f'Dropout probability  {fit.BY_PRESET}', metavar='FLOAT', type=FRACTION),
+]
+TRAINING = [
+    click.option('--kimg', help=f'Thousands of images to train on  {fit.BY_PRESET}', metavar='KIMG',
+                 type=fit.POSITIVE),
+    click.option('--lr', help=f'Learning rate  {fit.BY_PRESET}', metavar='FLOAT',
+                 type=FloatRange(min=0, min_open=True)),
+    click.option('--decay', help=f'Last part of the run in which the learning rate falls to 0  {fit.BY_PRESET}',
+                 metavar='FLOAT', type=FRACTION),
+    click.option('--ema', 'ema_kimg', help=f'Half-life of the weight average  {fit.BY_PRESET}', metavar='KIMG',
+                 type=FloatRange(min=0)),
+    click.option('--augment', help=f'Probability of each augmentation, 0 for none  {fit.BY_PRESET}',
+                 metavar='FLOAT', type=FRACTION),
+    click.option('--xflip', help=f'Mirror half of the images  {fit.BY_PRESET}', metavar='BOOL', type=bool),
+]
+FILES = [
+    click.option('--tick', help='Interval of progress lines', metavar='KIMG', type=fit.POSITIVE, default=10,
+                 show_default=True),
+    click.option('--snap', help='Interval of network files', metavar='KIMG', type=fit.POSITIVE, default=100,
+                 show_default=True),
+    click.option('--keep', help='Keep network files at multiples of this; 0: only the newest', metavar='KIMG',
+                 type=click.IntRange(min=0), default=0, show_default=True),
+    click.option('--save_minutes', help='Interval of the training state', metavar='FLOAT', type=FloatRange(min=0),
+                 default=5, show_default=True),
+]
+
+
+@click.command(cls=SectionedCommand, sections={
+    'Images and folder': 'outdir', 'Network': 'preset', 'Training': 'kimg', 'Machine': 'device',
+    'Progress and files': 'tick'})
+@options.with_options(DATA, NETWORK, TRAINING, fit.hyperparameters(), fit.machine_options(
+    'the U-Net; weights stay in float32', except_for=' and, with --dropout, its masks'), FILES, fit.PROGRESS)
 @blame_machine('--batch_gpu')
-def main(outdir, data, preset, cond, max_images, device, precision, dry_run, **options):
+def main(**opts):
     """Train an EDM score network (Karras et al. 2022) that generate.py can sample from.
 
-    The same command run again resumes; other options in the same folder are refused. Writes
+    The same command again resumes; other options in the same folder are refused. Writes
     network-<kimg>.safetensors (averaged weights), stats.jsonl, options.json and training-state.pt.
 
     Examples:
@@ -162,40 +119,94 @@ def main(outdir, data, preset, cond, max_images, device, precision, dry_run, **o
     # The published class-conditional CIFAR-10 configuration on 8 GPUs
     torchrun --standalone --nproc_per_node=8 train_score.py --outdir=runs/edm \\
         --data=data/cifar10-train.zip --preset=cifar10-edm --cond=1
+
+    \b
+    # Fine-tune the network that ships with the repository on other images
+    python train_score.py --outdir=runs/tuned --data=data/my-images-32x32.zip --lr=1e-4 \\
+        --transfer=checkpoints/demo/score.safetensors
     """
     started = time.monotonic()
-    dist.init()
-    outdir = resolve_output(outdir)
-    with blame('--device'):
-        device = select_device(device)
-    with blame('--precision'):
-        dtype = select_precision(precision, device)
+    machine = start(opts['device'], opts['precision'], opts['compile'])
     with blame('--data'):
-        images = ImageData(data, max_images=max_images)
-        if cond and images.labels is None:
-            raise ValueError(f'{data} has no labels; train without --cond, or add labels (see dataset_tool.py)')
-        if not cond:
+        images = ImageData(opts['data'], max_images=opts['max_images'], quiet=dist.get_rank() != 0)
+        if opts['cond'] and images.labels is None:
+            raise ValueError(f'{opts["data"]} has no labels; train without --cond, or add labels (see '
+                             f'dataset_tool.py)')
+        if not opts['cond']:
             images.labels = None
-    hyper = {name: options.pop(name) for name in ('precond', 'channels', 'blocks', 'kimg', 'batch', 'lr', 'decay',
-                                                  'ema_kimg', 'dropout', 'augment', 'xflip', 'seed')}
-    config = make_config(preset, images, cond, max_images, precision=precision, **hyper)
-    dist.print0(json.dumps(config, indent=2))
-    if dry_run:
-        return
-    torch.backends.cudnn.benchmark = True
-    with blame('--batch'):
-        share_of_batch(config['batch'])
+    with blame('--transfer'):
+        with dist.rank0_first():  # it downloads
+            source = opts['transfer'] and networks.load_network(opts['transfer'])
+        config = make_config(opts, images, source)
+    fit.show_config(config, opts['dry_run'])
     with blame('--preset/--channels'):
-        run = make_run(config, images, outdir, device, dtype, options, started)
-    try:
-        with blame('--outdir'):
-            result = train(run)
-    except NonFiniteLoss as error:
-        raise click.ClickException(f'--lr: {error}') from None
-    dist.print0(f'{outdir}: {result.nimg / 1000:g} kimg, {result.reason}' +
-                ('' if result.complete else '; the same command resumes'))
-    dist.shutdown()
-    sys.exit(143 if result.reason == 'signal' else 0)
+        net = make_network(config, machine, source)
+    fit.fit(make_run(config, net, images, resolve_output(opts['outdir']), machine.device, opts['snap'], opts['keep'],
+                     dict(tick_nimg=opts['tick'] * 1000, state_sec=opts['save_minutes'] * 60)
+                     | fit.run_options(opts, started)))
+
+
+def make_config(opts: dict, data: ImageData, source=None) -> dict:
+    """The whole configuration of a run: the preset, what the options change of it, and the network `source` if any.
+
+    Raises ValueError if `source` does not fit the images or the options.
+    """
+    config = json.loads(json.dumps(PRESETS[opts['preset']]))
+    config.update({name: opts[name] for name in config if opts.get(name) is not None})
+    asked = {name: opts[option] for name, option in (('model_channels', 'channels'), ('num_blocks', 'blocks'))
+             if opts[option] is not None}
+    network = config['network'] | dict(model_type='SongUNet') | asked
+    network['augment_dim'] = AugmentPipe.label_dim if config['augment'] > 0 else 0
+    config |= {name: opts[name] for name in ('preset', 'cond', 'seed', 'precision', 'max_images')} | dict(
+        data=data.name, images=len(data), data_sha256=data.digest(), resolution=data.resolution,
+        img_channels=data.channels, classes=data.num_classes)
+    if source is not None:
+        config['precond'], network = _adopt(source, config, asked, opts['precond'])
+        config['transfer_sha256'] = file_digest(fetch(opts['transfer']))
+    return config | dict(network=network | dict(dropout=config.pop('dropout')))
+
+
+def _adopt(source, config: dict, asked: dict, precond: str | None) -> tuple[str, dict]:
+    """(preconditioning, arguments of the U-Net) of the network `source`. Raises ValueError if they are not `asked`."""
+    found = next((name for name, (made_by, _) in PRECONDITIONS.items() if made_by == source.constructor), None)
+    if found is None:
+        raise ValueError(f'{source.constructor} cannot be trained here, only {", ".join(PRECONDITIONS)}')
+    kwargs = {name: value for name, value in source.init_kwargs.items() if name not in OF_THE_DATA}
+    theirs = dict(kwargs, resolution=source.img_resolution, img_channels=source.img_channels,
+                  classes=source.label_dim, precond=found, augment_dim=kwargs.get('augment_dim', 0))
+    wanted = {name: config[name] for name in ('resolution', 'img_channels', 'classes')} | asked
+    wanted |= {} if precond is None else dict(precond=precond)
+    wanted |= dict(augment_dim=AugmentPipe.label_dim) if config['augment'] > 0 else {}
+    differences = [f'{name} {theirs.get(name)}, not {value} ({OPTIONS[name]})' for name, value in wanted.items()
+                   if theirs.get(name) != value]
+    if differences:
+        raise ValueError(f'the network does not fit the other options: it has {"; ".join(differences)}')
+    return found, kwargs
+
+
+def make_network(config: dict, machine, source=None):
+    """The network in training, with the weights of `source` if there is one."""
+    torch.manual_seed(config['seed'])  # the initial weights
+    kwargs = dict(img_resolution=config['resolution'], img_channels=config['img_channels'], label_dim=config['classes'])
+    net = networks.construct(PRECONDITIONS[config['precond']][0], kwargs | config['network'])
+    if source is not None:
+        net.load_state_dict(source.state_dict())
+    return networks.set_precision(net.to(machine.device), machine.dtype, training=True)
+
+
+def make_run(config: dict, net, data: ImageData, outdir, device, snap: int, keep: int, how: dict) -> TrainRun:
+    """The training run that `config` describes; a network file every `snap` kimg, kept every `keep`."""
+    total = config['kimg'] * 1000
+    metadata = {name: config[name] for name in ('preset', 'data', 'images', 'kimg', 'batch', 'seed')}
+    loss = getattr(losses, PRECONDITIONS[config['precond']][1])()
+    return TrainRun(
+        outdir=outdir, config=config, module=net, seed=config['seed'], batch_size=config['batch'], total_nimg=total,
+        batches=BatchLoader(data.images, data.labels, config['batch'], config['seed'], device),
+        step_loss=score_step(net, loss, config['xflip'], AugmentPipe(config['augment']) if config['augment'] else None),
+        lr=learning_rate(config['lr'], config['rampup_kimg'] * 1000, total, config['decay']),
+        optimizer=functools.partial(adam, betas=tuple(config['betas'])),
+        ema=Ema(net, config['ema_kimg'] * 1000, config['ema_rampup']), snap_nimg=snap * 1000,
+        on_snapshot=Snapshots(outdir, networks.save_network, keep, metadata), desc='train_score', **how)
 
 
 if __name__ == '__main__':

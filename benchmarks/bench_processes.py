@@ -12,12 +12,14 @@ import click
 import torch
 
 import networks
-from classifier_lib import load_log_ratio
 from dnnlib import demo
 from generation import run as runner
+from generation.folder import SampleFolder
+from networks.log_ratio import load_log_ratio
 from sampling.diffrs import WARMUP_SEED, calibrate, diffrs_sampler
 from sampling.edm import edm_sampler
-from sampling.inputs import draw_inputs
+from sampling.levels import edm_levels
+from sampling.samples import stream
 from torch_utils import distributed as dist
 
 from .common import machine
@@ -41,7 +43,7 @@ Block = tuple[float, float, int]  # of a rank: when it began and ended (time.mon
               show_default=True)
 @click.option('--steps',        help='Sampling steps', metavar='INT', type=click.IntRange(min=1), default=3,
               show_default=True)
-@click.option('--slowdown',     help='The last rank takes so many times as long, by sleeping', metavar='FLOAT',
+@click.option('--slowdown',     help='The last rank takes this many times as long, by sleeping', metavar='FLOAT',
               type=click.FloatRange(min=1), default=4, show_default=True)
 @click.option('--scaling',      help='Instead: one process with all threads, and several that share them', is_flag=True)
 @click.option('--memory',       help='Instead: memory', is_flag=True)
@@ -88,7 +90,7 @@ def launch(folder: Path, processes: int, threads: int, **work) -> list[list[Bloc
 
 
 def execute(command: list[str], threads: int = 1) -> float:
-    """Run a command with so many threads per process; its largest resident memory in MiB. Its errors are shown."""
+    """Run a command with this many threads per process; its largest resident memory in MiB. Its errors are shown."""
     environment = os.environ | dict(OMP_NUM_THREADS=str(threads), PYTHONPATH=str(ROOT))
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
@@ -121,35 +123,29 @@ def draw(folder: Path, method: str, images: int, batch: int, steps: int, slowdow
     score = Slowed(net, slowdown if dist.get_rank() == dist.get_world_size() - 1 else 1)
     blocks: list[Block] = []
 
-    def sample(seeds, tick):
-        began = time.monotonic()  # of the machine: ranks can be compared
-        rnd, latents, labels = draw_inputs(net, seeds, 'cpu')
-        drawn = edm_sampler(score, latents, labels, randn_like=rnd.randn_like, num_steps=steps)
-        blocks.append((began, time.monotonic(), len(seeds)))
-        return runner.Samples(drawn, labels)
+    options = dict(batch=batch, device='cpu', levels=edm_levels(net, steps))
+    if method == 'diffrs':
+        log_ratio = load_log_ratio(net)
+        calibration = calibrate(net, log_ratio, range(WARMUP_SEED, WARMUP_SEED + 32), levels=options['levels'])
+        draws = stream(diffrs_sampler, score, log_ratio=log_ratio, thresholds=calibration, **options)
+    else:
+        draws = stream(edm_sampler, score, **options)
 
-    def stream(seeds):
-        """Blocks are drawn side by side here: each time that a block's number of samples has ended counts as one."""
-        began, drawn = time.monotonic(), 0
+    def watched(seeds, progress):
+        """Blocks may be drawn side by side: each time that a block's number of samples has ended counts as one."""
+        began, drawn = time.monotonic(), 0  # of the machine: ranks can be compared
         try:
-            for piece in diffrs_sampler(score, log_ratio, seeds, batch_size=batch, num_steps=steps,
-                                        thresholds=calibration):
-                drawn += len(piece.images)
+            for piece in draws(seeds, progress):
+                drawn += len(piece)
                 if drawn >= batch:
                     blocks.append((began, began := time.monotonic(), drawn))
                     drawn = 0
-                yield runner.Samples(piece.images, piece.labels)
-        finally:  # also where another rank was faster
+                yield piece
+        finally:  # also if another rank was faster
             blocks.append((began, time.monotonic(), drawn))
 
-    if method == 'diffrs':
-        log_ratio = load_log_ratio(demo.DEMO_CLASSIFIER, demo.DEMO_DISCRIMINATOR, net, False, 'cpu')
-        calibration = calibrate(net, log_ratio, range(WARMUP_SEED, WARMUP_SEED + 32), num_steps=steps)
     dist.barrier()
-    if method == 'edm':
-        runner.run(sample, range(images), folder / 'samples', batch=batch, options={})
-    else:
-        runner.run_stream(stream, range(images), folder / 'samples', batch=batch, options={})
+    runner.run(watched, SampleFolder(folder / 'samples', range(images), batch, {}))
     (folder / f'rank{dist.get_rank()}.json').write_text(json.dumps(blocks))
     dist.shutdown()
 
@@ -202,7 +198,7 @@ def print_scaling(runs: list[tuple[int, int, list[list[Block]]]]) -> None:
 
 
 def print_memory(folder: Path, lengths) -> None:
-    """A table of the memory of generate.py and fid_npzs.py over runs of so many batches of 256 images."""
+    """A table of the memory of generate.py and fid_npzs.py over runs of these numbers of batches of 256 images."""
     networks.save_network(folder / 'small.safetensors', networks.construct('EDMPrecond', SMALL))
     click.echo('\n| batches | images | their float64 images, MiB | generate.py, MiB | fid_npzs.py, MiB |\n'
                '|---|---|---|---|---|')

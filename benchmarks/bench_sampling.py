@@ -17,6 +17,7 @@ from dnnlib.cli import IntList, blame
 from sampling.diffrs import WARMUP_SEED, Calibration, calibrate, diffrs_sampler
 from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance
+from sampling.levels import edm_levels
 from sampling.padding import Padded
 from torch_utils.compiler import count_flops
 from torch_utils.device import PRECISIONS, select_device, select_precision
@@ -160,7 +161,8 @@ def time_sampler(setup: Setup, title: str, batch: int, work, published, gradient
 
 def guided_sampler(net, log_ratio, device, batch: int, steps: int) -> int:
     """One batch of EDM's sampler with DG's default guidance; the images drawn."""
-    edm_sampler(net, noise(net, batch, device), num_steps=steps, guidance=DiscriminatorGuidance(log_ratio))
+    guided = DiscriminatorGuidance(log_ratio)(net)
+    edm_sampler(guided, noise(net, batch, device), levels=edm_levels(net, steps))
     return batch
 
 
@@ -195,12 +197,12 @@ class RejectionSampler:
     def ours(self, net, log_ratio) -> float:
         """One run; the images it is worth."""
         done, nfe = 0, []
-        results = diffrs_sampler(net, log_ratio, count(), batch_size=self.batch, device=self.setup.device,
+        results = diffrs_sampler(net, count(), log_ratio=log_ratio, batch=self.batch, device=self.setup.device,
                                  rej_percentile=self.setup.percentile, thresholds=self.calibration,
-                                 num_steps=self.setup.steps)
+                                 levels=edm_levels(net, self.setup.steps))
         for result in results:
-            nfe.append(result.nfe)
-            done += len(result.nfe)
+            nfe.append(result.costs['nfe'])
+            done += len(result)
             if done >= self.images:
                 break
         results.close()
@@ -219,7 +221,8 @@ def bench_diffrs(setup: Setup, batch: int, reference: Reference | None) -> None:
     """Diffusion rejection sampling: the warm-up per batch, and the main loop per accepted image."""
     def warm_up(net, log_ratio, batches=1, steps=setup.steps):
         seeds = range(WARMUP_SEED, WARMUP_SEED + batches * batch)
-        return calibrate(net, log_ratio, seeds, batch_size=batch, device=setup.device, num_steps=steps)
+        return calibrate(net, log_ratio, seeds, batch=batch, device=setup.device, levels=edm_levels(net, steps),
+                         progress=lambda images: None)
 
     def published_warm_up():
         return reference.run('warmup', batch=batch, steps=setup.steps)['images']
@@ -265,7 +268,7 @@ def bench_growth(setup: Setup, batches: list[int]) -> None:
     show(f'Score network, forward, batch {batch}, by resolution', jobs)
 
     def draw(steps):
-        edm_sampler(mode.net, noise(mode.net, batch, device), num_steps=steps)
+        edm_sampler(mode.net, noise(mode.net, batch, device), levels=edm_levels(mode.net, steps))
         return batch
 
     show(f'EDM sampler, batch {batch}, by steps', {

@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 import torch
 
-import classifier_lib
 import networks
 from diffusion.losses import EDMLoss
 from diffusion.vpsde import VPSDE
 from dnnlib.cli import IntList, blame
+from networks.classifiers import load_classifier, load_discriminator
 from networks.io import build_network
 from torch_utils.compiler import count_flops
 from torch_utils.device import PRECISIONS, select_device, select_precision
@@ -49,9 +49,8 @@ def make_trainer(what: str, files: dict[str, Path], batch: int, precision: str, 
         targets, loss = None, score_step(net, EDMLoss(), xflip=True)
         options = dict(ema=Ema(net, 500_000), lr=lambda nimg: 1e-3)
     else:
-        extractor = classifier_lib.load_classifier(str(files['classifier']), 32, device, dtype=dtype)
-        net = classifier_lib.load_discriminator(str(files['discriminator']), device, False,
-                                                channel=extractor.feature_channels)
+        extractor = load_classifier(str(files['classifier']), 32, device, dtype=dtype)
+        net = load_discriminator(str(files['discriminator']), device, False, channel=extractor.feature_channels)
         targets = torch.arange(IMAGES)[:, None] % 2
         loss = DiscriminatorLoss(net, functools.partial(extractor, feature=True), VPSDE())
         options = dict(lr=lambda nimg: 3e-4, optimizer=functools.partial(adam, weight_decay=1e-7), frozen=(extractor,))

@@ -13,13 +13,13 @@ import click
 import numpy as np
 import torch
 
+from diffusion.mixtures import GaussianMixture, MixtureNet, exact_log_ratio
 from dnnlib.cli import IntList
-from sampling.diffrs import WARMUP_SEED, calibrate, diffrs_sampler
-from sampling.diffrs_rules import RULES, Rule, Thresholds, thresholds
+from sampling.diffrs import calibrate, diffrs_sampler, warmup_seeds
+from sampling.diffrs_rules import RULES, Rule, Thresholds, make_thresholds
 from sampling.edm import edm_sampler
-from sampling.inputs import draw_inputs
-
-from .mixtures import GaussianMixture, MixtureNet, exact_log_ratio
+from sampling.levels import edm_levels
+from sampling.samples import sample
 
 CORNERS = [[4.0, 0.0], [-2.0, 3.4641], [-2.0, -3.4641]]
 MIXTURES = {  # (wrong model, right mixture)
@@ -42,15 +42,16 @@ def unbiased_energy_distance(x, y):
 
 def variants(calibration, percentile):
     """name -> (rule, thresholds): both rules, and the published one with one part changed at a time."""
-    published = thresholds(calibration, percentile, RULES['published'])
+    published = make_thresholds(calibration, percentile, RULES['published'])
     no_retest = np.full_like(published.after_rewind, -np.inf)
     no_retest[0] = published.after_rewind[0]
     return {
         'published': (RULES['published'], published),
-        '- no clamp at 0': (RULES['published'], thresholds(calibration, percentile, RULES['published'], clamp=False)),
+        '- no clamp at 0': (RULES['published'],
+                            make_thresholds(calibration, percentile, RULES['published'], clamp=False)),
         '- no test after a rewind': (RULES['published'], Thresholds(published.after_step, no_retest)),
         '- new path on rejection': (PATHWISE, published),
-        'exact': (RULES['exact'], thresholds(calibration, percentile, RULES['exact'])),
+        'exact': (RULES['exact'], make_thresholds(calibration, percentile, RULES['exact'])),
         '- gamma for each level': (RULES['exact'], exact_thresholds(calibration, percentile, early=percentile)),
         '- no early tests': (RULES['exact'], exact_thresholds(calibration, percentile, early=None)),
     }
@@ -89,11 +90,10 @@ def main(mixture, n, churn, percentiles, max_iter, only):
     floor = unbiased_energy_distance(data.sample(n, torch.Generator().manual_seed(2)), reference)
     print(f'{mixture}: n = {n}, seeds 0 to {n - 1}, warm-up of 4000 trajectories; S_churn in {churn}')
     for S_churn in churn:
-        schedule = dict(num_steps=STEPS, S_churn=S_churn)
-        rnd, latents, _ = draw_inputs(net, range(n), 'cpu')
-        plain = edm_sampler(net, latents, randn_like=rnd.randn_like, **schedule)
+        levels = edm_levels(net, STEPS, S_churn=S_churn)
+        plain = sample(edm_sampler, net, range(n), batch=n, levels=levels, progress=False).images
         unguided = unbiased_energy_distance(plain, reference)
-        calibration = calibrate(net, log_ratio, range(WARMUP_SEED, WARMUP_SEED + 4000), batch_size=1000, **schedule)
+        calibration = calibrate(net, log_ratio, warmup_seeds(40), batch=1000, levels=levels)
         print(f'S_churn {S_churn}: energy distance of plain EDM {unguided:.4f}, of exact samples {floor:.5f}')
         print('percentile variant                    distance  quick half     NFE  max NFE  capped  shares'
               '               sec')
@@ -105,11 +105,9 @@ def main(mixture, n, churn, percentiles, max_iter, only):
                     print(f'{percentile:10.2f} {name:26s} about {paths:.0f} paths per sample, by the warm-up')
                     continue
                 started = time.time()
-                parts = list(diffrs_sampler(net, log_ratio, range(n), batch_size=1000, rule=rule,
-                                            max_backsteps=STEPS, max_iter=max_iter, thresholds=limits, **schedule))
-                x = torch.cat([part.images for part in parts])
-                nfe = np.concatenate([part.nfe for part in parts])
-                capped = np.mean(np.concatenate([part.cap_hits for part in parts]) > 0)
+                found = sample(diffrs_sampler, net, range(n), batch=1000, log_ratio=log_ratio, thresholds=limits,
+                               rule=rule, max_backsteps=STEPS, max_iter=max_iter, levels=levels, progress=False)
+                x, nfe, capped = found.images, found.costs['nfe'], np.mean(found.costs['cap_hits'] > 0)
                 quick = x[np.argsort(nfe, kind='stable')[:n // 2]]
                 shares = ' '.join(f'{np.mean(data.component(x).numpy() == k):.3f}' for k in range(3))
                 print(f'{percentile:10.2f} {name:26s} {unbiased_energy_distance(x, reference) / unguided:9.4f} '

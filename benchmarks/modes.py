@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
-import classifier_lib
 import networks
-from commands.options import compile_networks
+from commands.machine import Machine, compile_for_sampling
 from dnnlib import demo
 from guided_diffusion import create_classifier
 from torch_utils.checkpoint import save_network
@@ -34,7 +33,7 @@ class Mode:
     precision: str
     dtype: torch.dtype
     net: networks.Precond
-    log_ratio: classifier_lib.LogRatio
+    log_ratio: networks.LogRatio
     net_flops: float  # operations per image of one evaluation, by direct convolutions
     log_ratio_flops: float
 
@@ -85,12 +84,11 @@ def load_modes(files: dict[str, Path], precisions: list[str], compiled: bool, de
     for precision, compiles in [(name, False) for name in precisions] + [(precisions[-1], True)] * compiled:
         dtype = select_precision(precision, device)
         net = networks.load_network(files['score'], device=device, dtype=dtype)
-        log_ratio = classifier_lib.load_log_ratio(files['classifier'], files['discriminator'], net, condition=False,
-                                                  device=device, dtype=dtype)
+        log_ratio = networks.load_log_ratio(net, files['classifier'], files['discriminator'], dtype=dtype)
         flops = [count_flops(functools.partial(call_network, part, net, precision, 1, 1, device))
                  for part in (net, log_ratio)]
         if compiles:  # operations cannot be counted any more
-            compile_networks(dict(compile_mode='on', num_steps=1), net, log_ratio, device, images=1)
+            compile_for_sampling(Machine(device, dtype, precision, compile='on'), net, log_ratio, 1)
         modes[f'{precision} compiled' if compiles else precision] = Mode(precision, dtype, net, log_ratio, *flops)
     return modes
 
@@ -107,7 +105,7 @@ def _noise(shape, device):
 
 @torch.no_grad()
 def call_network(evaluate, net, precision: str, batch: int, calls: int, device) -> int:
-    """Call evaluate(images, sigma) so many times with images of the size of `net`'s; the images it was given."""
+    """Call evaluate(images, sigma) `calls` times with images of the size of `net`'s; the images it was given."""
     select_precision(precision, device)
     x = noise(net, batch, device).to(torch.float64)  # as samplers call it
     sigma = torch.ones([batch], dtype=torch.float64, device=device)

@@ -1,19 +1,25 @@
-"""The command-line options that the sampling scripts share, grouped as their help shows them."""
+"""The options that the sampling scripts share, grouped as their help shows them, and the values that follow."""
 
-import functools
+import inspect
+import re
+from pathlib import Path
 
 import click
-import torch
 
-from dnnlib import demo
+from diffusion.schedules import DISCRETIZATIONS, SCALINGS, SCHEDULES
 from dnnlib.cli import FloatRange, IntList, blame
+from dnnlib.files import resolve_path
 from generation.run import choose_seeds
-from torch_utils import distributed as dist
-from torch_utils.compiler import compiled_or_plain, prepare_compiler, select_compile
-from torch_utils.device import PRECISIONS, select_device, select_precision
+from sampling import SAMPLERS
+from sampling.ablation import SOLVERS
+from sampling.diffrs_rules import RULES
+from sampling.levels import Churn, Levels, edm_levels, listed_levels
+from sampling.multistep import MULTISTEP
+from sampling.particles import RESAMPLING
+from torch_utils.device import PRECISIONS
 
-CLASSIFIER = '/checkpoints/ADM_classifier/32x32_classifier.pt'
-DISCRIMINATOR = '/checkpoints/discriminator/cifar_uncond/discriminator_60.pt'
+from .loading import CLASSIFIER, DISCRIMINATOR
+
 POSITIVE = FloatRange(min=0, min_open=True)
 
 SAMPLES = [
@@ -21,7 +27,7 @@ SAMPLES = [
                  metavar='PATH|URL', type=str),
     click.option('--outdir', help='Where to save the samples', metavar='DIR', type=str, required=True),
     click.option('--seeds', help='One sample per seed, e.g. 1,2,5-10', metavar='LIST', type=IntList()),
-    click.option('--num_samples', help='Instead of --seeds: so many, from --seed on  [default: 50000]', metavar='INT',
+    click.option('--num_samples', help='Instead of --seeds: this many, from --seed on  [default: 50000]', metavar='INT',
                  type=click.IntRange(min=1)),
     click.option('--seed', help='Instead of --seeds: the first one  [default: 0]', metavar='INT',
                  type=click.IntRange(min=0)),
@@ -51,7 +57,58 @@ EDM = [
     click.option('--S_noise', 'S_noise', help='Stoch. noise inflation', metavar='FLOAT', type=FloatRange(min=0),
                  default=1, show_default=True),
 ]
-EDM_NAMES = ('num_steps', 'sigma_min', 'sigma_max', 'rho', 'S_churn', 'S_min', 'S_max', 'S_noise')
+LEVEL_NAMES = ('num_steps', 'sigma_min', 'sigma_max', 'rho', 'S_churn', 'S_min', 'S_max', 'S_noise')
+
+ABLATION = [
+    click.option('--sampler', help='Sampler', type=click.Choice([*SAMPLERS]), default='edm', show_default=True),
+    click.option('--set', 'sampler_options', help="An option of --sampler's own, repeatable", metavar='NAME=VALUE',
+                 type=str, multiple=True),
+    click.option('--solver', help='Ablate ODE solver (euler, heun), or one evaluation per step',
+                 metavar='|'.join((*SOLVERS, *MULTISTEP)), type=click.Choice([*SOLVERS, *MULTISTEP])),
+    click.option('--disc', 'discretization', help='Ablate time step discretization {t_i}',
+                 metavar='|'.join(DISCRETIZATIONS), type=click.Choice(DISCRETIZATIONS)),
+    click.option('--schedule', help='Ablate noise schedule sigma(t)', metavar='|'.join(SCHEDULES),
+                 type=click.Choice(SCHEDULES)),
+    click.option('--scaling', help='Ablate signal scaling s(t)', metavar='|'.join(SCALINGS),
+                 type=click.Choice(SCALINGS)),
+]
+ABLATION_NAMES = ('solver', 'discretization', 'schedule', 'scaling')
+
+COMPOSED = [
+    click.option('--sigmas', help='Noise levels from a file of decreasing numbers, instead of --steps and --sigma_*',
+                 metavar='FILE', type=str),
+    click.option('--restart', '--restart_info', 'restart', help='Where --sampler=restart walks again: steps; '
+                 '[levels,repetitions,t_min,t_max] for each interval, or a name such as cifar10-43 or imagenet64-99 '
+                 '(the evaluations it costs)', metavar='TEXT|NAME', type=str),
+    click.option('--restart_gamma', help='Churn within restarts', metavar='FLOAT', type=FloatRange(min=0),
+                 default=0.05, show_default=True),
+    click.option('--num_particles', help='Samples that a discriminator resamples as a group', metavar='INT',
+                 type=click.IntRange(min=1), default=1, show_default=True),
+    click.option('--method', help='pf: resample; dg: guide; none: neither, for --select  [default: pf if there are '
+                 'particles]', metavar='pf|dg|none', type=click.Choice(['pf', 'dg', 'none'])),
+    click.option('--resample_inds', help='Steps before which to resample; restarts resample at each of them',
+                 metavar='LIST', type=str),
+    click.option('--resampling', type=click.Choice([*RESAMPLING]), default='systematic', show_default=True,
+                 help='How indices are drawn; multinomial: as published'),
+    click.option('--ess', help='Resample a group if its effective sample size is below this part of it '
+                 '[default: always]', metavar='FLOAT', type=FloatRange(0, 1)),
+    click.option('--select', help='Keep the best of each group: one image per seed', is_flag=True),
+]
+
+GUIDES = [
+    click.option('--guiding_network', help='Autoguidance: a weaker score network of the same images',
+                 metavar='PATH|URL', type=str),
+    click.option('--guiding_weight', help='Its weight; 1: none', metavar='FLOAT', type=FloatRange(min=0), default=2.,
+                 show_default=True),
+    click.option('--w', help='Classifier-free guidance: (1 + w) D - w D without label', metavar='FLOAT',
+                 type=FloatRange(min=0), default=0., show_default=True),
+    click.option('--guiding_classifier', help='Classifier guidance: an ADM classifier of noisy images',
+                 metavar='PATH', type=str),
+    click.option('--classifier_weight', help='Its weight', metavar='FLOAT', type=FloatRange(min=0), default=1.,
+                 show_default=True),
+    click.option('--guidance_interval', help='Where these three act: noise levels LOW,HIGH or steps [FIRST, LAST]',
+                 metavar='INTERVAL', type=str),
+]
 
 
 def guidance(first_weight: float) -> list:
@@ -91,6 +148,45 @@ MACHINE = [
 ]
 
 
+
+def _none_if_named(ctx, param, value):
+    """'None', the published default of these options, means that they are not given."""
+    return None if value == 'None' else value
+
+
+REJECTION = [
+    click.option('--rej_percentile', help='Percentile gamma of the warm-up that sets the thresholds', metavar='FLOAT',
+                 type=FloatRange(0, 1), default=0., show_default=True),
+    click.option('--rule', help='published: test, rewind, test again; exact: one draw for a whole path, see '
+                 'docs/equations.md', type=click.Choice([*RULES]), default='published', show_default=True),
+    click.option('--backsteps', help='Steps back after a rejection; 0: test only the prior', metavar='INT',
+                 type=click.IntRange(min=0), default=1, show_default=True),
+    click.option('--min_backsteps', help='Test only states after more than this many steps', metavar='INT',
+                 type=click.IntRange(min=0), default=0, show_default=True),
+    click.option('--max_backsteps', help='Test only states after at most this many steps', metavar='INT',
+                 type=click.IntRange(min=1), default=18, show_default=True),
+    click.option('--iter_warmup', help='Rounds of the warm-up, of 100 trajectories each', metavar='INT',
+                 type=click.IntRange(min=1), default=10, show_default=True),
+    click.option('--max_iter', help='A sample that needs more evaluations starts again', metavar='INT',
+                 type=click.IntRange(min=0), default=999999, show_default=True),
+    click.option('--no_zero', help='1: thresholds below 0 stay as they are', metavar='INT',
+                 type=click.IntRange(0, 1), default=0, show_default=True),
+    click.option('--thresholds', help='Reuse the warm-up of another run  [default: the one in --outdir, if any]',
+                 metavar='JSON', type=str),
+    click.option('--adaptive_pickle', help='Reuse a published warm-up: log-ratios', metavar='PATH', type=str,
+                 callback=_none_if_named),
+    click.option('--adaptive_pickle2', help='Reuse a published warm-up: increments', metavar='PATH', type=str,
+                 callback=_none_if_named),
+    click.option('--mode', help='Accepted from published commands; the report is always written',
+                 type=click.Choice(['default', 'debug']), default='default', show_default=True),
+]
+RULE_NAMES = ('rej_percentile', 'backsteps', 'min_backsteps', 'max_backsteps', 'iter_warmup', 'max_iter', 'no_zero',
+              'rule')
+
+
+DG_NAMES = ('dg_weight_1st_order', 'dg_weight_2nd_order', 'time_min', 'time_max')
+
+
 def with_options(*groups):
     """A decorator that gives a function all options of `groups`, in this order."""
     def decorate(function):
@@ -100,48 +196,56 @@ def with_options(*groups):
     return decorate
 
 
-def start(opts: dict):
-    """Join the process group; (seeds, device, dtype of the networks' bodies) as the options ask for."""
-    dist.init()
+def seeds_of(opts: dict):
+    """The seeds that --seeds, or --num_samples and --seed, name."""
     with blame('--seeds'):
-        seeds = choose_seeds(opts['seeds'], opts['num_samples'], opts['seed'])
+        return choose_seeds(opts['seeds'], opts['num_samples'], opts['seed'])
+
+
+def levels_of(opts: dict, net) -> Levels:
+    """The noise levels that the options ask for, as far as the network knows them."""
     if opts['S_churn'] and opts['S_min'] > opts['S_max']:
         raise click.ClickException(f'--S_min: {opts["S_min"]:g} is above --S_max, so that --S_churn would never act')
-    with blame('--device'):
-        device = select_device(opts['device'])
-    with blame('--precision'):
-        dtype = select_precision(opts['precision'], device)
-        first = dist.broadcast_object(str(dtype))
-        if first != str(dtype):  # ranks on unlike machines
-            raise ValueError(f'{opts["precision"]} is {dtype} here and {first} in the first process; name one')
-    return seeds, device, dtype
+    if opts.get('sigmas'):
+        with blame('--sigmas'):
+            churn = Churn(*(opts[name] for name in ('S_churn', 'S_min', 'S_max', 'S_noise')))
+            return listed_levels(net, read_numbers(resolve_path(opts['sigmas'])), churn)
+    with blame('--sigma_min, --sigma_max, --rho'):
+        return edm_levels(net, **{name: opts[name] for name in LEVEL_NAMES},
+                          discretization=opts.get('discretization') or 'edm')
 
 
-def discriminator_files(opts: dict):
-    """(classifier, discriminator): as given, the demo's for the demo network, else DG's default places."""
-    places = (demo.DEMO_CLASSIFIER, demo.DEMO_DISCRIMINATOR) if opts['network'] is None else (CLASSIFIER, DISCRIMINATOR)
-    return opts['pretrained_classifier_ckpt'] or places[0], opts['discriminator_ckpt'] or places[1]
+def read_numbers(path) -> list[float]:
+    """The numbers of a text file, separated by blanks, commas or brackets. Raises ValueError or OSError."""
+    return [float(word) for word in re.split(r'[\s,;\[\]()]+', Path(path).read_text()) if word]
 
 
-def compile_networks(opts: dict, net, log_ratio, device, images: int) -> bool:
-    """Compile where that pays for a run of so many images; whether it does, alike on all ranks.
+def given(opts: dict, *names: str) -> dict:
+    """The options of these names that have a value, as options.json records them."""
+    return {name: opts[name] for name in names if opts[name] is not None}
 
-    On CUDA that is the score network and the log-ratio (or None), on a CPU the score network alone: there the log-ratio
-    gets no faster (benchmarks/README.md). The number of ranks plays no part, so that others can resume the run.
-    """
-    def evaluate():
-        x = torch.zeros([1, net.img_channels, net.img_resolution, net.img_resolution], device=device)
-        net(x, torch.ones([1], device=device))
 
-    mode = opts['compile_mode']
-    evaluations = opts['num_steps'] if opts.get('solver') == 'euler' else 2 * opts['num_steps'] - 1
-    if not dist.broadcast_object(select_compile(mode, device, evaluate, images * evaluations)):
-        return False
-    dist.print0('The first batch compiles the networks, which takes one to two and a half minutes')
-    prepare_compiler(reproducible=device.type == 'cuda')
-    choose = functools.partial(compiled_or_plain, mode)
-    net.compile(dynamic=False)
-    net._compiled_call_impl = choose(net._compiled_call_impl, net._call_impl)
-    if log_ratio is not None and device.type == 'cuda':
-        log_ratio.compile(choose)
-    return True
+def sampler_options(sampler, pairs) -> dict:
+    """The options NAME=VALUE of a sampler's own; values become the type of the option's default."""
+    known = {name: parameter.default for name, parameter in inspect.signature(sampler).parameters.items()
+             if parameter.kind is parameter.KEYWORD_ONLY
+             and name not in ('levels', 'restarts', 'randn_like', 'callback')}
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition('=')
+        if not equals or name not in known:
+            raise click.ClickException(f'--set: {pair!r} is not NAME=VALUE with a NAME that this sampler has '
+                                       f'({", ".join(known) or "it has none"})')
+        try:
+            kind = type(known[name])
+            found[name] = {'1': True, '0': False}[value] if kind is bool else kind(value)
+        except (KeyError, TypeError, ValueError):
+            raise click.ClickException(f'--set: {value!r} is not a value for {name}, whose default is '
+                                       f'{known[name]!r}') from None
+    return found
+
+
+def record_of_sampler(opts: dict) -> dict:
+    """What options.json says of --sampler and --set; nothing for EDM's, so that older folders can be finished."""
+    sampler = {} if opts['sampler'] == 'edm' else dict(sampler=opts['sampler'])
+    return sampler | (dict(sampler_options=sorted(opts['sampler_options'])) if opts['sampler_options'] else {})

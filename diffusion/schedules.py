@@ -1,4 +1,4 @@
-"""Grids of noise levels and the time schedules of Karras et al. 2022 (EDM), in float64 on the host."""
+"""The noise levels and time schedules of Karras et al. 2022 (EDM), in float64 on the host."""
 
 import math
 from collections.abc import Callable
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 import torch
 
-EPSILON_S = 1e-3  # smallest time of the VP grid
+EPSILON_S = 1e-3  # smallest time of the VP discretization
 VP_BETA_D, VP_BETA_MIN = 19.9, 0.1  # Song et al. 2021
 IDDPM_M, IDDPM_C1, IDDPM_C2 = 1000, 0.001, 0.008  # Nichol and Dhariwal 2021
 
-GRIDS = ('vp', 've', 'iddpm', 'edm')
+DISCRETIZATIONS = ('vp', 've', 'iddpm', 'edm')
 SCHEDULES = ('vp', 've', 'linear')
 SCALINGS = ('vp', 'none')
 
 
 def clamp_range(net, sigma_min: float, sigma_max: float) -> tuple[float, float]:
-    """The part of [sigma_min, sigma_max] that the network supports. Raises ValueError where nothing is left."""
+    """The part of [sigma_min, sigma_max] that the network supports. Raises ValueError if nothing is left."""
     low, high = max(float(sigma_min), float(net.sigma_min)), min(float(sigma_max), float(net.sigma_max))
     if not 0 < low <= high < math.inf:
         raise ValueError(f'no noise level is left between sigma_min {sigma_min:g} and sigma_max {sigma_max:g}: '
@@ -31,17 +31,16 @@ def _fractions(num_steps: int) -> torch.Tensor:
     return torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
 
 
-def edm_steps(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80, rho: float = 7,
-              device: torch.device | str = 'cpu') -> torch.Tensor:
-    """EDM's grid [num_steps], from sigma_max down to sigma_min, without the final 0 (Karras et al. 2022, eq. 5).
+def edm_steps(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80, rho: float = 7) -> torch.Tensor:
+    """EDM's levels [num_steps], from sigma_max down to sigma_min, without the final 0 (Karras et al. 2022, eq. 5).
 
-    Raises ValueError where rho is too small for float64.
+    Raises ValueError if rho is too small for float64.
     """
     try:
         top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     except OverflowError:
         raise ValueError(f'{rho:g} is too small for rho; EDM uses 7') from None
-    return (top + _fractions(num_steps) * (bottom - top)).pow(rho).to(device)
+    return (top + _fractions(num_steps) * (bottom - top)).pow(rho)
 
 
 def vp_sigma(t: torch.Tensor, beta_d: float = VP_BETA_D, beta_min: float = VP_BETA_MIN) -> torch.Tensor:
@@ -56,14 +55,13 @@ def vp_betas(sigma_min: float, sigma_max: float) -> tuple[float, float]:
     return beta_d, high - 0.5 * beta_d
 
 
-def default_range(grid: str) -> tuple[float, float]:
-    """The (sigma_min, sigma_max) that the original works used with their grid (Karras et al. 2022, table 1)."""
-    if grid == 'vp':
+def default_range(discretization: str) -> tuple[float, float]:
+    """The (sigma_min, sigma_max) that the original works used (Karras et al. 2022, table 1)."""
+    if discretization == 'vp':
         low, high = vp_sigma(torch.tensor([EPSILON_S, 1.0], dtype=torch.float64)).tolist()
         return low, high
-    if grid not in GRIDS:
-        raise ValueError(f'{grid!r} is not a grid; use one of {", ".join(GRIDS)}')
-    return {'ve': (0.02, 100.0), 'iddpm': (0.002, 81.0), 'edm': (0.002, 80.0)}[grid]
+    _check(discretization)
+    return {'ve': (0.02, 100.0), 'iddpm': (0.002, 81.0), 'edm': (0.002, 80.0)}[discretization]
 
 
 def _iddpm_steps(num_steps: int, sigma_min: float, sigma_max: float) -> torch.Tensor:
@@ -80,17 +78,22 @@ def _iddpm_steps(num_steps: int, sigma_min: float, sigma_max: float) -> torch.Te
     return u[((len(u) - 1) * _fractions(num_steps)).round().to(torch.int64)]
 
 
-def grid_steps(grid: str, num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7) -> torch.Tensor:
-    """Decreasing noise levels [num_steps] on one of `GRIDS` (Karras et al. 2022, table 1, "time steps")."""
-    if grid == 'edm':
+def sigma_steps(discretization: str, num_steps: int, sigma_min: float, sigma_max: float,
+                rho: float = 7) -> torch.Tensor:
+    """Decreasing noise levels [num_steps] by one of `DISCRETIZATIONS` (Karras et al. 2022, table 1, "time steps")."""
+    _check(discretization)
+    if discretization == 'edm':
         return edm_steps(num_steps, sigma_min, sigma_max, rho)
-    if grid == 've':
+    if discretization == 've':
         return sigma_max * (sigma_min / sigma_max) ** _fractions(num_steps)
-    if grid == 'vp':
+    if discretization == 'vp':
         return vp_sigma(1 + _fractions(num_steps) * (EPSILON_S - 1), *vp_betas(sigma_min, sigma_max))
-    if grid == 'iddpm':
-        return _iddpm_steps(num_steps, sigma_min, sigma_max)
-    raise ValueError(f'{grid!r} is not a grid; use one of {", ".join(GRIDS)}')
+    return _iddpm_steps(num_steps, sigma_min, sigma_max)
+
+
+def _check(discretization: str) -> None:
+    if discretization not in DISCRETIZATIONS:
+        raise ValueError(f'{discretization!r} is not a discretization; use one of {", ".join(DISCRETIZATIONS)}')
 
 
 @dataclass(frozen=True)

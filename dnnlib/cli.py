@@ -1,11 +1,13 @@
-"""What every command-line script shares: one-line errors and lists of integers."""
+"""What every command-line script shares: one-line errors and types of options."""
 
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import click
+
+from .int_lists import parse_int_list
 
 
 @contextlib.contextmanager
@@ -16,23 +18,6 @@ def blame(option: str) -> Iterator[None]:
     except (ValueError, OSError) as error:
         message = ' '.join(str(error).split()) or type(error).__name__
         raise click.ClickException(f'{option}: {message}') from error
-
-
-def parse_int_list(text: str | Sequence[int]) -> Sequence[int]:
-    """'1,2,5-10' -> [1, 2, 5, 6, 7, 8, 9, 10] (EDM's syntax for seeds); one range stays one. Raises ValueError."""
-    if not isinstance(text, str):
-        return text
-    ranges = []
-    for part in text.split(','):
-        match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
-        if match is None:
-            raise ValueError(f'{part!r} is neither a number nor a range such as 0-63')
-        first = int(match[1])
-        last = int(match[2]) if match[2] else first
-        if last < first:
-            raise ValueError(f'the range {part.strip()} runs backwards')
-        ranges.append(range(first, last + 1))
-    return ranges[0] if len(ranges) == 1 else [number for numbers in ranges for number in numbers]
 
 
 class IntList(click.ParamType):

@@ -33,10 +33,10 @@ def is_url(path) -> bool:
 
 
 def fetch(url, sha256: str | None = None, quiet: bool = False) -> Path:
-    """The local file behind `url`: downloaded once into the cache; a path is resolved and given back.
+    """The local file behind `url`, downloaded once into the cache; a path is only resolved.
 
     A file that is cut short, or whose SHA-256 is not `sha256` (hexadecimal), never gets its name in the cache.
-    Raises ValueError for a wrong checksum and for a file without end, OSError where the file cannot be had.
+    Raises ValueError for a wrong checksum and for a file without end, OSError if the file cannot be had.
     """
     if not is_url(url):
         return resolve_path(url)

@@ -1,21 +1,20 @@
-"""Paths as users write them, files that are whole or absent, and folders that belong to one run."""
+"""Paths as users write them, files that are whole or absent, and their digests."""
 
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import secrets
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-# What reading a damaged npz, zip or image raises: PIL SyntaxError, zipfile RuntimeError for a flag of encryption.
+# Errors that reading a damaged npz, zip or image raises: SyntaxError by PIL, RuntimeError by zipfile (encrypted).
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, SyntaxError)
-# Why a file cannot be written, and what helps; whatever raises one of these, the place is at fault.
+# Reasons why a file cannot be written, and what helps; with each of them the place is at fault.
 REMEDIES = {
     errno.ENOSPC: 'make room, then run the same command again',
     errno.EDQUOT: 'make room, then run the same command again',
@@ -24,14 +23,12 @@ REMEDIES = {
     errno.EACCES: 'name a place that can be written',
     errno.EPERM: 'name a place that can be written',
 }
-LOCK = '.lock'  # in a folder that cannot be locked itself
-_locked: set[Path] = set()  # folders that this process has locked
 
 
 def resolve_path(path: str | os.PathLike) -> Path:
     """The input file or folder that `path` means.
 
-    As given; else, where a path with a leading slash does not exist, relative to the working folder:
+    As given, or, if a path with a leading slash does not exist, relative to the working folder:
     the published commands write `/stats/x.npz` for `./stats/x.npz`.
     """
     given = Path(os.path.expanduser(path))
@@ -42,7 +39,7 @@ def resolve_path(path: str | os.PathLike) -> Path:
 def resolve_output(path: str | os.PathLike) -> Path:
     """The output file or folder that `path` means.
 
-    An absolute path whose top folder does not exist (`/samples/run` where there is no `/samples`)
+    An absolute path whose top folder does not exist (`/samples/run` without a `/samples`)
     means the same below the working folder, so that the published commands read what they wrote.
     """
     given = Path(os.path.expanduser(path))
@@ -63,7 +60,7 @@ def atomic_write(path: str | os.PathLike, flush: bool = True) -> Iterator[Binary
     It is written beside its destination under a temporary name, flushed to disk and renamed;
     after an error the temporary file is removed and an older `path` is left as it was.
     Without `flush` a crash of the machine (not of the program) may leave an incomplete file.
-    Raises OSError with `path` and a remedy where the place is full, read-only or closed to the user.
+    Raises OSError with `path` and a remedy if the place is full, read-only or closed to the user.
     """
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
@@ -90,7 +87,7 @@ def _with_remedy(error: OSError, path: Path) -> OSError:
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Raise OSError where `atomic_write` may not make `path`; for results that take long to come."""
+    """Raise OSError if `atomic_write` could not make `path`; to ask before a long computation."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -122,65 +119,3 @@ def file_sha256(path: str | os.PathLike) -> str:
 def file_digest(path: str | os.PathLike) -> str | None:
     """The beginning of a file's SHA-256, to tell whether a checkpoint changed under its name; None if no file."""
     return file_sha256(path)[:16] if Path(path).is_file() else None
-
-
-@contextlib.contextmanager
-def lock_folder(folder: str | os.PathLike) -> Iterator[bool]:
-    """Keep a second run out of an existing folder while the block runs; gives whether it is locked.
-
-    A process that holds the lock may take it again. It ends with the process that holds it, however that dies.
-    Where the system or the file system knows no locks, nothing is locked: what looks left behind by a run that was
-    killed may then belong to one at work. Raises ValueError where another process holds the lock.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield False
-        return
-    place = Path(folder).resolve()
-    if place in _locked:
-        yield True
-        return
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.callback(os.close, handle := os.open(folder, os.O_RDONLY))
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno != errno.EBADF:
-                    raise
-                # NFS locks files that are open for writing alone.
-                stack.callback(os.close, handle := os.open(place / LOCK, os.O_RDWR | os.O_CREAT))
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _locked.add(place)
-            stack.callback(_locked.discard, place)
-        except BlockingIOError:
-            raise ValueError(f'another run is writing to {folder}; wait for it or use another folder') from None
-        except OSError:
-            pass  # a file system without locks, or without room for one
-        yield place in _locked
-
-
-def read_options(path: Path) -> dict:
-    """The file of a run's options (JSON); {} where there is none that can be read."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, TypeError, ValueError):
-        return {}
-
-
-def check_options(path: Path, options: dict, ignored: Collection[str] = ()) -> None:
-    """Raise ValueError where the file of a run's options (JSON) differs from `options`, but for those `ignored`."""
-    found = read_options(path)
-    if not found:
-        raise ValueError(f'{path} is not readable; use another folder or --overwrite')
-    differences = [f'{name} was {_short(found.get(name))}, now {_short(options.get(name))}' for name in options | found
-                   if name not in ignored and options.get(name) != found.get(name)]
-    if differences:
-        raise ValueError(f'{path.parent} holds a run with other options ({"; ".join(differences[:4])}); '
-                         f'use another folder or --overwrite')
-
-
-def _short(value) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + '...'

@@ -1,4 +1,4 @@
-"""Write docs/<script>-help.txt, the real --help of every script (`make help`; held by tests/test_help.py)."""
+"""Write docs/help/<script>.txt, the real --help of every script (`make help`; held by tests/scripts/test_help.py)."""
 
 import importlib
 import sys
@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ('generate', 'generate_diffrs', 'train', 'train_score', 'train_classifier', 'fid_npzs', 'dataset_tool',
-           'plot')
+SCRIPTS = ('generate', 'generate_diffrs', 'generate_reflected', 'train', 'train_score', 'train_classifier',
+           'train_reflected', 'fid_npzs', 'dataset_tool', 'plot')
 WIDTH = 118
 
 
@@ -27,5 +27,5 @@ def help_text(script: str) -> str:
 
 if __name__ == '__main__':
     for script in SCRIPTS:
-        (ROOT / 'docs' / f'{script}-help.txt').write_text(help_text(script))
-        print(f'docs/{script}-help.txt')
+        (ROOT / 'docs' / 'help' / f'{script}.txt').write_text(help_text(script))
+        print(f'docs/help/{script}.txt')

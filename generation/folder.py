@@ -1,7 +1,7 @@
 """A folder of samples: which files belong to it, which are complete, and what made them (options.json)."""
 
+import contextlib
 import json
-import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,21 +10,26 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from dnnlib.files import DAMAGED, atomic_write, check_options, lock_folder
+from dnnlib.files import DAMAGED, atomic_write
+from dnnlib.int_lists import format_int_list, parse_int_list
+from dnnlib.run_folder import OPTIONS_FILE, REPORT, RunFolder, write_options
 from torch_utils.images import image_grid, is_whole_png, png_bytes
 
-GRIDS = 4  # shards that get a picture
-GRID_IMAGES = 256  # at most, in one picture
+GRIDS = 4  # shards that get a picture of their samples
+GRID_IMAGES = 256  # at most, in one grid
 SAMPLE_FILE = re.compile(r'samples.*\.npz|sample_.*\.png|\d{6,}\.png')
-LEFTOVER = re.compile(r'\.(samples.*\.npz|sample_.*\.png|\d{6,}\.png|(options|thresholds.*)\.json)\..*\.tmp'
-                      r'|thresholds-part-\d+\.json')  # of a run that was killed; sampling begins when the parts are one
-REPORT = 'report'  # entry of options.json: what the run has cost; it decides nothing
-COUNTS = 'counts'  # text of a PNG: what the sample has cost, as JSON
+WARMUP_LEFTOVER = re.compile(r'\.thresholds.*\.json\..*\.tmp|thresholds-part-\d+\.json')  # the parts become one file
+COSTS, LABEL = 'counts', 'label'  # texts of a PNG: what the sample has cost, as JSON; the number of its class
+LABEL_FILE = 'dataset.json'  # the classes of PNG files, as EDM's tools write and read them
+# What an options.json calls a file, and the entry that holds its digest: the same file may have moved.
+MOVABLE = dict(network='network_sha256', pretrained_classifier_ckpt='classifier_sha256',
+               discriminator_ckpt='discriminator_sha256', guiding_network='guiding_network_sha256',
+               guiding_classifier='guiding_classifier_sha256')
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of samples: its place in the run and its seeds, fixed by the list of seeds alone."""
+    """One file of samples: its place in the run and its seeds, fixed by the list of seeds only."""
 
     index: int
     seeds: Sequence[int]
@@ -42,20 +47,11 @@ class Shard:
         return [f'{seed:06d}.png' for seed in self.seeds]
 
 
-def format_int_list(numbers) -> str:
-    """[0, 1, 2, 7] -> '0-2,7'."""
-    if isinstance(numbers, range) and numbers.step == 1 and len(numbers) > 1:
-        return f'{numbers[0]}-{numbers[-1]}'
-    ranges: list[list[int]] = []
-    for number in numbers:
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number, number])
-    return ','.join(str(first) if first == last else f'{first}-{last}' for first, last in ranges)
+def _owns(options: dict, name: str) -> bool:
+    return SAMPLE_FILE.fullmatch(name) is not None or name == LABEL_FILE and options.get('save_type') == 'png'
 
 
-class SampleFolder:
+class SampleFolder(RunFolder):
     """The files of one run in `path`: shards of `batch` seeds each, as 'npz' or one 'png' per seed.
 
     Raises ValueError for repeated seeds.
@@ -68,55 +64,42 @@ class SampleFolder:
             raise ValueError('the list of seeds is empty or has one twice; each seed is one sample')
         if save_type not in ('npz', 'png'):
             raise ValueError(f'{save_type!r} is not a way to save samples; use npz or png')
-        self.path, self.save_type = Path(path), save_type
+        record = options | dict(seeds=format_int_list(seeds), batch=batch, save_type=save_type)
+        super().__init__(path, record, _owns)
+        self.save_type, self.seeds = save_type, seeds
         self.shards = [Shard(i, seeds[first:first + batch])
                        for i, first in enumerate(range(0, len(seeds), batch))]
-        record = options | dict(seeds=format_int_list(seeds), batch=batch, save_type=save_type)
-        self.record = json.loads(json.dumps(record))  # as it will be read back
-
-    def prepare(self, overwrite: bool = False, locked: bool = False) -> None:
-        """Make the folder, or check that it holds this very run; clear it of what a killed run left, where `locked`.
-
-        Raises ValueError or OSError.
-        """
-        self._make()
-        if overwrite:
-            for name in ['options.json', *self._sample_files()]:
-                (self.path / name).unlink(missing_ok=True)
-        self.check()
-        for name in os.listdir(self.path) if locked else ():
-            if LEFTOVER.fullmatch(name):
-                (self.path / name).unlink(missing_ok=True)
-        if not (self.path / 'options.json').exists():
-            _write_json(self.path / 'options.json', self.record)
 
     def check(self, undecided: Collection[str] = ()) -> None:
-        """Raise ValueError where the folder holds anything but this run; the options `undecided` may still differ."""
-        self._check_options(undecided)
-        expected = {'options.json'}
+        """Raise ValueError if the folder holds anything but this run; the options `undecided` may still differ."""
+        super().check(undecided)
+        expected = {LABEL_FILE}
         for shard in self.shards:
             expected.update([shard.name, shard.grid_name] if self.save_type == 'npz' else shard.png_names)
-        foreign = [name for name in self._sample_files() if name not in expected]
+        foreign = [name for name in self.own_files() if name not in expected]
         if foreign:
             raise ValueError(f'{self.path} holds samples of something else ({foreign[0]}, {len(foreign)} in all); '
                              f'use another folder or --overwrite')
 
-    def _make(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise NotADirectoryError(f'{self.path} is a file; name a folder')
-        self.path.mkdir(parents=True, exist_ok=True)
+    def may_differ(self, earlier: dict) -> set[str]:
+        """Where files lie, if their digests are equal; the seeds, if the earlier run is the beginning of this one."""
+        moved = {name for name, digest in MOVABLE.items()
+                 if self.options.get(digest) and self.options[digest] == earlier.get(digest)}
+        return super().may_differ(earlier) | moved | ({'seeds'} if self._continues(earlier.get('seeds')) else set())
 
-    def _sample_files(self) -> list[str]:
-        return sorted(name for name in os.listdir(self.path) if SAMPLE_FILE.fullmatch(name))
+    def _continues(self, earlier) -> bool:
+        """Whether a run of the seeds `earlier` (as options.json has them) is the beginning of this one."""
+        with contextlib.suppress(TypeError, ValueError):
+            earlier = parse_int_list(earlier)
+            beginning = self.seeds[:len(earlier)]
+            if isinstance(earlier, range) and isinstance(beginning, range):
+                return earlier == beginning
+            return list(earlier) == list(beginning)
+        return False
 
-    def _check_options(self, undecided: Collection[str]) -> None:
-        path = self.path / 'options.json'
-        if not path.exists():
-            if self._sample_files():
-                raise ValueError(f'{self.path} holds samples but no options.json that says what made them; '
-                                 f'use another folder or --overwrite')
-            return
-        check_options(path, self.record, {REPORT, *undecided})
+    def is_leftover(self, name: str) -> bool:
+        """Whether a file is half of a result, or a part of a warm-up that is over when sampling begins."""
+        return super().is_leftover(name) or WARMUP_LEFTOVER.fullmatch(name) is not None
 
     def is_complete(self, shard: Shard) -> bool:
         """Whether all files of `shard` exist and can be read to their end."""
@@ -136,51 +119,55 @@ class SampleFolder:
         """The file of `shard` that is written last."""
         return self.path / (shard.name if self.save_type == 'npz' else shard.png_names[-1])
 
-    def write(self, shard: Shard, samples: np.ndarray, labels: np.ndarray | None, extra: dict) -> None:
-        """Write a shard: samples uint8 [n, H, W, C], labels [n, K] or None (npz only), further arrays [n, ...]."""
+    def write(self, shard: Shard, samples: np.ndarray, labels: np.ndarray | None, costs: dict) -> None:
+        """Write a shard: samples uint8 [n, H, W, C], labels [n, K] one-hot or None, costs as arrays [n, ...]."""
         if self.save_type == 'png':
             for row, (name, image) in enumerate(zip(shard.png_names, samples)):
-                counts = json.dumps({key: array[row].tolist() for key, array in extra.items()})
+                texts = {COSTS: json.dumps({key: array[row].tolist() for key, array in costs.items()})} if costs else {}
+                if labels is not None:
+                    texts[LABEL] = str(labels[row].argmax())
                 # Flushing takes ten times as long as writing; a run that resumes reads every picture to its end.
                 with atomic_write(self.path / name, flush=False) as file:
-                    file.write(png_bytes(image, {COUNTS: counts} if extra else None))
+                    file.write(png_bytes(image, texts))
             return
         if shard.index < GRIDS:  # before the shard, so that a whole shard means a whole picture
             with atomic_write(self.path / shard.grid_name) as file:
                 file.write(png_bytes(image_grid(samples[:GRID_IMAGES])))
-        arrays = dict(samples=samples) | ({} if labels is None else dict(label=labels)) | extra
+        arrays = dict(samples=samples) | ({} if labels is None else dict(label=labels)) | costs
         with atomic_write(self.path / shard.name) as file:
             np.savez(file, **arrays)  # compressing saves 3 % of such images and takes twenty times as long
-
-    def lock(self):
-        """As `dnnlib.files.lock_folder`, of a folder that is made first. Raises ValueError or OSError."""
-        self._make()
-        return lock_folder(self.path)
 
 
 def read_report(outdir) -> dict:
     """What the run in `outdir` has cost so far, as `write_report` left it; {} before. Raises ValueError or OSError."""
-    return json.loads((Path(outdir) / 'options.json').read_text()).get(REPORT, {})
+    return json.loads((Path(outdir) / OPTIONS_FILE).read_text()).get(REPORT, {})
 
 
 def write_report(outdir, report: dict) -> None:
     """Put what a run has cost into its options.json."""
-    path = Path(outdir) / 'options.json'
-    _write_json(path, json.loads(path.read_text()) | {REPORT: report})
+    write_options(outdir, json.loads((Path(outdir) / OPTIONS_FILE).read_text()) | {REPORT: report})
 
 
-def read_counts(outdir) -> Iterator[dict[str, np.ndarray]]:
+def read_costs(outdir) -> Iterator[dict[str, np.ndarray]]:
     """What the samples in a folder have cost, file by file: arrays [n, ...] by name, without images and labels."""
     outdir = Path(outdir)
     for path in sorted(outdir.glob('samples_*.npz')):
         with np.load(path, allow_pickle=False) as file:
             yield {name: file[name] for name in file.files if name not in ('samples', 'label')}
+    for _, texts in _png_texts(outdir):
+        yield {name: np.array([value]) for name, value in json.loads(texts.get(COSTS, '{}')).items()}
+
+
+def write_labels(outdir) -> None:
+    """Write the classes of a folder of PNG samples into dataset.json, if each of them has one."""
+    labels = [[path.name, texts.get(LABEL)] for path, texts in _png_texts(Path(outdir))]
+    if labels and all(label is not None for _, label in labels):
+        content = dict(labels=[[name, int(label)] for name, label in labels])
+        with atomic_write(Path(outdir) / LABEL_FILE) as file:
+            file.write((json.dumps(content, indent=1) + '\n').encode())
+
+
+def _png_texts(outdir: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     for path in sorted(path for path in outdir.glob('*.png') if path.stem.isdigit()):
-        with PIL.Image.open(path) as image:
-            counts = json.loads(image.info.get(COUNTS, '{}'))
-        yield {name: np.array([value]) for name, value in counts.items()}
-
-
-def _write_json(path: Path, value) -> None:
-    with atomic_write(path) as file:
-        file.write((json.dumps(value, indent=1) + '\n').encode())
+        with PIL.Image.open(path, formats=['PNG']) as image:
+            yield path, image.info

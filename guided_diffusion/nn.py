@@ -75,10 +75,10 @@ class ResBlock(nn.Module):
     """
 
     def __init__(self, channels: int, emb_channels: int, dropout: float, out_channels: int | None = None,
-                 use_scale_shift_norm: bool = False, up: bool = False, down: bool = False):
+                 use_scale_shift_norm: bool = False, down: bool = False):
         super().__init__()
         out_channels = out_channels or channels
-        self.use_scale_shift_norm, self.up, self.down = use_scale_shift_norm, up, down
+        self.use_scale_shift_norm, self.down = use_scale_shift_norm, down
         self.in_layers = nn.Sequential(GroupNorm32(channels), nn.SiLU(), Conv2d(channels, out_channels, 3, padding=1))
         width = out_channels * (2 if use_scale_shift_norm else 1)
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, width))
@@ -87,8 +87,6 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if out_channels == channels else Conv2d(channels, out_channels, 1)
 
     def _resample(self, x):
-        if self.up:
-            return F.interpolate(x, scale_factor=2, mode='nearest')
         return F.avg_pool2d(x, 2) if self.down else x
 
     def forward(self, x, emb):
@@ -114,17 +112,6 @@ class Downsample(nn.Module):
 
     def forward(self, x):
         return self.op(x)
-
-
-class Upsample(nn.Module):
-    """Double the resolution by repetition, then an optional convolution (key `conv`)."""
-
-    def __init__(self, channels: int, use_conv: bool):
-        super().__init__()
-        self.conv = Conv2d(channels, channels, 3, padding=1) if use_conv else nn.Identity()
-
-    def forward(self, x):
-        return self.conv(F.interpolate(x, scale_factor=2, mode='nearest'))
 
 
 @functools.cache

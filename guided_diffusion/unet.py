@@ -1,4 +1,4 @@
-"""The ADM U-Net and its half that classifies (Dhariwal and Nichol, NeurIPS 2021).
+"""The half of the ADM U-Net that classifies (Dhariwal and Nichol, NeurIPS 2021).
 
 State dicts are interchangeable with openai/guided-diffusion and with DG's classifier and discriminators.
 """
@@ -15,60 +15,12 @@ from .nn import (
     GroupNorm32,
     PointwiseConv1d,
     ResBlock,
-    Upsample,
     timestep_embedding,
     zero_module,
 )
 
 
-class _Encoder(nn.Module):
-    """The descending half that both networks share: `time_embed`, `label_emb`, `input_blocks`, `middle_block`."""
-
-    def __init__(self, in_channels, model_channels, num_res_blocks, attention_resolutions, dropout, channel_mult,
-                 conv_resample, num_classes, num_heads, num_head_channels, use_scale_shift_norm, resblock_updown):
-        super().__init__()
-        self.in_channels, self.model_channels = in_channels, model_channels
-        self.body_dtype = torch.float32
-        emb_channels = 4 * model_channels
-        self.time_embed = nn.Sequential(nn.Linear(model_channels, emb_channels), nn.SiLU(),
-                                        nn.Linear(emb_channels, emb_channels))
-        self.num_classes = num_classes
-        if num_classes:
-            self.label_emb = nn.Embedding(num_classes, emb_channels)
-
-        self._res = dict(emb_channels=emb_channels, dropout=dropout, use_scale_shift_norm=use_scale_shift_norm)
-        self._heads = dict(num_heads=num_heads, num_head_channels=num_head_channels)
-        width = int(channel_mult[0] * model_channels)
-        self.input_blocks = nn.ModuleList([ConditionalSequential(Conv2d(in_channels, width, 3, padding=1))])
-        self.skip_channels, downsampling = [width], 1
-        for level, mult in enumerate(channel_mult):
-            for _ in range(num_res_blocks):
-                layers = [ResBlock(width, out_channels=int(mult * model_channels), **self._res)]
-                width = int(mult * model_channels)
-                if downsampling in attention_resolutions:
-                    layers.append(AttentionBlock(width, **self._heads))
-                self.input_blocks.append(ConditionalSequential(*layers))
-                self.skip_channels.append(width)
-            if level < len(channel_mult) - 1:
-                down = ResBlock(width, down=True, **self._res) if resblock_updown else Downsample(width, conv_resample)
-                self.input_blocks.append(ConditionalSequential(down))
-                self.skip_channels.append(width)
-                downsampling *= 2
-        self.middle_block = ConditionalSequential(
-            ResBlock(width, **self._res), AttentionBlock(width, **self._heads), ResBlock(width, **self._res))
-        self.feature_channels, self.downsampling = width, downsampling
-
-    def embed(self, timesteps, condition=None):
-        """timesteps [N] and labels (index [N] or one-hot [N, K]) -> [N, E], float32."""
-        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels))
-        if self.num_classes:
-            if condition is None:
-                raise ValueError('this network is conditional: it needs class labels')
-            emb = emb + self.label_emb(condition if condition.ndim == 1 else condition.argmax(dim=1))
-        return emb
-
-
-class EncoderUNetModel(_Encoder):
+class EncoderUNetModel(nn.Module):
     """Half a U-Net: a classifier of noisy images, or, on another classifier's features, a discriminator.
 
     Args:
@@ -77,17 +29,41 @@ class EncoderUNetModel(_Encoder):
         model_channels, num_res_blocks, channel_mult: width, depth per level, multiples per level.
         attention_resolutions: down-sampling factors at which blocks attend.
         pool: 'attention' or 'adaptive' (mean) before the last layer.
-        num_classes: condition on so many classes, 0 for none.
+        num_classes: number of classes to condition on, 0 for none.
     """
 
     def __init__(self, image_size, in_channels, model_channels, out_channels, num_res_blocks, attention_resolutions,
                  dropout=0.0, channel_mult=(1, 2, 4, 8), conv_resample=True, num_heads=1, num_head_channels=-1,
                  use_scale_shift_norm=False, resblock_updown=False, pool='adaptive', num_classes=0):
-        super().__init__(in_channels, model_channels, num_res_blocks, attention_resolutions, dropout, channel_mult,
-                         conv_resample, num_classes, num_heads, num_head_channels, use_scale_shift_norm,
-                         resblock_updown)
-        self.image_size, self.out_channels = image_size, out_channels
-        width = self.feature_channels
+        super().__init__()
+        self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
+        self.model_channels, self.num_classes = model_channels, num_classes
+        self.body_dtype = torch.float32
+        emb_channels = 4 * model_channels
+        self.time_embed = nn.Sequential(nn.Linear(model_channels, emb_channels), nn.SiLU(),
+                                        nn.Linear(emb_channels, emb_channels))
+        if num_classes:
+            self.label_emb = nn.Embedding(num_classes, emb_channels)
+
+        res = dict(emb_channels=emb_channels, dropout=dropout, use_scale_shift_norm=use_scale_shift_norm)
+        heads = dict(num_heads=num_heads, num_head_channels=num_head_channels)
+        width = int(channel_mult[0] * model_channels)
+        self.input_blocks = nn.ModuleList([ConditionalSequential(Conv2d(in_channels, width, 3, padding=1))])
+        self.downsampling = 1
+        for level, mult in enumerate(channel_mult):
+            for _ in range(num_res_blocks):
+                layers = [ResBlock(width, out_channels=int(mult * model_channels), **res)]
+                width = int(mult * model_channels)
+                if self.downsampling in attention_resolutions:
+                    layers.append(AttentionBlock(width, **heads))
+                self.input_blocks.append(ConditionalSequential(*layers))
+            if level < len(channel_mult) - 1:
+                down = ResBlock(width, down=True, **res) if resblock_updown else Downsample(width, conv_resample)
+                self.input_blocks.append(ConditionalSequential(down))
+                self.downsampling *= 2
+        self.middle_block = ConditionalSequential(
+            ResBlock(width, **res), AttentionBlock(width, **heads), ResBlock(width, **res))
+        self.feature_channels = width
         if pool == 'attention':
             if num_head_channels == -1:
                 raise ValueError('attention pooling needs num_head_channels')
@@ -97,6 +73,15 @@ class EncoderUNetModel(_Encoder):
         else:
             raise ValueError(f'pool {pool!r} is not one of attention, adaptive')
         self.out = nn.Sequential(GroupNorm32(width), nn.SiLU(), *head)
+
+    def embed(self, timesteps, condition=None):
+        """timesteps [N] and labels (index [N] or one-hot [N, K]) -> [N, E], float32."""
+        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels))
+        if self.num_classes:
+            if condition is None:
+                raise ValueError('this network is conditional: it needs class labels')
+            emb = emb + self.label_emb(condition if condition.ndim == 1 else condition.argmax(dim=1))
+        return emb
 
     def forward(self, x, timesteps, feature=False, sigmoid=False, condition=None):
         """Logits [N, out_channels], their sigmoid, or with `feature` the middle block's output [N, C, H, W].
@@ -113,46 +98,6 @@ class EncoderUNetModel(_Encoder):
             return h.float()
         logits = self.out(h).float()
         return logits.sigmoid() if sigmoid else logits
-
-
-class UNetModel(_Encoder):
-    """The whole ADM U-Net; timesteps as the diffusion process counts them (0 to 1000), index labels."""
-
-    def __init__(self, image_size, in_channels, model_channels, out_channels, num_res_blocks, attention_resolutions,
-                 dropout=0.0, channel_mult=(1, 2, 4, 8), conv_resample=True, num_classes=None, num_heads=1,
-                 num_head_channels=-1, use_scale_shift_norm=False, resblock_updown=False):
-        super().__init__(in_channels, model_channels, num_res_blocks, attention_resolutions, dropout, channel_mult,
-                         conv_resample, num_classes or 0, num_heads, num_head_channels, use_scale_shift_norm,
-                         resblock_updown)
-        self.image_size, self.out_channels = image_size, out_channels
-        skips, width, downsampling = list(self.skip_channels), self.feature_channels, self.downsampling
-        self.output_blocks = nn.ModuleList()
-        for level, mult in reversed(list(enumerate(channel_mult))):
-            for index in range(num_res_blocks + 1):
-                layers = [ResBlock(width + skips.pop(), out_channels=int(mult * model_channels), **self._res)]
-                width = int(mult * model_channels)
-                if downsampling in attention_resolutions:
-                    layers.append(AttentionBlock(width, **self._heads))
-                if level and index == num_res_blocks:
-                    up = ResBlock(width, up=True, **self._res) if resblock_updown else Upsample(width, conv_resample)
-                    layers.append(up)
-                    downsampling //= 2
-                self.output_blocks.append(ConditionalSequential(*layers))
-        self.out = nn.Sequential(GroupNorm32(width), nn.SiLU(),
-                                 zero_module(Conv2d(width, out_channels, 3, padding=1)))
-
-    def forward(self, x, timesteps, y=None):
-        """x [N, C, H, W], timesteps [N], y class index [N] -> [N, out_channels, H, W], float32."""
-        emb = self.embed(timesteps, y)
-        h = x.to(self.body_dtype, memory_format=torch.channels_last)
-        skips = []
-        for block in self.input_blocks:
-            h = block(h, emb)
-            skips.append(h)
-        h = self.middle_block(h, emb)
-        for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), emb)
-        return self.out(h).float()
 
 
 def set_precision(model: nn.Module, dtype: torch.dtype, training: bool = False) -> nn.Module:

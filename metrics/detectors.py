@@ -1,27 +1,24 @@
 """Detectors: networks that turn uint8 images into the features that distances compare."""
 
+import functools
 import hashlib
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from dnnlib import demo
 from dnnlib.download import fetch
-from torch_utils.checkpoint import load_state
 from torch_utils.transfer import upload
 
+from .dinov2 import load_dinov2
 from .feature_net import load_feature_net
-from .inception import InceptionV3
-
-INCEPTION_URL = ('https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/'
-                 'pt_inception-2015-12-05-6726825d.pth')
-INCEPTION_SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
-NVIDIA_URL = 'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt'
-DETECTORS = ('inception', 'nvidia', 'cifar10')
+from .inception import load_inception
+from .nvidia import load_nvidia
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,9 @@ class Detector:
     """A feature network on a device: `detector(images)` with uint8 [N, C, H, W] gives float32 [N, feature_dim].
 
     name: what statistics remember it by; distance: what its Frechet distance may be called;
-    fingerprint: tells versions of a detector's weights apart, empty where they are unknown.
+    fingerprint: tells versions of a detector's weights apart, empty if they are unknown;
+    size: height and width of its images, None if the network resizes them;
+    classify: features [N, feature_dim] -> logits [N, K] for the Inception score, None if the network has no classes.
     """
 
     name: str
@@ -38,87 +37,100 @@ class Detector:
     device: torch.device
     network: Callable[[torch.Tensor], torch.Tensor]
     fingerprint: str = ''
+    size: int | None = None
+    classify: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        if self.size is not None and tuple(images.shape[1:]) != (3, self.size, self.size):
+            raise ValueError(f'the detector {self.name} takes images [N, 3, {self.size}, {self.size}], '
+                             f'not {list(images.shape)}')
         return self.network(upload(images, self.device)).to(torch.float32)
+
+
+class Made(NamedTuple):
+    """A detector's network; see Detector for the fields."""
+
+    network: Callable[[torch.Tensor], torch.Tensor]
+    feature_dim: int
+    fingerprint: str
+    classify: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class DetectorKind:
+    """How a detector is made, and what is known of it before it is.
+
+    make: make(path, device, dtype) -> Made, with weights from `path` (a file or URL) or, for None, from where they are
+    published; `dtype` is that of the network's body. Raises ValueError or OSError.
+    distance, size: see Detector. runs_code: the file of weights is a program.
+    """
+
+    make: Callable[..., Made]
+    distance: str
+    size: int | None = None
+    runs_code: bool = False
+
+
+def make_cifar10(path, device, dtype):
+    """The feature network that ships with this project."""
+    path = fetch(path or demo.DEMO_FEATURES)
+    net = load_feature_net(path)
+    if net.img_channels != 3 or net.img_resolution != 32:
+        raise ValueError(f'{path} is not for 32x32 RGB images')
+    mark = fingerprint(net)  # of the weights as stored, before folding and casting; inference leaves them as they are
+    weight, bias = net.head.weight.clone(), net.head.bias.clone()
+    net = prepare_(net, device, dtype)
+    return Made(lambda images: net(images, features=True), net.feature_dim, mark,
+                lambda features: F.linear(features, weight, bias))
+
+
+def make_inception(path, device, dtype):
+    """Inception-v3 with pytorch-fid's weights, a state dict that is read weights-only."""
+    net = load_inception(path)
+    mark, weight = fingerprint(net), net.fc.weight.clone()  # the published Inception score has no biases
+    return Made(prepare_(net, device, dtype), net.feature_dim, mark, lambda features: F.linear(features, weight))
+
+
+def make_nvidia(path, device, dtype):
+    """NVIDIA's TorchScript Inception-v3."""
+    if dtype != torch.float32:
+        raise ValueError('nvidia brings its own arithmetic; leave out --precision')
+    network, mark = load_nvidia(path, device)
+    return Made(network, 2048, mark)
+
+
+def make_dinov2(path, device, dtype, resize='torch'):
+    """DINOv2 ViT-L/14, a state dict that is read weights-only."""
+    net = load_dinov2(path, resize)
+    mark = fingerprint(net)
+    return Made(net.to(device=device, dtype=dtype), net.feature_dim, mark)
+
+
+DETECTORS = {
+    'inception': DetectorKind(make_inception, 'FID'),
+    'nvidia': DetectorKind(make_nvidia, 'FID', runs_code=True),
+    'cifar10': DetectorKind(make_cifar10, 'FD-CIFAR10', size=32),
+    'dinov2': DetectorKind(make_dinov2, 'FD-DINOv2'),
+    'dinov2-pil': DetectorKind(functools.partial(make_dinov2, resize='pil'), 'FD-DINOv2'),  # as dgm-eval resizes
+}
 
 
 def load_detector(name: str, device='cpu', dtype: torch.dtype = torch.float32, path=None,
                   allow_code: bool = False) -> Detector:
-    """The detector `name`, with weights from `path` (a file or URL) or from where they are published.
+    """The detector `name` of the table, with weights from `path` (a file or URL) or from where they are published.
 
-    inception: Inception-v3 with pytorch-fid's weights (a state dict, read weights-only); FID.
-    nvidia: NVIDIA's TorchScript Inception-v3. Such a file is a program, so `allow_code` must be set; FID.
-    cifar10: the feature network that ships with this project; its distance is FD-CIFAR10, not FID.
-
-    `dtype` is that of the network's body. Raises ValueError or OSError.
+    `dtype` is that of the network's body. A file that is a program needs `allow_code`. Raises ValueError or OSError.
     """
-    device = torch.device(device)
-    if name == 'cifar10':
-        path = fetch(path or demo.DEMO_FEATURES)
-        net = load_feature_net(path)
-        if net.img_channels != 3 or net.img_resolution != 32:
-            raise ValueError(f'{path} is not for 32x32 RGB images')
-        # Of the weights as stored, before folding and casting; inference leaves them as they are.
-        mark = fingerprint(net)
-        net = prepare_(net, device, dtype)
-        return Detector(name, 'FD-CIFAR10', net.feature_dim, device, lambda x: net(x, features=True), mark)
-    if name == 'inception':
-        net = load_inception(path)
-        mark = fingerprint(net)
-        net = prepare_(net, device, dtype)
-        return Detector(name, 'FID', net.feature_dim, device, net, mark)
-    if name == 'nvidia':
-        if dtype != torch.float32:
-            raise ValueError('nvidia brings its own arithmetic; leave out --precision')
-        return Detector(name, 'FID', 2048, device, *_load_nvidia(path, device, allow_code))
-    raise ValueError(f'{name!r} is not a detector; use {", ".join(DETECTORS)}')
-
-
-def load_inception(path=None) -> InceptionV3:
-    """Inception-v3 with the published weights, from `path` or fetched once and checked. Raises ValueError, OSError."""
-    path = fetch(INCEPTION_URL, sha256=INCEPTION_SHA256) if path is None else fetch(path)
-    if path.suffix == '.pkl':
-        raise ValueError(f'{path.name} is a pickle, which would run code; give pt_inception-2015-12-05-6726825d.pth')
-    state = load_state(path)
-    with torch.device('meta'):  # the file brings all values
-        net = InceptionV3()
-    expected = net.state_dict()
-    if not isinstance(state, dict) or not (expected.keys() - _counters(expected)) <= state.keys():
-        raise ValueError(f'{path.name} does not hold the Inception-v3 of pytorch-fid '
-                         '(pt_inception-2015-12-05-6726825d.pth)')
-    # Published before torch counted batches in each normalisation; the counters play no part in inference.
-    state = state | {key: torch.zeros([], dtype=torch.int64) for key in _counters(expected)}
-    try:
-        net.load_state_dict(state, assign=True)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f'{path.name} does not fit Inception-v3: {str(error).splitlines()[-1].strip()}') from None
-    return net.eval().requires_grad_(False)
-
-
-def _counters(state):
-    return {key for key in state if key.endswith('num_batches_tracked')}
-
-
-def _load_nvidia(path, device, allow_code):
-    """NVIDIA's TorchScript detector as a function of uint8 images, which resizes and scales; its fingerprint."""
-    if not allow_code:
-        raise ValueError("NVIDIA's detector is a file that runs as a program; if you trust it, add --allow_code "
+    if name not in DETECTORS:
+        raise ValueError(f'{name!r} is not a detector; use {", ".join(DETECTORS)}')
+    kind, device = DETECTORS[name], torch.device(device)
+    if kind.runs_code and not allow_code:
+        raise ValueError(f'the file of the detector {name} runs as a program; if you trust it, add --allow_code '
                          '(--detector=inception needs no such trust)')
-    path = fetch(path or NVIDIA_URL)
-    if path.suffix == '.pkl':
-        raise ValueError(f'{path.name} is a pickle, which this project never loads; '
-                         f'give the TorchScript file {NVIDIA_URL.rsplit("/", 1)[1]} instead')
-    if not path.is_file():
-        raise FileNotFoundError(f'{path} does not exist')
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # TorchScript is deprecated, but the file exists in no other safe form
-            net = torch.jit.load(str(path), map_location=device).eval()
-    except RuntimeError as error:
-        raise ValueError(f'{path.name} is not a TorchScript file ({str(error).splitlines()[0]})') from None
-    return lambda images: net(images, return_features=True), hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    made = kind.make(path, device, dtype)
+    return Detector(name, kind.distance, made.feature_dim, device, made.network, made.fingerprint, kind.size,
+                    made.classify)
 
 
 def prepare_(net: nn.Module, device, dtype: torch.dtype) -> nn.Module:

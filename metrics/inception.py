@@ -4,6 +4,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dnnlib.download import fetch
+from torch_utils.checkpoint import load_state
+
+URL = ('https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/'
+       'pt_inception-2015-12-05-6726825d.pth')
+SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
+
 
 class ConvNormRelu(nn.Module):
     """relu(batch_norm(conv x)), named as in the published state dict (conv, bn)."""
@@ -191,3 +198,28 @@ class InceptionV3(nn.Module):
         for name in ('5b', '5c', '5d', '6a', '6b', '6c', '6d', '6e', '7a', '7b', '7c'):
             x = getattr(self, f'Mixed_{name}')(x)
         return x.to(torch.float32).mean(dim=[2, 3])  # [N, 2048, 8, 8] -> [N, 2048]
+
+
+def load_inception(path=None) -> InceptionV3:
+    """Inception-v3 with the published weights, from `path` or fetched once and checked. Raises ValueError, OSError."""
+    path = fetch(URL, sha256=SHA256) if path is None else fetch(path)
+    if path.suffix == '.pkl':
+        raise ValueError(f'{path.name} is a pickle, which would run code; give pt_inception-2015-12-05-6726825d.pth')
+    state = load_state(path)
+    with torch.device('meta'):  # the file brings all values
+        net = InceptionV3()
+    expected = net.state_dict()
+    if not isinstance(state, dict) or not (expected.keys() - _counters(expected)) <= state.keys():
+        raise ValueError(f'{path.name} does not hold the Inception-v3 of pytorch-fid '
+                         '(pt_inception-2015-12-05-6726825d.pth)')
+    # Published before torch counted batches in each normalisation; the counters play no part in inference.
+    state = state | {key: torch.zeros([], dtype=torch.int64) for key in _counters(expected)}
+    try:
+        net.load_state_dict(state, assign=True)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f'{path.name} does not fit Inception-v3: {str(error).splitlines()[-1].strip()}') from None
+    return net.eval().requires_grad_(False)
+
+
+def _counters(state):
+    return {key for key in state if key.endswith('num_batches_tracked')}

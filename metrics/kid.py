@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+ROWS = 512  # of a kernel matrix, held at a time
+
 
 class KernelDistance(NamedTuple):
     """An estimate of MMD^2 (it may be negative, since it is unbiased) and its standard error."""
@@ -69,3 +71,17 @@ def _pair_sums(xs, ys, diagonal):
         if not diagonal:
             sums[i, i] -= float((x.square().sum(dim=1) / x.shape[1] + 1).pow(3).sum())
     return sums
+
+
+def kernel_terms(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """[n] float64: the first-order contribution of each image of x to `kernel_distance(x, y)`, for paired differences.
+
+    2 (mean of k(x_i, x_j) over j other than i - mean of k(x_i, y_j)), up to a constant.
+    """
+    x, y = x.to(torch.float64), y.to(torch.float64)
+    terms = []
+    for part in x.split(ROWS):
+        own = (part.square().sum(dim=1) / x.shape[1] + 1).pow(3)
+        inner = ((part @ x.T / x.shape[1] + 1).pow_(3).sum(dim=1) - own) / (len(x) - 1)
+        terms.append(2 * (inner - (part @ y.T / x.shape[1] + 1).pow_(3).mean(dim=1)))
+    return torch.cat(terms)

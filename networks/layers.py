@@ -32,7 +32,7 @@ class Linear(torch.nn.Module):
 
 
 class Conv2d(torch.nn.Module):
-    """Convolution with optional resampling by two; kernel 0 means resampling alone.
+    """Convolution with optional resampling by two; kernel 0 means only resampling.
 
     x [N, in, H, W] -> [N, out, H', W'], computed in `compute_dtype` (None: the dtype of x). `fused_resample` puts the
     filter after the convolution when down-sampling and leaves out the padding between the two (the residual encoder
@@ -62,7 +62,7 @@ class Conv2d(torch.nn.Module):
         self.register_buffer('winograd_filters', None, persistent=False)
 
     def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
-        """Convolve in `dtype`, with weights stored in it, from here on; None: in the dtype of x, whatever the weights'.
+        """From here on, convolve in `dtype`, with weights stored in it; None: in the dtype of x, whatever the weights'.
 
         On a CPU all dtypes but float32, which keeps to the published order, take forms with fewer operations.
         """
@@ -79,7 +79,7 @@ class Conv2d(torch.nn.Module):
         """From here on, a repetition by two and its 3x3 convolution are one transposed convolution on CPUs.
 
         It has four ninths of the operations: two filters in a row are one, and the 2x2 box makes 3x3 taps 4x4, of which
-        each pixel of the larger image meets four. The weights of today are merged, so this is for sampling.
+        each pixel of the larger image meets four. Later changes of the weights have no effect, so this is for sampling.
         """
         if self.up and self.box and self.weight.shape[-1] == 3:
             taps = self.weight.detach().float().flip(2, 3).transpose(0, 1)  # [in, out, 3, 3]
@@ -87,10 +87,10 @@ class Conv2d(torch.nn.Module):
             self.repeating_weight = merged.unflatten(0, taps.shape[:2])[:, :, 0].to(self.weight.dtype)
 
     def transform_filters(self, dtype: torch.dtype) -> None:
-        """From here on, a plain 3x3 convolution is Winograd's on CPUs, in `dtype`, where it is compiled and that pays.
+        """From here on, a plain 3x3 convolution is Winograd's on CPUs, in `dtype`, if it is compiled and that pays.
 
-        It has four ninths of the products (networks/winograd.py), and a result in the dtype of x. The weights of today
-        are transformed, so this is for sampling.
+        It has four ninths of the products (networks/winograd.py), and a result in the dtype of x. Later changes of
+        the weights have no effect, so this is for sampling.
         """
         plain = self.weight.shape[-1] == 3 and not (self.up or self.down)
         if plain and winograd.pays(self.in_channels, self.out_channels):
@@ -139,7 +139,7 @@ class Conv2d(torch.nn.Module):
 
 
 def level_resolutions(img_resolution: int, levels: int) -> list[int]:
-    """The side of the image at each level of a U-Net. Raises ValueError where it cannot be halved so often."""
+    """The side of the image at each level of a U-Net. Raises ValueError if it cannot be halved that often."""
     if img_resolution % 2 ** (levels - 1):
         raise ValueError(f'{img_resolution}x{img_resolution} images cannot be halved {levels - 1} times; '
                          f'use a multiple of {2 ** (levels - 1)} pixels')
@@ -147,7 +147,7 @@ def level_resolutions(img_resolution: int, levels: int) -> list[int]:
 
 
 class GroupNorm(torch.nn.Module):
-    """Group normalisation (Wu and He, 2018) in at most 32 groups of at least 4 channels."""
+    """Group normalisation (Wu and He, 2018) in `num_groups`, or fewer of `min_channels_per_group` channels."""
 
     def __init__(self, num_channels, num_groups=32, min_channels_per_group=4, eps=1e-5):
         super().__init__()
@@ -184,7 +184,8 @@ class UNetBlock(torch.nn.Module):
 
     def __init__(self, in_channels, out_channels, emb_channels, up=False, down=False, attention=False, num_heads=None,
                  channels_per_head=64, dropout=0.0, skip_scale=1.0, eps=1e-5, resample_filter=(1, 1),
-                 resample_proj=False, adaptive_scale=True, init=None, init_zero=None, init_attn=None):
+                 resample_proj=False, adaptive_scale=True, min_channels_per_group=4, init=None, init_zero=None,
+                 init_attn=None):
         super().__init__()
         init, init_zero = init or {}, init_zero or dict(init_weight=0.0)
         self.in_channels, self.out_channels = in_channels, out_channels
@@ -192,17 +193,18 @@ class UNetBlock(torch.nn.Module):
         self.dropout, self.skip_scale, self.adaptive_scale = dropout, float(skip_scale), adaptive_scale
         resample = dict(up=up, down=down, resample_filter=resample_filter)
 
-        self.norm0 = GroupNorm(in_channels, eps=eps)
+        norm = dict(eps=eps, min_channels_per_group=min_channels_per_group)
+        self.norm0 = GroupNorm(in_channels, **norm)
         self.conv0 = Conv2d(in_channels, out_channels, kernel=3, **resample, **init)
         self.affine = Linear(emb_channels, out_channels * (2 if adaptive_scale else 1), **init)
-        self.norm1 = GroupNorm(out_channels, eps=eps)
+        self.norm1 = GroupNorm(out_channels, **norm)
         self.conv1 = Conv2d(out_channels, out_channels, kernel=3, **init_zero)
         self.skip = None
         if out_channels != in_channels or up or down:
             kernel = 1 if resample_proj or out_channels != in_channels else 0
             self.skip = Conv2d(in_channels, out_channels, kernel=kernel, **resample, **init)
         if self.num_heads:
-            self.norm2 = GroupNorm(out_channels, eps=eps)
+            self.norm2 = GroupNorm(out_channels, **norm)
             self.qkv = Conv2d(out_channels, out_channels * 3, kernel=1, **(init if init_attn is None else init_attn))
             self.proj = Conv2d(out_channels, out_channels, kernel=1, **init_zero)
 

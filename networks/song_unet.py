@@ -16,17 +16,19 @@ class SongUNet(torch.nn.Module):
         label_dim: number of classes, 0 for none.
         augment_dim: length of the augmentation label, 0 for none.
         model_channels, channel_mult, num_blocks: width, its multiples per resolution, residual blocks per resolution.
-        channel_mult_emb, channel_mult_noise: widths of the embedding and of the noise-level embedding.
+        channel_mult_emb, channel_mult_noise: multiples (fractions too) for the embedding and the noise-level embedding.
         attn_resolutions: resolutions with self-attention.
         dropout: of intermediate activations; label_dropout: of class labels, for classifier-free guidance.
         embedding_type: 'positional' | 'fourier'; encoder_type: 'standard' | 'skip' | 'residual';
         decoder_type: 'standard' | 'skip'; resample_filter: [1, 1] (DDPM++) | [1, 3, 3, 1] (NCSN++).
+        residual_filter: of the residual encoder's shortcuts, None: resample_filter; [0, 1] makes each a convolution of
+        stride 2, padded on the right and at the bottom, as reflected diffusion has it.
     """
 
     def __init__(self, img_resolution, in_channels, out_channels, label_dim=0, augment_dim=0, model_channels=128,
                  channel_mult=(1, 2, 2, 2), channel_mult_emb=4, num_blocks=4, attn_resolutions=(16,), dropout=0.10,
                  label_dropout=0, embedding_type='positional', channel_mult_noise=1, encoder_type='standard',
-                 decoder_type='standard', resample_filter=(1, 1)):
+                 decoder_type='standard', resample_filter=(1, 1), residual_filter=None):
         super().__init__()
         for name, value, known in [('embedding_type', embedding_type, ('fourier', 'positional')),
                                    ('encoder_type', encoder_type, ('standard', 'skip', 'residual')),
@@ -34,8 +36,8 @@ class SongUNet(torch.nn.Module):
             if value not in known:
                 raise ValueError(f'SongUNet: {name} {value!r} is not one of {", ".join(known)}')
         self.label_dropout = label_dropout
-        emb_channels = model_channels * channel_mult_emb
-        noise_channels = model_channels * channel_mult_noise
+        emb_channels = round(model_channels * channel_mult_emb)
+        noise_channels = round(model_channels * channel_mult_noise)
         init = dict(init_mode='xavier_uniform')
         init_zero = dict(init_mode='xavier_uniform', init_weight=1e-5)
         init_attn = dict(init_mode='xavier_uniform', init_weight=math.sqrt(0.2))
@@ -54,12 +56,12 @@ class SongUNet(torch.nn.Module):
         widths = [model_channels * mult for mult in channel_mult]
         resolutions = level_resolutions(img_resolution, len(widths))
         skips = self._build_encoder(resolutions, widths, model_channels, in_channels, num_blocks, attn_resolutions,
-                                    encoder_type, resample_filter, init)
+                                    encoder_type, resample_filter, residual_filter or resample_filter, init)
         self._build_decoder(resolutions, widths, skips, out_channels, num_blocks, attn_resolutions,
                             decoder_type, resample_filter, init_zero)
 
     def _build_encoder(self, resolutions, widths, model_channels, in_channels, num_blocks, attn_resolutions,
-                       encoder_type, resample_filter, init) -> list[int]:
+                       encoder_type, resample_filter, residual_filter, init) -> list[int]:
         self.enc = torch.nn.ModuleDict()
         skips, width, aux_width = [], model_channels, in_channels
         for level, res in enumerate(resolutions):
@@ -68,13 +70,13 @@ class SongUNet(torch.nn.Module):
                 self.enc[f'{name}_conv'] = Conv2d(in_channels, width, kernel=3, **init)
             else:
                 self.enc[f'{name}_down'] = UNetBlock(width, width, down=True, **self._block_kwargs)
-                down = dict(down=True, resample_filter=resample_filter)
                 if encoder_type == 'skip':
+                    down = dict(down=True, resample_filter=resample_filter)
                     self.enc[f'{name}_aux_down'] = Conv2d(aux_width, aux_width, kernel=0, **down)
                     self.enc[f'{name}_aux_skip'] = Conv2d(aux_width, width, kernel=1, **init)
                 if encoder_type == 'residual':
                     self.enc[f'{name}_aux_residual'] = Conv2d(aux_width, width, kernel=3, fused_resample=True,
-                                                              **down, **init)
+                                                              down=True, resample_filter=residual_filter, **init)
                     aux_width = width
             skips.append(width)
             for index in range(num_blocks):

@@ -39,7 +39,7 @@ def conv2d(x: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor | None = N
     n, channels, height, width = x.shape
     padded = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).contiguous()
     image, row, column, channel = padded.stride()
-    # tiles[i, j] is pixel (i, j) of each tile. As slices, the compiler would pad anew for each of the 16.
+    # tiles[i, j] is pixel (i, j) of each tile. As slices, the compiler would pad again for each of the 16.
     tiles = padded.as_strided([4, 4, n, height // 2, width // 2, channels],
                               [row, column, image, 2 * row, 2 * column, channel])
     numbers = [number.to(filters.dtype) for line in _before(*tiles) for number in _before(*line)]

@@ -1,51 +1,45 @@
-"""EDM's generalised sampler (Karras et al. 2022, algorithm 1 and table 1): other solvers, grids and schedules."""
+"""EDM's generalised sampler (Karras et al. 2022, algorithm 1 and table 1): other solvers, levels and schedules."""
 
 import torch
 
-from diffusion.schedules import clamp_range, default_range, grid_steps, time_schedule
+from diffusion.schedules import TimeSchedule, time_schedule
 from torch_utils.transfer import upload
 
-from .edm import Step, added_noise, churned_steps, rounded_steps
-from .guidance import Unguided
+from .denoiser import At, as_denoiser
+from .edm import Step, noise_source
+from .levels import Levels, edm_levels
 
 SOLVERS = ('euler', 'heun')
 
 
 @torch.no_grad()
-def ablation_sampler(net, latents, class_labels=None, *, randn_like=torch.randn_like, num_steps=18,
-                     sigma_min=None, sigma_max=None, rho=7, solver='heun', discretization='edm', schedule='linear',
-                     scaling='none', S_churn=0, S_min=0, S_max=float('inf'), S_noise=1,
-                     guidance=None, callback=None):
-    """Draw images as `edm_sampler` does, with any solver ('euler', 'heun'), grid of noise levels
-    ('vp', 've', 'iddpm', 'edm'), noise schedule sigma(t) ('vp', 've', 'linear') and scaling s(t) ('vp', 'none').
+def ablation_sampler(net, latents, class_labels=None, *, levels: Levels | None = None,
+                     time: TimeSchedule | None = None, solver: str = 'heun', randn_like=None, callback=None):
+    """Images as those of `edm_sampler`, by any solver ('euler', 'heun') and any noise schedule and scaling.
 
-    sigma_min and sigma_max default to what the grid's authors used. The network sees x / s(t). Guidance works
-    without boosting, whose noise per row has no meaning here. Raises ValueError.
+    `time` is a `diffusion.schedules.time_schedule`, sigma(t) and s(t); the default is EDM's, sigma = t and s = 1.
+    The network sees x / s(t). Raises ValueError for another solver, and for boosting, whose noise per row has no
+    meaning here.
     """
     if solver not in SOLVERS:
         raise ValueError(f'{solver!r} is not a solver; use one of {", ".join(SOLVERS)}')
-    guide = (guidance or Unguided()).start()
-    if guidance is not None and guidance.boosting:
-        raise ValueError('boosting works with the EDM sampler alone (no other solver, grid, schedule or scaling)')
-    default_min, default_max = default_range(discretization)
-    low, high = clamp_range(net, default_min if sigma_min is None else sigma_min,
-                            default_max if sigma_max is None else sigma_max)
-    time = time_schedule(schedule, scaling, low, high)
+    denoise, levels = as_denoiser(net), levels or edm_levels(net)
+    if denoise.boosting is not None:
+        raise ValueError('boosting works only with the EDM sampler (no other solver, levels, schedule or scaling)')
+    randn_like = noise_source(randn_like, bool(levels.noise.any()))
+    sigmas, raised, noise, num_steps = levels.sigmas[:-1], levels.raised, levels.noise, levels.num_steps
+    time = time or time_schedule('linear', 'none', sigmas[-1].item(), sigmas[0].item())
 
     # All coefficients are known beforehand: levels, times, scales and their derivatives, float64 on the host.
-    levels = rounded_steps(net, grid_steps(discretization, num_steps, low, high, rho))
-    raised = churned_steps(net, levels, S_churn, S_min, S_max)
-    noise = S_noise * added_noise(levels, raised)
     t_hat = time.sigma_inv(raised)
-    t_next = torch.cat([time.sigma_inv(levels[1:]), levels.new_zeros(1)])  # t_n = 0
+    t_next = torch.cat([time.sigma_inv(sigmas[1:]), sigmas.new_zeros(1)])  # t_n = 0
     h = (t_next - t_hat).tolist()
     sigma_next = time.sigma(t_next)
     on_device = upload(torch.stack([raised, sigma_next]), latents.device)
-    scale_cur, scale_hat, scale_next = (time.scale(t) for t in (time.sigma_inv(levels), t_hat, t_next))
+    scale_cur, scale_hat, scale_next = (time.scale(t) for t in (time.sigma_inv(sigmas), t_hat, t_next))
     first, second = _drift(time, t_hat), _drift(time, t_next)
-    nfe = 0
 
-    x_next = latents.to(torch.float64) * (levels[0] * scale_cur[0]).item()
+    x_next = latents.to(torch.float64) * (sigmas[0] * scale_cur[0]).item()
     for i in range(num_steps):
         # Increase the noise temporarily.
         x_hat = x_next * (scale_hat[i] / scale_cur[i]).item()
@@ -53,23 +47,18 @@ def ablation_sampler(net, latents, class_labels=None, *, randn_like=torch.randn_
             x_hat = x_hat + (noise[i] * scale_hat[i]).item() * randn_like(x_next)
 
         # Euler step.
-        unscaled, sigma = x_hat / scale_hat[i].item(), on_device[0, i]
-        denoised = net(unscaled, sigma, class_labels).to(torch.float64)
-        denoised = denoised + guide.first(i, unscaled, sigma, raised[i:i + 1], class_labels)
+        denoised = denoise(x_hat / scale_hat[i].item(), on_device[0, i], class_labels, at=At(raised[i:i + 1], step=i))
         d_cur = first(i, x_hat, denoised)
         x_next = x_hat + h[i] * d_cur
-        nfe += 1
 
         # Heun's correction, except in the step to zero noise.
         if solver == 'heun' and i < num_steps - 1:
-            unscaled, sigma = x_next / scale_next[i].item(), on_device[1, i]
-            denoised = net(unscaled, sigma, class_labels).to(torch.float64)
-            denoised = denoised + guide.second(unscaled, sigma, sigma_next[i:i + 1], class_labels)
+            denoised = denoise(x_next / scale_next[i].item(), on_device[1, i], class_labels,
+                               at=At(sigma_next[i:i + 1], second=True, step=i))
             x_next = x_hat + h[i] * 0.5 * (d_cur + second(i, x_next, denoised))
-            nfe += 1
 
         if callback is not None:
-            callback(Step(i, num_steps, levels[i].item(), sigma_next[i].item(), x_next, denoised, nfe, guide.calls))
+            callback(Step(i, num_steps, sigmas[i].item(), sigma_next[i].item(), x_next, denoised))
     return x_next
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .guidance import per_row
+from .denoiser import per_row
 
 FLOOR = 1e-7  # added to a uniform draw before its logarithm, as published
 DECIMALS = 6  # of calibrated log-ratios: what a file holds is what a run uses
@@ -62,8 +62,8 @@ class Calibration:
                              f'{sigmas[-2]:g}; calibrate again')
 
 
-def thresholds(calibration: Calibration, percentile: float, rule: Rule, *, clamp: bool = True,
-               last_level: int | None = None) -> Thresholds:
+def make_thresholds(calibration: Calibration, percentile: float, rule: Rule, *, clamp: bool = True,
+                    last_level: int | None = None) -> Thresholds:
     """The thresholds at a percentile in [0, 1] (gamma of Na et al. 2024).
 
     Published rule: quantiles of the increments l_k - l_{k-1} after a step, of l_k itself otherwise. Exact rule:
@@ -164,7 +164,7 @@ def last_level(num_steps: int, backsteps: int, max_backsteps: int) -> int:
     return min(max_backsteps, num_steps) if backsteps else 0
 
 
-def level_behind(level, backsteps: int):
+def rewound_level(level, backsteps: int):
     """The level to which a state rejected at `level` is taken back, never above the first one."""
     return np.maximum(level - backsteps, 0)
 

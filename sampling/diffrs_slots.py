@@ -1,7 +1,8 @@
 """Diffusion rejection sampling's slots: one sample each, at its own level, refilled as soon as it is finished."""
 
+import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from torch_utils.transfer import upload
 
 from . import diffrs_rules as rules
+from .denoiser import At, Denoiser, per_row
 from .diffrs_rules import Rule, Thresholds
-from .guidance import Unguided, per_row
-from .inputs import draw_inputs
+from .levels import Levels
+from .samples import Progress, Samples, draw_inputs
 
 DECISIONS = 0xD1FF  # sets the stream of uniform draws of a seed apart from its stream of noise
 LOOKAHEAD = 64  # batches that may be begun before the oldest sample under way has ended
@@ -23,33 +25,6 @@ FREE, TEST, PREDICT, CORRECT = range(4)  # what a slot waits for
 
 class HopelessSample(ArithmeticError):
     """A sample is rejected without end; the message names its seed."""
-
-
-@dataclass(frozen=True)
-class DiffRSResult:
-    """Finished samples in the order of the seeds, and what each of them cost."""
-
-    images: torch.Tensor  # [n, C, H, W] float64, about [-1, 1]
-    seeds: np.ndarray  # [n]
-    labels: torch.Tensor | None  # [n, K] one-hot, the labels the samples were made with
-    nfe: np.ndarray  # [n] network evaluations, those before a restart included
-    discriminator_calls: np.ndarray  # [n] evaluations of the log-ratio, for guidance too
-    tests: np.ndarray  # [n, num_steps + 1] tests by level
-    rejections: np.ndarray  # [n, num_steps + 1] rejections by level
-    cap_hits: np.ndarray  # [n] restarts because of max_iter
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Noise levels of a run, on the host in float64: [num_steps + 1] t_steps, [num_steps] t_hat and noise."""
-
-    t_steps: np.ndarray
-    t_hat: np.ndarray  # levels after churn
-    noise: np.ndarray  # standard deviation of the noise that churn adds
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.t_hat)
 
 
 @dataclass(frozen=True)
@@ -73,17 +48,20 @@ class SlotMachine:
     are served changes nothing but the rounding of the networks.
     """
 
-    def __init__(self, net, log_ratio, seeds, class_labels, *, grid: Grid, rejection: Rejection, guidance,
+    def __init__(self, net, log_ratio, seeds, class_labels, *, levels: Levels, rejection: Rejection, guidance,
                  batch_size: int, device):
-        self.net, self.log_ratio, self.guide = net, log_ratio, (guidance or Unguided()).start()
-        self.guidance, self.grid, self.rejection = guidance, grid, rejection
+        slots = 2 * batch_size
+        self.denoise = Denoiser(net, slots)
+        if guidance is not None:
+            self.denoise = guidance(self.denoise)
+        self.net, self.log_ratio, self.rejection, self.num_steps = net, log_ratio, rejection, levels.num_steps
+        self.t_steps, self.t_hat, self.noise = levels.sigmas.numpy(), levels.raised.numpy(), levels.noise.numpy()
         self.batch_size, self.device = batch_size, torch.device(device)
         self.class_labels = None if class_labels is None else torch.as_tensor(class_labels).to(device, torch.float32)
         self.waiting = enumerate(seeds)  # (position, seed)
         self.unfinished: dict[int, int] = {}  # position -> slot, in the order of positions
-        self.finished: dict[int, dict] = {}  # position -> sample, until its turn has come
+        self.finished: dict[int, Samples] = {}  # position -> sample, until its turn has come
 
-        slots, levels = 2 * batch_size, grid.num_steps + 1
         shape = [slots, net.img_channels, net.img_resolution, net.img_resolution]
         self.x, self.x_hat, self.d_cur = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(3))
         self.log_ratio_prev = torch.zeros([slots], dtype=torch.float64, device=device)
@@ -91,37 +69,30 @@ class SlotMachine:
         self.noise_streams: list[torch.Generator | None] = [None] * slots
         self.decision_streams: list[np.random.Generator | None] = [None] * slots
         self.waits_for = np.full(slots, FREE)
-        self.level, self.nfe, self.nfe_total, self.calls, self.cap_hits = np.zeros([5, slots], dtype=np.int64)
+        self.level, self.nfe = np.zeros([2, slots], dtype=np.int64)  # nfe: since the last restart
         self.position, self.seed = np.zeros([2, slots], dtype=np.int64)
         self.after_rewind = np.zeros(slots, dtype=bool)  # has not moved since it was rejected (or is at the prior)
         self.uniform = np.zeros(slots)  # the draw of the next test
-        self.tests, self.rejections = np.zeros([2, slots, levels], dtype=np.int64)
+        self.costs = self.denoise.costs
+        self.costs['cap_hits'] = np.zeros(slots, dtype=np.int64)
+        self.costs['tests'], self.costs['rejections'] = np.zeros([2, slots, self.num_steps + 1], dtype=np.int64)
 
     @torch.no_grad()
-    def results(self, progress: Callable[[], object]) -> Iterator[DiffRSResult]:
+    def results(self, progress: Progress) -> Iterator[Samples]:
         """Run; yields what is next in the order of the seeds as soon as it is there."""
         due = 0
         self.refill()
         while self.unfinished:
-            self.turn()
-            progress()
+            self.serve()
+            progress(0)
             while due in self.finished:
                 ready = itertools.takewhile(self.finished.__contains__, range(due, due + self.batch_size))
                 samples = [self.finished.pop(position) for position in list(ready)]
-                yield self.collect(samples)
+                yield functools.reduce(Samples.followed_by, samples)
                 due += len(samples)
             self.refill()
 
-    def collect(self, samples: list[dict]) -> DiffRSResult:
-        def stack(name):
-            return np.array([sample[name] for sample in samples])
-
-        return DiffRSResult(images=torch.stack([sample['image'] for sample in samples]),
-                            labels=torch.stack([sample['label'] for sample in samples]) if self.net.label_dim else None,
-                            seeds=stack('seed'), nfe=stack('nfe'), discriminator_calls=stack('calls'),
-                            tests=stack('tests'), rejections=stack('rejections'), cap_hits=stack('caps'))
-
-    def turn(self) -> None:
+    def serve(self) -> None:
         """Serve the oldest samples: those that wait for the score network while they fill its batch, else tests."""
         slots = np.fromiter(self.unfinished.values(), dtype=np.int64)
         waits = self.waits_for[slots]
@@ -152,7 +123,7 @@ class SlotMachine:
         """Draw the prior states (and labels) of the slots `rows`, as `draw_inputs` does for every sampler."""
         rnd, latents, labels = draw_inputs(self.net, self.seed[rows].tolist(), self.device)
         index, = self.upload(rows)
-        self.x[index] = latents.to(torch.float64) * self.grid.t_steps[0]
+        self.x[index] = latents.to(torch.float64) * self.t_steps[0]
         self.log_ratio_prev[index] = 0.0  # not the last sample's, where the first levels go untested
         if self.labels is not None:
             if self.class_labels is not None:
@@ -162,7 +133,7 @@ class SlotMachine:
         for row, stream in zip(rows.tolist(), rnd.generators):
             self.noise_streams[row] = stream
             self.decision_streams[row] = np.random.default_rng([DECISIONS, int(self.seed[row])])
-        for counts in (self.nfe, self.nfe_total, self.calls, self.cap_hits, self.tests, self.rejections):
+        for counts in (self.nfe, *self.costs.values()):
             counts[rows] = 0
         self.begin_path(rows)
 
@@ -171,16 +142,15 @@ class SlotMachine:
         self.level[rows] = 0
         if self.rejection.rule.one_draw:
             self.draw_decisions(rows)
-        self.rest(rows)
+        self.settle(rows)
 
     def finish(self, rows: np.ndarray) -> None:
         """Take finished samples out of their slots."""
         for row in rows.tolist():
-            position = int(self.position[row])
-            self.finished[position] = dict(
-                image=self.x[row].clone(), label=None if self.labels is None else self.labels[row].clone(),
-                seed=int(self.seed[row]), nfe=int(self.nfe_total[row]), calls=int(self.calls[row]),
-                caps=int(self.cap_hits[row]), tests=self.tests[row].copy(), rejections=self.rejections[row].copy())
+            position, one = int(self.position[row]), slice(row, row + 1)
+            self.finished[position] = Samples(
+                self.x[one].clone(), None if self.labels is None else self.labels[one].clone(),
+                {name: counts[one].copy() for name, counts in self.costs.items()})
             del self.unfinished[position]
         self.waits_for[rows] = FREE
 
@@ -205,49 +175,29 @@ class SlotMachine:
     def evaluate(self, rows: np.ndarray) -> None:
         """Call the score network for the next half step of each slot."""
         level, second = self.level[rows], self.waits_for[rows] == CORRECT
-        t_hat, t_next = self.grid.t_hat[level], self.grid.t_steps[level + 1]
+        t_hat, t_next = self.t_hat[level], self.t_steps[level + 1]
         sigmas = np.where(second, t_next, t_hat)
         index, sigma, h, on_second = self.upload(rows, sigmas, t_next - t_hat, second)
         self.add_churn(rows[~second])
 
         x, labels = self.x[index], self.labels_of(index)
-        denoised = self.net(x, sigma, labels).to(torch.float64)
-        if self.guidance is not None:
-            denoised = self.guided(denoised, rows, second, x, sigma, sigmas, labels)
+        denoised = self.denoise(x, sigma, labels, at=At(torch.from_numpy(sigmas), second, rows=rows))
         on_second = on_second > 0
         x_hat = self.x_hat[index] = torch.where(per_row(on_second, x), self.x_hat[index], x)
         self.x[index], self.d_cur[index] = rules.propose(x, x_hat, self.d_cur[index], sigma, h, denoised, on_second)
 
         self.nfe[rows] += 1
-        self.nfe_total[rows] += 1
-        first = ~second & (level < self.grid.num_steps - 1)  # no second half in the step to zero noise
+        first = ~second & (level < self.num_steps - 1)  # no second half in the step to zero noise
         self.waits_for[rows[first]] = CORRECT
         self.arrive(rows[~first])
 
     def add_churn(self, rows: np.ndarray) -> None:
         """Increase the noise of slots that begin a step, where the schedule says so."""
-        std = self.grid.noise[self.level[rows]]
+        std = self.noise[self.level[rows]]
         rows, std = rows[std > 0], std[std > 0]
         if len(rows):
             index, std = self.upload(rows, std)
             self.x[index] += per_row(std, self.x) * self.normal(rows)
-
-    def guided(self, denoised, rows, second, x, sigma, sigmas, labels):
-        """The denoised images with the discriminator's guidance, where it acts."""
-        acts = self.guidance.acts(torch.from_numpy(sigmas)).numpy()
-        for half, weight in ((False, self.guidance.weight_1st), (True, self.guidance.weight_2nd)):
-            chosen = np.flatnonzero(acts & (second == half))
-            if weight == 0 or not len(chosen):
-                continue
-            at, = self.upload(chosen)
-            levels, given = torch.from_numpy(sigmas[chosen]), None if labels is None else labels[at]
-            if half:
-                correction = self.guide.second(x[at], sigma[at], levels, given)
-            else:  # the index of the step, 0 here, matters to boosting alone
-                correction = self.guide.first(0, x[at], sigma[at], levels, given)
-            denoised = denoised.index_add(0, at, correction.to(denoised.dtype))
-            self.calls[rows[chosen]] += 1
-        return denoised
 
     def arrive(self, rows: np.ndarray) -> None:
         """A step has ended."""
@@ -257,7 +207,7 @@ class SlotMachine:
         self.waits_for[rows[tested]] = TEST
         self.proceed(rows[~tested])
 
-    def rest(self, rows: np.ndarray) -> None:
+    def settle(self, rows: np.ndarray) -> None:
         """States have come to their level by noise, not by a step."""
         level = self.level[rows]
         tested = np.where(level == 0, self.rejection.min_backsteps == 0, level > self.rejection.min_backsteps)
@@ -272,7 +222,7 @@ class SlotMachine:
         thresholds = self.rejection.thresholds
         limit = np.where(rewound, thresholds.after_rewind[level], thresholds.after_step[level])
         transition = ~rewound & (not self.rejection.rule.one_draw)
-        index, sigma, limit, u, transition = self.upload(rows, self.grid.t_steps[level], limit, self.uniform[rows],
+        index, sigma, limit, u, transition = self.upload(rows, self.t_steps[level], limit, self.uniform[rows],
                                                          transition)
 
         log_ratio = self.log_ratio(self.x[index], sigma, self.labels_of(index)).to(torch.float64)
@@ -281,16 +231,16 @@ class SlotMachine:
         self.log_ratio_prev[index] = torch.where(rejected, before, log_ratio)
         rejected = rejected.cpu().numpy()  # the one copy that the host waits for
 
-        self.calls[rows] += 1
-        self.tests[rows, level] += 1
-        self.rejections[rows, level] += rejected
+        self.costs.count('discriminator_calls', rows)
+        self.costs['tests'][rows, level] += 1
+        self.costs['rejections'][rows, level] += rejected
         self.proceed(rows[~rejected])
         if rejected.any():
             self.reject(rows[rejected])
 
     def reject(self, rows: np.ndarray) -> None:
         """Take rejected states back: by added noise, or to a new draw of the prior."""
-        hopeless = rows[self.rejections[rows].sum(1) > HOPELESS]
+        hopeless = rows[self.costs['rejections'][rows].sum(1) > HOPELESS]
         if len(hopeless):
             raise HopelessSample(f'the sample of seed {self.seed[hopeless[0]]} was rejected {HOPELESS} times; lower '
                                  f'the percentile, or check that thresholds and discriminator belong together')
@@ -299,11 +249,11 @@ class SlotMachine:
         back = rows[~from_prior]
         if len(back):
             level = self.level[back]
-            target = rules.level_behind(level, self.rejection.backsteps)
-            index, sigma, sigma_back = self.upload(back, self.grid.t_steps[level], self.grid.t_steps[target])
+            target = rules.rewound_level(level, self.rejection.backsteps)
+            index, sigma, sigma_back = self.upload(back, self.t_steps[level], self.t_steps[target])
             self.x[index] = rules.rewind(self.x[index], sigma, sigma_back, self.normal(back))
             self.level[back] = target
-            self.rest(back)
+            self.settle(back)
         # Rewound states above level 0 keep the cap once they are accepted; all others have to keep it now.
         self.keep_cap(rows[(self.waits_for[rows] != TEST) | (self.level[rows] == 0)])
 
@@ -311,22 +261,22 @@ class SlotMachine:
         """Draw new states from the prior."""
         if len(rows):
             index, = self.upload(rows)
-            self.x[index] = self.grid.t_steps[0] * self.normal(rows)
+            self.x[index] = self.t_steps[0] * self.normal(rows)
             self.log_ratio_prev[index] = 0.0
             self.begin_path(rows)
 
     def keep_cap(self, rows: np.ndarray) -> np.ndarray:
         """Restart the samples that cannot end within `max_iter`; the rows that can."""
-        over = rules.exceeds_cap(self.nfe[rows], self.level[rows], self.grid.num_steps, self.rejection.max_iter)
-        self.cap_hits[rows[over]] += 1
+        over = rules.exceeds_cap(self.nfe[rows], self.level[rows], self.num_steps, self.rejection.max_iter)
+        self.costs['cap_hits'][rows[over]] += 1
         self.nfe[rows[over]] = 0
         self.restart(rows[over])
         return rows[~over]
 
     def proceed(self, rows: np.ndarray) -> None:
-        """Go on from a level whose test, if any, has been passed."""
+        """Leave a level whose test, if any, has been passed."""
         rows = self.keep_cap(rows)
-        ended = self.level[rows] == self.grid.num_steps
+        ended = self.level[rows] == self.num_steps
         self.waits_for[rows[~ended]] = PREDICT
         if ended.any():
             self.finish(rows[ended])

@@ -1,14 +1,13 @@
-"""The EDM sampler (Karras et al. 2022, algorithm 2), with optional discriminator guidance (Kim et al. 2023)."""
+"""The EDM sampler (Karras et al. 2022, algorithm 2)."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 
-from diffusion.schedules import clamp_range, edm_steps
 from torch_utils.transfer import upload
 
-from .guidance import BOOST_S_CHURN, BOOST_S_NOISE, Unguided, per_row
+from .denoiser import At, as_denoiser, per_row
+from .levels import Levels, edm_levels, levels_from
 
 
 @dataclass(frozen=True)
@@ -21,80 +20,66 @@ class Step:
     sigma_next: float  # and at its end
     x: torch.Tensor  # [N, C, H, W] float64, the state after the step
     denoised: torch.Tensor  # [N, C, H, W] float64, the step's last denoised image
-    nfe: int  # network calls so far
-    discriminator_calls: int  # log-ratio evaluations so far
 
 
-def rounded_steps(net, sigmas: torch.Tensor) -> torch.Tensor:
-    """The levels that the network knows, nearest to `sigmas`, float64 on the host."""
-    return torch.as_tensor(net.round_sigma(sigmas)).to('cpu', torch.float64)
+def noise_source(randn_like, needed: bool):
+    """`randn_like`, which a sampler that needs noise must be given: a default would forget the samples' seeds."""
+    if needed and randn_like is None:
+        raise ValueError('this sampler adds noise: pass randn_like=StackedRandomGenerator(device, seeds).randn_like, '
+                         'or call it through sample()')
+    return randn_like
 
 
-def churned_steps(net, sigmas: torch.Tensor, S_churn: float, S_min: float, S_max: float) -> torch.Tensor:
-    """Each level after the temporary increase of algorithm 2: t_hat = (1 + gamma) t, gamma > 0 in [S_min, S_max]."""
-    gamma = min(S_churn / len(sigmas), math.sqrt(2) - 1)
-    raised = rounded_steps(net, sigmas + gamma * sigmas)
-    return torch.where((sigmas >= S_min) & (sigmas <= S_max) & (gamma > 0), raised, sigmas)
+def heun_step(denoise, x_hat, t_hat, t_next, class_labels, first: At, second: At | None):
+    """(the state at t_next, the step's last denoised image) from x_hat [N, C, H, W] at noise level t_hat ([] or [N]).
 
-
-def added_noise(sigmas: torch.Tensor, raised: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of the noise that lifts level `sigmas` to `raised`."""
-    return (raised ** 2 - sigmas ** 2).clip(min=0).sqrt()
+    first, second: what is known of both evaluations; without the second one the step is Euler's, as that to 0 is.
+    """
+    denoised = denoise(x_hat, t_hat, class_labels, at=first)
+    d_cur = (x_hat - denoised) / per_row(t_hat, x_hat)
+    h = per_row(t_next - t_hat, x_hat)
+    x_next = x_hat + h * d_cur
+    if second is not None:
+        denoised = denoise(x_next, t_next, class_labels, at=second)
+        d_prime = (x_next - denoised) / t_next
+        x_next = x_hat + h * (0.5 * d_cur + 0.5 * d_prime)
+    return x_next, denoised
 
 
 @torch.no_grad()
-def edm_sampler(net, latents, class_labels=None, *, randn_like=torch.randn_like, num_steps=18,
-                sigma_min=0.002, sigma_max=80, rho=7, S_churn=0, S_min=0, S_max=float('inf'), S_noise=1,
-                guidance=None, callback=None):
-    """Draw images [N, C, H, W], float64 in about [-1, 1], from standard normal latents [N, C, H, W].
+def edm_sampler(net, latents, class_labels=None, *, levels: Levels | None = None, randn_like=None, callback=None):
+    """Images [N, C, H, W], float64 in about [-1, 1], from standard normal latents [N, C, H, W].
 
-    net(x, sigma, class_labels) denoises (`networks.precond.Precond`); class_labels [N, K] or None. `randn_like` is
-    called only in steps where a row may take noise. `guidance` is a DiscriminatorGuidance; `callback` gets a `Step`
-    after every step. 2 num_steps - 1 network calls. The schedule lives on the host, so that no step waits for the
-    device. Raises ValueError for an empty range of noise levels.
+    net(x, sigma, class_labels) denoises: a score network, or a denoiser that guidance wraps; class_labels [N, K] or
+    None. `levels` default to `edm_levels(net)`. randn_like(x) draws noise, only in steps in which a row may take it;
+    `callback` gets a `Step` after every step. 2 n - 1 evaluations for n steps. No step waits for the device. Raises
+    ValueError if there is churn and no `randn_like`.
     """
-    low, high = clamp_range(net, sigma_min, sigma_max)
-    levels = rounded_steps(net, edm_steps(num_steps, low, high, rho))  # t_0 > ... > t_{n-1}, host
-    raised = churned_steps(net, levels, S_churn, S_min, S_max)
-    noise = S_noise * added_noise(levels, raised)
-    boost_raised = churned_steps(net, levels, BOOST_S_CHURN, S_min, S_max)
-    boost_noise = BOOST_S_NOISE * added_noise(levels, boost_raised)
-    t_steps = torch.cat([levels, levels.new_zeros(1)])  # t_n = 0
-    on_device = upload(torch.stack([raised, noise, boost_raised, boost_noise, t_steps[1:]]), latents.device)
-    guide = (guidance or Unguided()).start()
-    nfe = 0
+    denoise, levels = as_denoiser(net), levels or edm_levels(net)
+    boost = levels if denoise.boosting is None else levels_from(
+        net, levels.sigmas[:-1], denoise.boosting.churn(levels.churn))
+    randn_like = noise_source(randn_like, bool(levels.noise.any() or boost.noise.any()))
+    t_steps, num_steps = levels.sigmas, levels.num_steps
+    on_device = upload(torch.stack([levels.raised, levels.noise, boost.raised, boost.noise, t_steps[1:]]),
+                       latents.device)
 
-    x_next = latents.to(torch.float64) * levels[0].item()
+    x_next = latents.to(torch.float64) * t_steps[0].item()
     for i in range(num_steps):
         x_cur = x_next
         t_hat, std, t_hat_boost, std_boost, t_next = on_device[:, i]  # [] each
-        hat_levels = raised[i:i + 1]
 
         # Increase the noise temporarily; boosted rows have an amount of their own.
-        x_hat = x_cur
-        rows = guide.boosted(i)
+        rows, at = denoise.boosted(i), At(levels.raised[i:i + 1], step=i)
         if rows is not None:
             t_hat, std = torch.where(rows, t_hat_boost, t_hat), torch.where(rows, std_boost, std)  # [N]
-            hat_levels = torch.stack([raised[i], boost_raised[i]])
-        if noise[i] > 0 or (rows is not None and boost_noise[i] > 0):
+            at = At(torch.stack([levels.raised[i], boost.raised[i]]), step=i, either=True)
+        x_hat = x_cur
+        if levels.noise[i] > 0 or (rows is not None and boost.noise[i] > 0):
             x_hat = x_cur + per_row(std, x_cur) * randn_like(x_cur)
 
-        # Euler step from t_hat to t_next.
-        denoised = net(x_hat, t_hat, class_labels).to(torch.float64)
-        denoised = denoised + guide.first(i, x_hat, t_hat, hat_levels, class_labels)
-        d_cur = (x_hat - denoised) / per_row(t_hat, x_hat)
-        h = per_row(t_next - t_hat, x_hat)
-        x_next = x_hat + h * d_cur
-        nfe += 1
-
-        # Heun's correction, except in the step to zero noise.
-        if i < num_steps - 1:
-            denoised = net(x_next, t_next, class_labels).to(torch.float64)
-            denoised = denoised + guide.second(x_next, t_next, t_steps[i + 1:i + 2], class_labels)
-            d_prime = (x_next - denoised) / t_next
-            x_next = x_hat + h * (0.5 * d_cur + 0.5 * d_prime)
-            nfe += 1
+        second = At(t_steps[i + 1:i + 2], second=True, step=i) if i < num_steps - 1 else None
+        x_next, denoised = heun_step(denoise, x_hat, t_hat, t_next, class_labels, at, second)
 
         if callback is not None:
-            callback(Step(i, num_steps, levels[i].item(), t_steps[i + 1].item(), x_next, denoised, nfe, guide.calls))
+            callback(Step(i, num_steps, t_steps[i].item(), t_steps[i + 1].item(), x_next, denoised))
     return x_next

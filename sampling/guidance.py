@@ -1,121 +1,127 @@
 """Discriminator guidance (Kim et al. 2023): a log-ratio's gradient corrects the denoised image."""
 
+from dataclasses import dataclass, replace
+
+import numpy as np
 import torch
 
+from diffusion.gradients import value_and_grad
 from diffusion.vpsde import VPSDE
+from torch_utils.transfer import upload
 
-BOOST_CHURN_PERIOD = 5  # steps between renewed noise for rows the discriminator dislikes
-BOOST_WEIGHT_PERIOD = 2  # steps between doubled guidance for them
-BOOST_S_CHURN = 4.0
-BOOST_S_NOISE = 1.0
-
-
-def per_row(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """[] or [N] -> a shape that multiplies x [N, ...] row by row."""
-    return values.reshape([-1] + [1] * (x.ndim - 1))
+from .denoiser import UNKNOWN, At, Denoiser, GuidedDenoiser, as_denoiser, per_row
+from .levels import Churn
 
 
-class Unguided:
-    """The guidance that corrects nothing; what a sampler uses when it is given none."""
+@dataclass(frozen=True)
+class Boosting:
+    """More for rows with a negative log-ratio: twice the first weight in some steps, more churn in others.
 
-    boosting = False
-    calls = 0
+    The periods, in steps, are those of DG's code; docs/equations.md has those of the paper beside them.
+    """
 
-    def start(self) -> 'Unguided':
-        return self
+    weight_period: int = 2  # steps between doubled guidance
+    churn_period: int = 5  # steps between renewed noise
+    S_churn: float = 4.0
+    S_noise: float = 1.0
 
-    def boosted(self, index: int) -> None:
-        return None
-
-    def first(self, index, x, sigma, levels, class_labels) -> float:
-        return 0.0
-
-    def second(self, x, sigma, levels, class_labels) -> float:
-        return 0.0
+    def churn(self, churn: Churn) -> Churn:
+        """The churn of boosted rows; it acts between the levels that `churn` names."""
+        return replace(churn, S_churn=self.S_churn, S_noise=self.S_noise)
 
 
 class DiscriminatorGuidance:
     """How strongly and where a discriminator guides a sampler (Kim et al. 2023, section 3).
 
+    Called with a score network or a denoiser, it gives the guided denoiser of one batch.
+
     log_ratio(x, sigma, class_labels=None) -> [N], log p_data(x; sigma) - log p_model(x; sigma) of images x with
-    noise sigma ([] or [N]), differentiable in x; where it has `value_and_grad` with the same arguments, that is
+    noise sigma ([] or [N]), differentiable in x; if it has `value_and_grad` with the same arguments, that is
     used. `weight_1st` scales the guidance of a step's first evaluation, `weight_2nd` that of Heun's second one
-    (1 in both is exact). It acts where the VP time of sigma lies in [time_min, time_max], each row on its own.
-    `boosting` doubles the first weight every second step for rows with a negative log-ratio, and gives rows
-    whose last log-ratio was negative S_churn 4 and S_noise 1 every fifth step.
-    Raises ValueError for an empty time range.
+    (1 in both is exact). `boosting`: a Boosting, or True for DG's. Guidance acts if the VP time of sigma lies in
+    [time_min, time_max], for each row by itself. Raises ValueError for an empty time range.
     """
 
-    def __init__(self, log_ratio, weight_1st: float = 2.0, weight_2nd: float = 0.0, boosting: bool = False,
-                 time_min: float = 0.01, time_max: float = 1.0):
+    def __init__(self, log_ratio, weight_1st: float = 2.0, weight_2nd: float = 0.0,
+                 boosting: Boosting | bool | None = None, time_min: float = 0.01, time_max: float = 1.0):
         if not time_min < time_max:
             raise ValueError(f'guidance would never act: time_min {time_min:g} is not below time_max {time_max:g}')
-        self.log_ratio, self.boosting = log_ratio, bool(boosting)
+        self.log_ratio, self.boosting = log_ratio, Boosting() if boosting is True else boosting or None
         self.weight_1st, self.weight_2nd = float(weight_1st), float(weight_2nd)
         mean, std = VPSDE().marginal(torch.tensor([time_min, time_max], dtype=torch.float64))
         low, high = (std / mean).tolist()
         self.sigma_low, self.sigma_high = low * (1 - 1e-6), high * (1 + 1e-6)  # the limits belong to the range
 
-    def start(self) -> 'GuidedTrajectory':
-        """The state of one batch's way through the sampler."""
-        return GuidedTrajectory(self)
+    def __call__(self, net) -> 'DiscriminatorGuided':
+        return DiscriminatorGuided(self, as_denoiser(net))
 
     def value_and_grad(self, x, sigma, class_labels):
         """The log-ratio [N] and its gradient [N, ...] at x, from one evaluation."""
         if hasattr(self.log_ratio, 'value_and_grad'):
             return self.log_ratio.value_and_grad(x, sigma, class_labels)
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            value = self.log_ratio(x, sigma, class_labels)
-            gradient, = torch.autograd.grad(value.sum(), x)
-        return value.detach(), gradient
+        return value_and_grad(self.log_ratio, x, sigma, class_labels)
 
-    def acts(self, levels: torch.Tensor) -> torch.Tensor:
-        """Which noise levels lie where guidance acts (bool, of the shape of `levels`)."""
-        return (levels >= self.sigma_low) & (levels <= self.sigma_high)
+    def acts(self, sigmas: torch.Tensor) -> torch.Tensor:
+        """Which noise levels lie in the time range (bool, of the shape of `sigmas`)."""
+        return (sigmas >= self.sigma_low) & (sigmas <= self.sigma_high)
 
 
-class GuidedTrajectory:
-    """Guidance along one trajectory: remembers each row's last log-ratio, counts discriminator calls.
+class DiscriminatorGuided(GuidedDenoiser):
+    """A batch's guided denoiser D + w sigma^2 grad log-ratio; remembers the last log-ratios of first evaluations.
 
-    Corrections are added to the denoised image: D + w sigma^2 grad log-ratio. In the drift (x - D) / sigma that is
-    -w sigma grad log-ratio, DG's correction. `levels` are, on the host, all noise levels that a row may
-    have; they decide without asking the device whether the discriminator is needed.
+    In the drift (x - D) / sigma the correction is -w sigma grad log-ratio, DG's. What the host knows of the noise
+    levels decides, without asking the device, which rows the discriminator sees.
     """
 
-    def __init__(self, guidance: DiscriminatorGuidance):
+    def __init__(self, guidance: DiscriminatorGuidance, inner: Denoiser):
+        super().__init__(inner)
         self.guidance = guidance
-        self.last_log_ratio: torch.Tensor | None = None  # [N], None: nothing known, no row is boosted
-        self.calls = 0
+        self.last_log_ratio: torch.Tensor | None = None  # [N]; None: nothing known, no row is boosted
 
-    def boosted(self, index: int) -> torch.Tensor | None:
-        """Rows [N] whose noise is renewed in step `index`; None where no row's is."""
-        if not self.guidance.boosting or index % BOOST_CHURN_PERIOD or self.last_log_ratio is None:
-            return None
+    @property
+    def boosting(self):
+        return self.guidance.boosting or self.inner.boosting
+
+    def boosted(self, step):
+        boosting = self.guidance.boosting
+        if boosting is None or step % boosting.churn_period or self.last_log_ratio is None:
+            return super().boosted(step)
         return self.last_log_ratio < 0
 
-    def first(self, index, x, sigma, levels, class_labels) -> torch.Tensor | float:
-        """The correction [N, ...] of a step's first denoised image at x with noise sigma ([] or [N])."""
-        weight = self.guidance.weight_1st
-        value, correction = self._evaluate(weight, x, sigma, levels, class_labels)
-        self.last_log_ratio = value
-        if value is not None and self.guidance.boosting and index % BOOST_WEIGHT_PERIOD == 0:
-            correction = correction * per_row(1 + (value < 0).to(x.dtype), x)
-        return correction
+    def __call__(self, x, sigma, class_labels=None, at: At = UNKNOWN):
+        sigma, at = sigma.to(x.device), at.known(sigma)
+        denoised = self.inner(x, sigma, class_labels, at)
+        weights, value = self._weights(at, len(x)), None  # [N] on the host
 
-    def second(self, x, sigma, levels, class_labels) -> torch.Tensor | float:
-        """The correction [N, ...] of the second denoised image of a Heun step."""
-        return self._evaluate(self.guidance.weight_2nd, x, sigma, levels, class_labels)[1]
+        def correction(rows, x, sigma, class_labels, at):
+            nonlocal value
+            value, correction = self._correction(weights[rows], x, sigma, class_labels, at)
+            return correction
 
-    def _evaluate(self, weight, x, sigma, levels, class_labels):
-        inside = self.guidance.acts(levels)
-        if weight == 0 or not inside.any():
-            return None, 0.0
-        self.calls += 1
+        denoised = self.add(correction, denoised, np.flatnonzero(weights), x, sigma, class_labels, at)
+        if not np.any(at.second):
+            self.last_log_ratio = value if weights.all() else None
+        return denoised
+
+    def _weights(self, at: At, size: int) -> np.ndarray:
+        """The weight of each row's correction [N]; 0 if the host knows that it is not needed."""
+        weights = np.where(at.second, self.guidance.weight_2nd, self.guidance.weight_1st)
+        acts = self.guidance.acts(at.sigmas).numpy()
+        weights = weights * (acts.any() if at.either else acts)
+        return np.broadcast_to(weights, [size]).copy()
+
+    def _correction(self, weights, x, sigma, class_labels, at: At):
+        """The log-ratios [N], infinite outside the time range, and the weighted corrections [N, ...], float64."""
+        self.costs.count('discriminator_calls', at.rows)
         value, gradient = self.guidance.value_and_grad(x, sigma, class_labels)
+        alike = (weights == weights[0]).all()
+        weight = weights[0].item() if alike else per_row(upload(torch.from_numpy(weights), x.device), x)
         correction = weight * per_row(sigma ** 2, x) * gradient.to(x.dtype)
-        if not inside.all():  # only boosting gives rows unlike levels
-            rows = self.guidance.acts(sigma)
-            correction = torch.where(per_row(rows, x), correction, 0.0)
-            value = torch.where(rows, value, float('inf'))
-        return value, correction
+        if at.either and not self.guidance.acts(at.sigmas).all():
+            inside = self.guidance.acts(sigma).expand(len(x))
+            correction = torch.where(per_row(inside, x), correction, 0.0)
+            value = torch.where(inside, value, float('inf'))
+        boosting = self.guidance.boosting
+        if boosting is not None and at.step is not None and not at.second and at.step % boosting.weight_period == 0:
+            correction = correction * per_row(1 + (value < 0).to(x.dtype), x)
+        return value, correction.to(torch.float64)

@@ -1,4 +1,4 @@
-"""A network that always sees a full batch: a compiled one is compiled once, and rows round as ever.
+"""A network that always sees a full batch: a compiled one is compiled once, and rows always round alike.
 
 The kernels of a convolution or a product depend on the size of the batch, and so does rounding. In rejection sampling
 the rows that ride together depend on ranks and restarts; at one size, a row's result does not depend on the others.
@@ -6,28 +6,28 @@ the rows that ride together depend on ranks and restarts; at one size, a row's r
 
 import torch
 
+from .denoiser import Wrapper
 
-class Padded:
-    """`net` (score network or log-ratio) called on batches filled up to `batch` rows with copies of the last row."""
 
-    def __init__(self, net, batch: int):
-        self._net, self._batch = net, batch
+class Padded(Wrapper):
+    """A score network or log-ratio called on batches filled up to `batch` rows with copies of the last row."""
 
-    def __getattr__(self, name):
-        return getattr(self._net, name)
+    def __init__(self, inner, batch: int):
+        super().__init__(inner)
+        self.batch = batch
 
     def __call__(self, x, sigma, class_labels=None):
-        return self._net(*self._filled(x, sigma, class_labels))[:len(x)]
+        return self.inner(*self._filled(x, sigma, class_labels))[:len(x)]
 
     def value_and_grad(self, x, sigma, class_labels=None):
-        """As `classifier_lib.LogRatio.value_and_grad`."""
-        value, gradient = self._net.value_and_grad(*self._filled(x, sigma, class_labels))
+        """As `networks.log_ratio.LogRatio.value_and_grad`."""
+        value, gradient = self.inner.value_and_grad(*self._filled(x, sigma, class_labels))
         return value[:len(x)], gradient[:len(x)]
 
     def _filled(self, x, sigma, class_labels):
         """The arguments with at least `batch` rows, sigma [N] in its own memory."""
         sigma = sigma.expand(len(x)).contiguous()  # for another shape or stride a compiled network is compiled again
-        if len(x) >= self._batch:
+        if len(x) >= self.batch:
             return x, sigma, class_labels
-        rows = torch.arange(self._batch, device=x.device).clamp(max=len(x) - 1)
+        rows = torch.arange(self.batch, device=x.device).clamp(max=len(x) - 1)
         return x[rows], sigma[rows], None if class_labels is None else class_labels[rows]

@@ -31,7 +31,7 @@ SIGNATURES = {b'\x89PNG': 'a PNG image', b'<': 'a web page', b'\x93NUMPY': 'a nu
 
 
 class NetworkFile(NamedTuple):
-    """What a network file holds: tensors, the class name and arguments that take them, free metadata."""
+    """Contents of a network file: tensors, the class name and arguments that take them, free metadata."""
 
     state: dict[str, torch.Tensor]
     constructor: str

@@ -1,4 +1,4 @@
-"""torch.compile: whether it pays, its settings, and what happens where it fails."""
+"""torch.compile: whether it pays, its settings, and what happens if it fails."""
 
 import os
 import platform
@@ -13,8 +13,8 @@ from . import distributed as dist
 from .device import is_out_of_memory
 
 # Operations of a run from which compiling pays. On a CPU it takes one to two and a half minutes and gains a fifth to a
-# third: two minutes or more of what is ahead. An H200 trained the demo's networks at some 50 TFLOP/s uncompiled: 3e15
-# are one minute of it, of which compiling should save half.
+# third: two minutes or more of the run. An H200 trained the demo's networks at about 50 TFLOP/s uncompiled: 3e15 are
+# one minute of it, of which compiling should save half.
 COMPILE_FLOPS = {'cpu': 2e14, 'cuda': 3e15}
 CPU_COMPILERS = {'Darwin': 'clang++', 'Windows': 'cl'}  # what torch.compile calls; elsewhere g++
 
@@ -22,10 +22,10 @@ CPU_COMPILERS = {'Darwin': 'clang++', 'Windows': 'cl'}  # what torch.compile cal
 def prepare_compiler(reproducible: bool = False) -> None:
     """Let torch.compile make a graph for each network, shape and use of gradients, without advice on TF32.
 
-    By default a process makes 8 of them, and what comes after that runs as it is, without a word. TF32 is what
-    `select_precision` decides about: what is float32 beside a bf16 body is little, and float32 on purpose.
-    `reproducible`: on GPUs kernels with sums are not chosen by their time, by which two processes may choose, and so
-    round, differently. torch 2.8 and 2.9 don't know that.
+    By default a process makes 8 of them, and silently runs everything after that uncompiled. TF32 is up to
+    `select_precision`: little is float32 beside a bf16 body, and that on purpose. `reproducible`: on GPUs, kernels with
+    sums are not chosen by their measured time, which may differ between processes, and with it the rounding; torch 2.8
+    and 2.9 don't have this setting.
     """
     if reproducible:
         import torch._inductor.config as inductor  # takes two seconds
@@ -59,10 +59,10 @@ def count_flops(work: Callable[[], object]) -> int:
 
 
 def select_compile(mode: str, device: torch.device, evaluate: Callable[[], object], evaluations: int) -> bool:
-    """Whether to compile a network of which `evaluate()` is one evaluation, for a run of so many: 'on', 'off', 'auto'.
+    """Whether to compile a network for a run of this many `evaluations`, of which `evaluate()` does one.
 
-    'auto' compiles where the work ahead is worth it, and where there is a compiler. It follows from the machine and
-    the run's options alone, so that the same command decides alike when it resumes.
+    The mode is 'on', 'off' or 'auto', which compiles if the run is long enough and there is a compiler. That only
+    depends on the machine and the run's options, so that the same command decides the same when it resumes.
     """
     if mode != 'auto':
         return mode == 'on'
@@ -76,7 +76,7 @@ def select_compile(mode: str, device: torch.device, evaluate: Callable[[], objec
 
 
 def compiled_or_plain(mode: str, compiled, plain):
-    """The function `compiled`, or from its first call on, where that fails and the mode is 'auto', `plain`."""
+    """A function that calls `compiled`, or `plain` from then on if the first call fails and the mode is 'auto'."""
     chosen = None
 
     def function(*args, **kwargs):
@@ -85,8 +85,8 @@ def compiled_or_plain(mode: str, compiled, plain):
             return chosen(*args, **kwargs)
         try:
             result = compiled(*args, **kwargs)
-        except Exception as error:  # compilers fail in many ways; what failed otherwise fails again
-            if is_out_of_memory(error):  # nor would it fit as it is
+        except Exception as error:  # compilers fail in many ways; any other failure repeats
+            if is_out_of_memory(error):  # it would not fit uncompiled either
                 raise
             report_failure(mode, error)
             chosen = plain

@@ -8,15 +8,15 @@ import torch
 from . import distributed as dist
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-# What else says so: torch on a CPU; CUDA's driver and Triton; cuBLAS and cuDNN.
+# Words of other errors that mean the same: torch on a CPU; CUDA's driver and Triton; cuBLAS and cuDNN.
 OUT_OF_MEMORY = ("can't allocate memory", 'out of memory', 'STATUS_ALLOC_FAILED')
 PRECISIONS = ('auto', 'fp32', 'tf32', 'bf16', 'fp16')
 
 
 def select_device(name: str = 'auto') -> torch.device:
-    """'auto' (CUDA where there is one, this process's own under torchrun), 'cpu', 'cuda' or 'cuda:N'.
+    """'auto' (CUDA if there is one; under torchrun this process's own), 'cpu', 'cuda' or 'cuda:N'.
 
-    On a CPU it also calls `keep_freed_memory`. Raises ValueError where the device does not exist.
+    On a CPU it also calls `keep_freed_memory`. Raises ValueError if the device does not exist.
     """
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -42,21 +42,21 @@ def select_device(name: str = 'auto') -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory of up to 1 GiB a piece for the next request.
+    """Have glibc keep freed blocks of up to 1 GiB for the next request.
 
-    By default it returns each large block to the system, which clears the pages of the next one: a fifth of the time
-    of the demo's score network at batch 32, half of it at batch 256. With another C library nothing happens.
+    By default it returns each large block to the system, which then clears the pages of the next one: a fifth of the
+    time of the demo's score network at batch 32, half of it at batch 256. With another C library nothing happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return
-    if mallopt(M_MMAP_THRESHOLD, 2**30):  # without this one, the next one alone would make things worse
+    if mallopt(M_MMAP_THRESHOLD, 2**30):  # the next one without this one would make things worse
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that a device, the CPU too, has no memory left."""
+    """Whether an exception says that a device (or the CPU) has no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
@@ -86,7 +86,7 @@ def cpu_flags() -> frozenset[str]:
 def select_precision(name: str, device: torch.device, tf32_beside_half: bool = False) -> torch.dtype:
     """The dtype in which a network's body runs: 'fp32', 'tf32' (float32, TF32 matrix units), 'bf16', 'fp16'.
 
-    'auto' is bf16 where the hardware is fast at it, float32 elsewhere. Everything outside the networks
+    'auto' is bf16 if the hardware is fast at it, else float32. Everything outside the networks
     (sampler state, moments) keeps its own precision; with `tf32_beside_half`, what is float32 beside a bf16 or fp16
     body may use TF32 matrix units too. Raises ValueError for fp16 on a CPU.
     """

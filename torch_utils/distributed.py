@@ -1,4 +1,4 @@
-"""The only user of torch.distributed: the same script runs alone, under torchrun, on gloo and on NCCL."""
+"""The only user of torch.distributed: the same script runs by itself, under torchrun, on gloo and on NCCL."""
 
 import atexit
 import contextlib
@@ -22,16 +22,16 @@ _nccl_at_work = False  # from the first collective on a GPU
 
 
 def init() -> None:
-    """Join the process group that torchrun describes in the environment; alone, do nothing."""
+    """Join the process group that torchrun describes in the environment; do nothing without one."""
     if 'RANK' not in os.environ or int(os.environ.get('WORLD_SIZE', 1)) < 2 or torch.distributed.is_initialized():
         return
     global _launcher
     _launcher = os.getppid()
     # torch._dynamo (making an optimizer imports it) keeps references to a group that is there at its import; the
-    # group's threads then outlive shutdown() and, now and then, abort the process when the interpreter ends.
+    # group's threads then outlive shutdown() and sometimes abort the process when the interpreter ends.
     importlib.import_module('torch._dynamo')
     # Both back ends: gloo carries CPU tensors and objects, NCCL carries gradients between GPUs. It wants a GPU for each
-    # rank; where several share one, gloo carries all.
+    # rank; if several share one, gloo carries everything.
     ranks_here = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     backend = 'cpu:gloo,cuda:nccl' if ranks_here <= torch.cuda.device_count() else 'gloo'
     torch.distributed.init_process_group(backend, timeout=TIMEOUT)
@@ -46,7 +46,7 @@ def shutdown() -> None:
 
 
 def _leave() -> None:
-    """Leave the process group after an error: whoever ends well has gone through shutdown()."""
+    """Leave the process group after an error; a process without one has called shutdown()."""
     if not torch.distributed.is_initialized():
         return
     if _nccl_at_work:  # it would wait for the other ranks, which wait for this one; torchrun ends them when it is gone
@@ -58,7 +58,7 @@ def _leave() -> None:
 
 
 def is_orphaned() -> bool:
-    """Whether torchrun itself is gone: its ranks then end too, or they would keep the folder from the next run."""
+    """Whether torchrun itself is gone: its ranks then end too, or they would keep the next run out of the folder."""
     return _launcher is not None and os.getppid() != _launcher
 
 
@@ -111,7 +111,7 @@ def on_rank0(action: Callable[[], object]) -> None:
 
 
 def print0(*args, **kwargs) -> None:
-    """Print on rank 0 alone."""
+    """Print on rank 0 only."""
     if get_rank() == 0:
         print(*args, **kwargs, flush=True)
 
@@ -140,12 +140,12 @@ def claim(key: str) -> int:
 
 
 def claimed(key: str) -> int:
-    """How many numbers of the counter `key` have been claimed."""
+    """The count of numbers of the counter `key` that have been claimed."""
     return _add(key, 0)
 
 
-def show_life() -> None:
-    """Tell ranks in `wait_for_all` that this one is at work; call it now and then, it says so once a second."""
+def sign_of_life() -> None:
+    """Tell ranks in `wait_for_all` that this one is at work; call it often, it says so at most once a second."""
     global _last_sign
     if torch.distributed.is_initialized() and time.monotonic() - _last_sign > 1:
         _last_sign = time.monotonic()
@@ -153,10 +153,10 @@ def show_life() -> None:
 
 
 def wait_for_all(key: str) -> None:
-    """Wait until every rank has called this with `key`, as long as those at work show life.
+    """Wait until every rank has called this with `key`, as long as those at work give signs of life.
 
-    A collective would give them DIST_TIMEOUT_SEC for all that they have left to do; here they have as long for each
-    step of it. Raises RuntimeError after so long without a sign of life.
+    A collective would give them DIST_TIMEOUT_SEC for all the work they have left; here they have this time for each
+    step of it. Raises RuntimeError after this time without a sign of life.
     """
     if not torch.distributed.is_initialized():
         return

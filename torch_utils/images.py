@@ -16,6 +16,27 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
     return (images * 127.5 + 128).clip(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
+def as_uint8(images) -> np.ndarray:
+    """Images in any of their usual forms -> uint8 [N, H, W, C] with 1 or 3 channels.
+
+    images: a tensor or array, or an object that holds one as `.images` (such as sampling.Samples). Floats are
+    [N, C, H, W] in [-1, 1] and converted by `to_uint8`; uint8 are [N, C, H, W] or [N, H, W, C].
+    Raises ValueError for other shapes and for NaN.
+    """
+    images = torch.as_tensor(getattr(images, 'images', images)).detach()
+    shape = tuple(images.shape)
+    if images.dtype == torch.uint8 and len(shape) == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3):
+        return images.cpu().numpy()
+    if len(shape) != 4 or shape[1] not in (1, 3) or not (images.dtype == torch.uint8 or images.is_floating_point()):
+        raise ValueError(f'images of {str(images.dtype).removeprefix("torch.")} {list(shape)}; expected floats '
+                         '[N, C, H, W] in [-1, 1] or uint8 [N, C, H, W] or [N, H, W, C], C 1 or 3')
+    if images.dtype == torch.uint8:
+        return images.permute(0, 2, 3, 1).cpu().numpy()
+    if bool(images.isnan().any()):
+        raise ValueError('the images hold NaN')
+    return to_uint8(images)
+
+
 def from_uint8(images: torch.Tensor) -> torch.Tensor:
     """uint8 [N, C, H, W] -> float32 in [-1, 1]."""
     return images.to(torch.float32) / 127.5 - 1

@@ -1,4 +1,4 @@
-"""Progress bars with a rate and a remaining time, on rank 0 alone."""
+"""Progress bars with a rate and a remaining time, on rank 0 only."""
 
 import tqdm
 
@@ -7,6 +7,6 @@ from . import distributed as dist
 
 def progress(iterable=None, *, total: int | None = None, desc: str = '', unit: str = 'img',
              initial: int = 0) -> tqdm.tqdm:
-    """A tqdm bar; silent on every rank but 0. Counts `unit`s: call `.update(n)` where no iterable is given."""
+    """A tqdm bar; silent on every rank but 0. Counts `unit`s: call `.update(n)` if no iterable is given."""
     return tqdm.tqdm(iterable, total=total, desc=desc, unit=unit, initial=initial, dynamic_ncols=True,
                      disable=dist.get_rank() != 0, smoothing=0.05, mininterval=0.5)

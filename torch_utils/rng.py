@@ -7,7 +7,7 @@ import torch
 
 
 class StackedRandomGenerator:
-    """One generator per sample: row k of every draw depends on `seeds[k]` and earlier draws of row k alone.
+    """One generator per sample: row k of every draw only depends on `seeds[k]` and earlier draws of row k.
 
     Seeds are taken modulo 2**32, as EDM does, and a draw on the CPU equals EDM's for the same seeds.
     """

@@ -1,4 +1,4 @@
-"""Augmentations of training images: plain mirroring, and EDM's pipe, which tells the network what it did."""
+"""Augmentations of training images: mirroring, shifts, and EDM's pipe, which tells the network what it did."""
 
 import functools
 import math
@@ -19,6 +19,27 @@ _SLACK = 3  # pixels outside the image that upsampling still gets right
 def mirror(images: torch.Tensor, rng) -> torch.Tensor:
     """Mirror each image of [N, C, H, W] left to right with probability one half."""
     return torch.where(rng.rand([len(images), 1, 1, 1]) < 0.5, images.flip(3), images)
+
+
+def mirror_and_shift(images: torch.Tensor, rng, xflip: bool = True, shift: int = 0) -> torch.Tensor:
+    """Mirror each image with probability 1/2 and move it by up to `shift` pixels, edges reflected.
+
+    images: [N, C, H, W] of any dtype; rng: `training.randomness.BatchRandom`.
+    """
+    count, _, height, width = images.shape
+    device = images.device
+
+    def moved(size):
+        place = (torch.arange(size, device=device) + rng.randint(2 * shift + 1, size=[count, 1]) - shift).abs()
+        return (size - 1) - ((size - 1) - place).abs()  # [N, size]
+
+    if not xflip and not shift:
+        return images
+    rows, columns = moved(height), moved(width)
+    if xflip:
+        columns = torch.where(rng.rand([count, 1]) < 0.5, width - 1 - columns, columns)
+    every = torch.arange(count, device=device)[:, None, None]
+    return images[every, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # [N, H, W, C] -> [N, C, H, W]
 
 
 class AugmentPipe:
@@ -55,7 +76,7 @@ class AugmentPipe:
         scale = normal[:, 0] * active[:, 1]  # log2 of the factor, in units of scale_std
         angle = (u[:, 7] * 2 - 1) * math.pi * active[:, 2]
         aniso = normal[:, 1] * active[:, 3]
-        axis = (u[:, 8] * 2 - 1) * math.pi * (u[:, 9] < 0.5)  # half of the time along the pixel grid
+        axis = (u[:, 8] * 2 - 1) * math.pi * (u[:, 9] < 0.5)  # half of the time along the rows and columns
         shift = normal[:, 2:] * active[:, 4:]  # [n, 2], in units of translate_std
         labels = torch.stack([scale, angle.cos() - 1, angle.sin(), aniso * axis.cos(), aniso * axis.sin()], dim=1)
         labels = torch.cat([labels, shift], dim=1)  # [n, 7]
@@ -80,7 +101,7 @@ class AugmentPipe:
 
 @functools.cache
 def constant(values: tuple, dtype, device) -> torch.Tensor:
-    """A tensor of numbers, made once: to make it on a GPU waits for all work before it."""
+    """A tensor of numbers, made once: making it on a GPU waits for all work before it."""
     return torch.tensor(values, dtype=dtype, device=device)
 
 
@@ -93,12 +114,12 @@ def rotation(angle: torch.Tensor) -> torch.Tensor:
 def warp(images: torch.Tensor, linear: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """Resample [n, C, H, W] at `linear @ p + offset` for each pixel p = (x, y) relative to the centre.
 
-    Band-limited: the image is upsampled twice with a wavelet filter, read bilinearly on a grid twice as dense as the
-    result, and filtered down. Outside, the image goes on mirrored. The identity gives the images back.
+    Band-limited: the image is upsampled twice with a wavelet filter, read bilinearly at points twice as dense as the
+    pixels of the result, and filtered down. Outside, the image continues mirrored. The identity gives the images back.
     """
     n, channels, height, width = images.shape
     size = constant((width, height), torch.float32, images.device)
-    # Position of the dense grid's points in the result, and from there in the source, in pixels from the corner.
+    # Positions of the dense points in the result, and from there in the source, in pixels from the corner.
     x = (torch.arange(2 * width + 10, device=images.device) - _CENTRE) / 2
     y = (torch.arange(2 * height + 10, device=images.device) - _CENTRE) / 2
     points = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], dim=2) - (size - 1) / 2  # [H', W', 2]
@@ -108,8 +129,8 @@ def warp(images: torch.Tensor, linear: torch.Tensor, offset: torch.Tensor) -> to
     source = F.pad(images, [_PAD] * 4, mode='reflect')
     source = _filter(source, F.conv_transpose2d)  # [n, C, 2 H + 34, 2 W + 34]
     last = constant((source.shape[3] - 1, source.shape[2] - 1), torch.float32, images.device)
-    grid = (2 * (points + _PAD) + _CENTRE) * (2 / last) - 1
-    dense = F.grid_sample(source, grid, mode='bilinear', padding_mode='border', align_corners=True)
+    points = (2 * (points + _PAD) + _CENTRE) * (2 / last) - 1  # in the units of grid_sample
+    dense = F.grid_sample(source, points, mode='bilinear', padding_mode='border', align_corners=True)
     return _filter(dense, F.conv2d)
 
 

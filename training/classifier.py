@@ -1,5 +1,6 @@
 """Classifiers of images: the ADM classifier on noisy images, and the clean one whose features FD-CIFAR10 uses."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,38 +10,19 @@ from diffusion.vpsde import VPSDE
 from torch_utils import distributed as dist
 from torch_utils.images import from_uint8
 from torch_utils.rng import step_generator
+from training.augment import mirror_and_shift
+from training.run import TickContext
 
 # Noise levels sigma = std / mean at which held-out accuracy is reported; 0 is the clean image.
 SIGMA_LEVELS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 MEASURED_BATCH = 500  # held-out images that share a draw of noise
 
 
-def augment(images: torch.Tensor, rng, xflip: bool = True, shift: int = 0) -> torch.Tensor:
-    """Mirror each image with probability 1/2 and move it by up to `shift` pixels, edges reflected.
-
-    images: [N, C, H, W] of any dtype; rng: `training.randomness.BatchRandom`.
-    """
-    count, _, height, width = images.shape
-    device = images.device
-
-    def moved(size):
-        place = (torch.arange(size, device=device) + rng.randint(2 * shift + 1, size=[count, 1]) - shift).abs()
-        return (size - 1) - ((size - 1) - place).abs()  # [N, size]
-
-    if not xflip and not shift:
-        return images
-    rows, columns = moved(height), moved(width)
-    if xflip:
-        columns = torch.where(rng.rand([count, 1]) < 0.5, width - 1 - columns, columns)
-    every = torch.arange(count, device=device)[:, None, None]
-    return images[every, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # [N, H, W, C] -> [N, C, H, W]
-
-
 class NoisyClassifierLoss:
     """Cross-entropy at VP noise, as ADM's classifier (Dhariwal & Nichol 2021, arXiv:2105.05233, appendix H).
 
     net(x_t, time) -> logits. t is uniform on [t_min, 1], as ADM's timesteps; time_map turns it into the time that
-    the network is fed (identity, or `VPSDE.t_cos`). xflip mirrors half of the images, shift moves them by up to so
+    the network is fed (identity, or `VPSDE.t_cos`). xflip mirrors half of the images, shift moves them by up to this
     many pixels.
     """
 
@@ -52,16 +34,22 @@ class NoisyClassifierLoss:
 
     def __call__(self, images, labels, rng):
         """(loss [N], {'accuracy': [N]}) for images in [-1, 1] and class indices [N]."""
-        images = augment(images, rng, self.xflip, self.shift)
+        images = mirror_and_shift(images, rng, self.xflip, self.shift)
         t = self.t_min + (1 - self.t_min) * rng.rand([len(images)])
         logits = self.net(self.sde.perturb(images, t, rng.randn_like(images)), self.time_map(t)).float()
         return F.cross_entropy(logits, labels, reduction='none'), dict(accuracy=(logits.argmax(1) == labels).float())
+
+    def measure(self, net, images, labels, batch_gpu: int | None = None) -> dict[str, float]:
+        """Accuracy of `net` by noise level on held-out uint8 images; also printed."""
+        found = accuracy_by_noise(net, images, labels, self.sde, _device(net), self.time_map, batch_gpu)
+        dist.print0('held-out accuracy: ' + ', '.join(f'{value:.3f} at sigma {s:g}' for s, value in found.items()))
+        return {f'accuracy_sigma_{sigma:g}': value for sigma, value in found.items()}
 
 
 class CleanClassifierLoss:
     """Cross-entropy of net(x) -> logits on clean images, with label smoothing.
 
-    xflip mirrors half of the images, shift moves them by up to so many pixels.
+    xflip mirrors half of the images, shift moves them by up to this many pixels.
     """
 
     def __init__(self, net: Callable, xflip: bool = True, shift: int = 0, label_smoothing: float = 0.1):
@@ -70,13 +58,55 @@ class CleanClassifierLoss:
 
     def __call__(self, images, labels, rng):
         """(loss [N], {'accuracy': [N]}) for images in [-1, 1] and class indices [N]."""
-        logits = self.net(augment(images, rng, self.xflip, self.shift)).float()
+        logits = self.net(mirror_and_shift(images, rng, self.xflip, self.shift)).float()
         loss = F.cross_entropy(logits, labels, reduction='none', label_smoothing=self.label_smoothing)
         return loss, dict(accuracy=(logits.argmax(1) == labels).float())
 
+    def measure(self, net, images, labels, batch_gpu: int | None = None) -> dict[str, float]:
+        """Accuracy of `net` on held-out uint8 images; also printed."""
+        found = accuracy(net, images, labels, _device(net), batch_gpu)
+        dist.print0(f'held-out accuracy: {found:.4f}')
+        return dict(held_out_accuracy=found)
+
+
+def measure_hook(loss, held_out: tuple | None) -> Callable[[TickContext], dict]:
+    """`on_tick` of TrainRun: `loss.measure` on the held-out (images, labels), if there are any."""
+    return lambda context: {} if held_out is None else loss.measure(context.module, *held_out, context.batch_gpu)
+
+
+def learning_rate(schedule: str, lr: float, batch_size: int, total_nimg: int) -> Callable[[int], float]:
+    """Rate at a number of images: a short warm-up, then constant or half a cosine; or one cycle up and down."""
+    def at(nimg: int) -> float:
+        done = nimg / total_nimg
+        if schedule == 'one-cycle':
+            return lr * min((done + 1e-3) / 0.2, (1 - done) / 0.8)
+        warm = min((nimg + batch_size) / min(200 * batch_size, 0.1 * total_nimg), 1.0)
+        return lr * warm * (1.0 if schedule == 'constant' else 0.5 + 0.5 * math.cos(math.pi * done))
+
+    return at
+
+
+def hold_out(data, val_fraction: float, val_images: int, seed: int) -> tuple[tuple, tuple | None]:
+    """((training images, labels), (held-out images, labels) or None): `val_fraction` of `data`, at most `val_images`.
+
+    data: `images` (uint8 [N, C, H, W]) and `labels` (int64 [N]), as `training.data.ImageData`. Raises ValueError if
+    nothing is left to train on.
+    """
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    split = round(len(data) * val_fraction)
+    if len(data) - split < 1:
+        raise ValueError(f'nothing is left to train on of {len(data)} images')
+    train_rows, rows = order[split:], order[:split][:val_images]
+    held_out = (data.images[rows], data.labels[rows]) if split else None
+    return (data.images[train_rows], data.labels[train_rows]), held_out
+
+
+def _device(net: torch.nn.Module) -> torch.device:
+    return next(net.parameters()).device
+
 
 def _accuracy(net: Callable, inputs: Callable, images, labels, batch_gpu: int | None, device) -> float:
-    """The share of uint8 `images` that `net` classifies correctly; the ranks divide the work.
+    """Share of uint8 `images` that `net` classifies correctly; the ranks divide the work.
 
     `inputs(number, x)` turns the images of a batch into what `net` is called with, `batch_gpu` (None: all) at a time.
     """
@@ -102,7 +132,7 @@ def accuracy_by_noise(net: Callable, images: torch.Tensor, labels: torch.Tensor,
                       time_map: Callable | None = None, batch_gpu: int | None = None) -> dict[float, float]:
     """Accuracy of `net(x_t, time)` on uint8 images at each of SIGMA_LEVELS, with the same noise in each call.
 
-    At most `batch_gpu` images go through the network at a time, with the same noise.
+    At most `batch_gpu` images go through the network at a time.
     """
     time_map = time_map or (lambda t: t)
     result = {}

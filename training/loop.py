@@ -1,5 +1,6 @@
 """The training loop, the same for every kind of model: resumable, reproducible, on one process or many."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from dnnlib.files import atomic_write
+from dnnlib.run_folder import RunFolder
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import load_state, save_state
 from torch_utils.compiler import prepare_compiler, report_failure, select_compile
@@ -19,9 +21,8 @@ from torch_utils.device import is_out_of_memory
 from torch_utils.progress import progress
 from torch_utils.rng import step_seed
 from torch_utils.stats import JsonLines, Sums
-from training.folder import STATE_FILE, STATS_FILE, claim_folder
 from training.randomness import BatchRandom
-from training.run import NonFiniteLoss, TickContext, TrainResult, TrainRun
+from training.run import STATE_FILE, STATS_FILE, NonFiniteLoss, TickContext, TrainResult, TrainRun
 
 AUTO_COMPILE = ('cuda',)  # on a CPU convolutions take most of the time: compiling gains 10 to 20% and takes minutes
 
@@ -29,10 +30,14 @@ AUTO_COMPILE = ('cuda',)  # on a CPU convolutions take most of the time: compili
 def train(run: TrainRun) -> TrainResult:
     """Run or resume `run` until its end, its time budget, or SIGTERM or Ctrl-C; the state is saved in each case.
 
-    Raises ValueError where the batch cannot be divided, what `claim_folder` raises, and NonFiniteLoss.
+    Raises ValueError if the batch cannot be divided, NonFiniteLoss, and ValueError or OSError as `RunFolder.claim`: for
+    a folder, only on rank 0, and the other ranks then exit silently.
     """
     share = share_of_batch(run.batch_size)
-    with claim_folder(run.outdir, run.config, run.owns, run.overwrite):
+    folder = RunFolder(run.outdir, run.config,
+                       lambda config, name: name in (STATE_FILE, STATS_FILE) or run.owns(config, name))
+    with contextlib.ExitStack() as stack:
+        dist.on_rank0(lambda: stack.enter_context(folder.claim(run.overwrite)))
         trainer = Trainer(run, share)
         trainer.resume()
         with _Signals() as signals:
@@ -42,9 +47,9 @@ def train(run: TrainRun) -> TrainResult:
 
 
 def share_of_batch(batch_size: int) -> int:
-    """Images per process. Raises ValueError where the batch cannot be divided."""
-    share, rest = divmod(batch_size, dist.get_world_size())
-    if rest or not share:
+    """Images per process. Raises ValueError if the batch cannot be divided."""
+    share, remainder = divmod(batch_size, dist.get_world_size())
+    if remainder or not share:
         raise ValueError(f'{batch_size} images cannot be divided among {dist.get_world_size()} processes; '
                          f'use a multiple of {dist.get_world_size()}')
     return share
@@ -73,12 +78,12 @@ class _Signals:
 
 
 def _aligned(count: int) -> int:
-    """`count` float32 numbers, up to the next 16 bytes: what begins elsewhere, fused optimizers read one by one."""
+    """`count` float32 numbers, rounded up to whole 16 bytes: fused optimizers read what begins elsewhere one by one."""
     return -(-count // 4) * 4
 
 
 class Trainer:
-    """What one process does of a run: its share of every batch, `train_step` by `train_step`."""
+    """The part of one process in a run: its share of every batch, `train_step` by `train_step`."""
 
     def __init__(self, run: TrainRun, share: int):
         self.run = run
@@ -90,8 +95,9 @@ class Trainer:
         self.optimizer = run.optimizer(self.parameters)
         self.gradient = self._flat_gradient()
         self.share, first = share, dist.get_rank() * share
-        size = min(run.batch_gpu or share, share)
-        self.slices = [slice(begin, min(begin + size, first + share)) for begin in range(first, first + share, size)]
+        self.batch_gpu = min(run.batch_gpu or share, share)
+        self.slices = [slice(begin, min(begin + self.batch_gpu, first + share))
+                       for begin in range(first, first + share, self.batch_gpu)]
         self.sums = Sums(self.device)
         self.memory: dict[str, Any] = {}
         self.nimg = self.step = self.next_poll = 0
@@ -102,9 +108,9 @@ class Trainer:
         self.stats_file = JsonLines(self.outdir / STATS_FILE)
 
     def _flat_gradient(self):
-        """One buffer for all gradients, in the layout of each parameter: one zero, one all-reduce, one norm.
+        """One buffer for all gradients, in the layout of each parameter: zeroed, summed and measured at once.
 
-        This is what DistributedDataParallel does in the end, one sum over all ranks a step, and it needs no special
+        This is what DistributedDataParallel does in the end, one sum over all ranks per step, and it needs no special
         case for gradient accumulation and compiled modules. DDP would overlap that sum with the backward pass; our
         networks' gradients (up to 220 MB) cross NVLink in a millisecond.
         """
@@ -120,7 +126,7 @@ class Trainer:
     def forward_backward(self):
         rng = BatchRandom(self.run.seed, self.step, self.run.batch_size, self.device)
         for rows in self.slices:
-            # What networks draw by themselves (dropout); it depends on how the batch is divided.
+            # For what networks draw by themselves (dropout); it depends on how the batch is divided.
             torch.manual_seed(step_seed(self.run.seed, self.step, rows.start, 1))
             loss, stats = self.run.step_loss(*self.run.batches(self.step, rows), rng.rows(rows))
             if loss.shape != (rows.stop - rows.start,):
@@ -146,7 +152,7 @@ class Trainer:
         self.step += 1
 
     def compile(self):
-        """Compile the networks where asked; with 'auto' a failure means going on without.
+        """Compile the networks if that was asked for; with 'auto' the run continues without it after a failure.
 
         What is evaluated to find out leaves no trace.
         """
@@ -171,7 +177,7 @@ class Trainer:
             buffer.copy_(value)
 
     def _compiling_pays(self) -> bool:
-        """What `select_compile` says, alike on all ranks."""
+        """What `select_compile` says; the same on all ranks."""
         try:
             pays = select_compile(self.run.compile, self.device, self.forward_backward,
                                   self.run.total_nimg // self.run.batch_size)
@@ -180,12 +186,13 @@ class Trainer:
         return dist.broadcast_object(pays)
 
     #--------------------------------------------------------------------
-    # The loop and what it does now and then.
+    # The loop and what it does from time to time.
 
     def loop(self, signals) -> str:
         run = self.run
         if self.nimg >= run.total_nimg or self.memory.get('stopped'):
             dist.print0(f'{self.outdir}: complete, nothing to do')
+            self.draw()  # a run that was killed as it ended may lack its last picture
             return 'finished'
         self.compile()
         self.tick_start, self.tick_start_nimg = time.monotonic(), self.nimg
@@ -205,6 +212,7 @@ class Trainer:
                 if done or reason or save:
                     self.memory['stopped'] = self.stop_asked
                     self.save()
+                    self.draw()
                 if done or reason:
                     return reason if not done else 'stopped' if self.stop_asked else 'finished'
 
@@ -232,9 +240,9 @@ class Trainer:
         return 'signal' if votes[0] else 'time' if votes[1] else '', bool(votes[2])
 
     def average_statistics(self):
-        """What batch norm remembers becomes the mean over all ranks, each of which sees its own images.
+        """Make the running statistics of batch norm their mean over all ranks, each of which sees its own images.
 
-        The memory is linear in what was seen: when this is called changes rounding alone.
+        They are linear in what was seen: when this is called only changes rounding.
         """
         if dist.get_world_size() == 1:
             return
@@ -253,7 +261,7 @@ class Trainer:
                       elapsed_sec=round(self.elapsed_before + now - self.start, 2),
                       img_per_sec=round((self.nimg - self.tick_start_nimg) / max(now - self.tick_start, 1e-9), 2))
         if self.run.on_tick is not None:
-            context = TickContext(self.network(), self.nimg, record, self.memory, self._stop)
+            context = TickContext(self.network(), self.nimg, self.batch_gpu, record, self.memory, self._stop)
             training = context.module.training
             context.module.eval()
             with torch.compiler.set_stance('eager_on_recompile'):  # no graphs for other shapes, without gradients
@@ -293,6 +301,16 @@ class Trainer:
                 module=self.module.state_dict(), ema=self.run.ema and self.run.ema.module.state_dict(),
                 optimizer=self.optimizer.state_dict(), sums=sums, memory=self.memory))
         self.last_save = time.monotonic()
+
+    def draw(self):
+        """The run's picture; training does not depend on it, so a failure is only reported."""
+        if self.run.draw is None or dist.get_rank() != 0:
+            return
+        try:
+            self.run.draw(self.stats_file.read())
+        except Exception as error:  # drawing fails in many ways
+            print(f'Warning: the picture in {self.outdir} could not be drawn ({type(error).__name__}: '
+                  f'{" ".join(str(error).split())}); training is not affected', flush=True)
 
     def resume(self):
         """Continue from the saved state, if there is one; statistics written after it was saved are dropped."""

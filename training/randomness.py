@@ -8,9 +8,9 @@ from torch_utils.rng import step_generator
 class BatchRandom:
     """Draws for a slice of the global batch: every process draws for the whole batch and keeps its own rows.
 
-    Row k of the n-th draw is fixed by (seed, step, n) alone, not by ranks or gradient accumulation. Draws are made on
-    `device`: exact for the CPU; for CUDA they are those of one generator per step, the same on GPUs of one kind.
-    The methods are those of torch_utils.rng.StackedRandomGenerator.
+    Row k of the n-th draw is fixed by (seed, step, n), whatever the ranks and the gradient accumulation. Draws are made
+    on `device`, by one generator per step: the same on all CPUs, and on GPUs of one kind. The methods are those of
+    torch_utils.rng.StackedRandomGenerator.
     """
 
     def __init__(self, seed: int, step: int, batch_size: int, device: torch.device):

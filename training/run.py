@@ -1,4 +1,4 @@
-"""What a training run is, what its hooks get, and how it ended."""
+"""Description of a training run, what its hooks get, and how it ended."""
 
 import dataclasses
 import re
@@ -10,6 +10,9 @@ from typing import Any
 import torch
 
 from training.ema import Ema
+
+STATE_FILE = 'training-state.pt'
+STATS_FILE = 'stats.jsonl'
 
 
 def adam(parameters, betas=(0.9, 0.999), weight_decay=0.0) -> torch.optim.Optimizer:
@@ -40,12 +43,14 @@ class TrainRun:
         snap_nimg: images between calls of `on_snapshot`.
         on_tick: `on_tick(context)` on every rank; see TickContext.
         on_snapshot: `on_snapshot(module, nimg)` on rank 0; writes the network files.
+        draw: `draw(lines)` on rank 0, with the lines of stats.jsonl, each time the state has been written; makes a
+            picture. If that fails, the run says so and continues.
         state_sec: seconds between writes of the training state.
-        max_minutes: stop in good order after so long, counted from `started` (time.monotonic()).
-        compile: torch.compile: 'on', 'off', or 'auto' (on CUDA, where it works and the run is long enough).
+        max_minutes: stop in good order after this time, counted from `started` (time.monotonic()).
+        compile: torch.compile: 'on', 'off', or 'auto' (on CUDA, if it works there and the run is long enough).
         frozen: networks beside the module that `step_loss` calls, to be compiled with it.
         owns: `owns(config, name)` -> whether a run of such a config writes a file of this name, a network or picture;
-            such files from elsewhere are refused.
+            such files of unknown origin are refused.
         overwrite: replace an earlier run in `outdir`: what it owns, its state and statistics.
         desc: what the progress bar says.
     """
@@ -67,6 +72,7 @@ class TrainRun:
     snap_nimg: int | None = None
     on_tick: Callable[['TickContext'], dict | None] | None = None
     on_snapshot: Callable[[torch.nn.Module, int], None] | None = None
+    draw: Callable[[list[dict]], None] | None = None
     state_sec: float = 300.0
     max_minutes: float | None = None
     started: float = dataclasses.field(default_factory=time.monotonic)
@@ -79,15 +85,16 @@ class TrainRun:
 
 @dataclasses.dataclass
 class TickContext:
-    """What an `on_tick` hook gets. What it returns (name -> number) is added to the line of stats.jsonl.
+    """Argument of an `on_tick` hook, whose result (name -> number) is added to the line of stats.jsonl.
 
     `memory` is a dict of plain values that is saved and resumed with the run. After a kill a hook may be called again
     for the same tick, with the memory that it had the first time. `stop()`, called on every rank or on none, ends the
     run in good order after this tick.
     """
 
-    module: torch.nn.Module  # the average where there is one, in eval mode
+    module: torch.nn.Module  # the average if there is one, in eval mode
     nimg: int
+    batch_gpu: int  # images per forward pass of this process
     record: dict[str, Any]
     memory: dict[str, Any]
     _stop: Callable[[], None]

@@ -1,4 +1,4 @@
-"""What the training loop needs to know about score networks: step, learning rate, network files."""
+"""Score networks in the training loop: step, learning rate, network files."""
 
 import math
 import re
@@ -38,7 +38,7 @@ def score_step(net: torch.nn.Module, loss_fn, xflip: bool = False, augment=None)
 def learning_rate(lr: float, rampup_nimg: float, total_nimg: int, decay: float) -> Callable[[int], float]:
     """Linear from 0 to `lr` over `rampup_nimg`, constant, then to 0 as a half cosine over the last part `decay`.
 
-    decay = 0 is EDM's schedule, for long runs in which the average alone removes the noise of the last steps.
+    decay = 0 is EDM's schedule, for long runs in which averaging is enough to remove the noise of the last steps.
     """
     def at(nimg: int) -> float:
         ramp = min(nimg / max(rampup_nimg, 1e-8), 1)
@@ -53,7 +53,7 @@ class Snapshots:
 
     Args:
         save: `save(path, module, metadata)` writes one file, whole or not at all.
-        keep_kimg: files at multiples of so many thousand images stay; 0 keeps the newest alone.
+        keep_kimg: files at multiples of this many thousand images stay; 0 only keeps the newest.
     """
 
     def __init__(self, outdir, save: Callable, keep_kimg: int = 0, metadata: dict | None = None):

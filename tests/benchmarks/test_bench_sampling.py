@@ -8,13 +8,13 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
+from sampler_runs import run_edm
 
 import networks
 from benchmarks import bench_sampling as bench
 from benchmarks import modes as bench_modes
 from benchmarks.common import matrix_peak
 from benchmarks.reference_client import NEEDED, Reference, find_checkouts
-from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance
 
 CPU = torch.device('cpu')
@@ -144,7 +144,7 @@ def test_published_code_does_the_same_work():
             for work in works:
                 answer = reference.run(work, batch=2, calls=1)
                 assert answer['mean'] == pytest.approx(expected[work].abs().mean().item(), rel=1e-4), work
-    images = edm_sampler(mode.net, x, num_steps=3, guidance=DiscriminatorGuidance(mode.log_ratio))
+    images = run_edm(mode.net, x, num_steps=3, guidance=DiscriminatorGuidance(mode.log_ratio))
     with Reference(find_checkouts(REFERENCE, NEEDED['dg']), DEMO, CPU) as reference:
         answer = reference.run('dg', batch=2, steps=3)
     assert answer['mean'] == pytest.approx(images.abs().mean().item(), rel=1e-3)

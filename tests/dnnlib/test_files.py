@@ -1,24 +1,12 @@
 """Paths as users write them, and files that are whole or absent."""
 
-import errno
-import fcntl
 import hashlib
-import json
 import os
 import stat
 
 import pytest
-from script_runs import another_run
 
-from dnnlib.files import (
-    atomic_write,
-    check_options,
-    file_digest,
-    file_sha256,
-    lock_folder,
-    resolve_output,
-    resolve_path,
-)
+from dnnlib.files import atomic_write, file_digest, file_sha256, resolve_output, resolve_path
 
 
 @pytest.fixture
@@ -121,40 +109,6 @@ def test_permissions_follow_the_umask(tmp_path):
     finally:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / 'file.bin').stat().st_mode) == 0o640
-
-
-def test_a_folder_is_locked_for_others(tmp_path):
-    with lock_folder(tmp_path) as locked, lock_folder(tmp_path) as again:  # which leaves the lock where it is
-        assert locked and again
-        handle = os.open(tmp_path, os.O_RDONLY)
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.close(handle)
-    with another_run(tmp_path), pytest.raises(ValueError, match='another run is writing'), lock_folder(tmp_path):
-        pass
-    with lock_folder(tmp_path) as locked:
-        assert locked and not list(tmp_path.iterdir())
-
-
-def test_a_file_system_without_locks(tmp_path, monkeypatch):
-    def no_locks(handle, operation):
-        raise OSError(errno.ENOLCK, 'No locks available')
-
-    monkeypatch.setattr(fcntl, 'flock', no_locks)
-    with lock_folder(tmp_path) as locked:
-        assert not locked
-
-
-def test_options_of_another_run_are_named(tmp_path):
-    path, there = tmp_path / 'options.json', dict(a=1, same=[1.0, None], report=3, long='x' * 70)
-    path.write_text(json.dumps(there))
-    check_options(path, there)
-    check_options(path, there | dict(report=4), ignored={'report'})
-    with pytest.raises(ValueError, match=r"\(new was None, now 2; long was 'x{56}\.\.\., now None\); use"):
-        check_options(path, dict(a=1, same=[1.0, None], new=2, report=3))
-    path.write_text('[1, 2]')
-    with pytest.raises(ValueError, match='options.json is not readable'):
-        check_options(path, {})
 
 
 def test_digests(tmp_path):

@@ -9,8 +9,8 @@ import torch
 from dg_goldens import classifier, discriminator
 from goldens import GOLDENS, load, recipe_
 
-from guided_diffusion import Architecture, UNetModel, create_classifier, nn, read_architecture, set_precision
-from guided_diffusion.script_util import CHANNEL_MULT
+from guided_diffusion import Architecture, create_classifier, nn, read_architecture, set_precision
+from guided_diffusion.script_util import default_channel_mult
 from guided_diffusion.unet import EncoderUNetModel
 
 
@@ -82,13 +82,13 @@ def read_architecture_of(keys):
     return read_architecture({key: torch.empty(shape, device='meta') for key, shape in keys.items()})
 
 
-@pytest.mark.parametrize('size', CHANNEL_MULT)
+@pytest.mark.parametrize('size', [8, 16, 32, 64, 128, 256, 512])
 @pytest.mark.parametrize('depth', [1, 2, 4])
 def test_architecture_from_shapes(size, depth):
     for attention in ('', '8', '16,8', '32,16,8'):
         attention = ','.join(res for res in attention.split(',') if res and int(res) <= size)
         for channels, outputs, classes in ((1, 7, 0), (3, 1000, 0), (4, 1, 10)):
-            expected = Architecture(size, 64, depth, attention, channels, outputs, classes)
+            expected = Architecture(size, 64, depth, attention, channels, outputs, classes, default_channel_mult(size))
             with torch.device('meta'):
                 net = expected.build()
             state = net.state_dict()
@@ -97,6 +97,30 @@ def test_architecture_from_shapes(size, depth):
                 assert read_architecture(state) == expected
             assert state['middle_block.2.in_layers.0.weight'].shape[0] == expected.feature_channels
             assert size // net.downsampling == 8
+
+
+@pytest.mark.parametrize('size, mults, attention', [
+    (32, (1, 2, 3), '32,16,8'), (32, (1, 2, 3), '8'), (28, (1, 2, 4), '28,14,7'), (48, (1, 2, 3, 4), '24,12,6'),
+    (16, (1, 1, 2), '4'), (50, (1, 2), '25'), (7, (1,), '7'), (64, (0.5, 1.5, 2), '16')])
+def test_other_multiples_and_sizes_from_shapes(size, mults, attention):
+    """DG_imagenet's latent classifier has (1, 2, 3) at 32x32; 28 is MNIST."""
+    expected = Architecture(size, 128, 1, attention, 3, 10, 0, mults)
+    with torch.device('meta'):
+        net = expected.build()
+    assert read_architecture(net.state_dict(), size) == expected
+    assert read_architecture(net.state_dict()) == expected
+    assert (net.feature_channels, size // net.downsampling) == (expected.feature_channels, expected.feature_size)
+
+
+@torch.no_grad()
+def test_sizes_that_end_at_another_resolution_than_8():
+    """28 -> 14 -> 7 with attention where 32 -> 16 -> 8 has it; the same of 48 with four levels."""
+    for size, levels in ((28, 3), (48, 4)):
+        net = create_classifier(size, 64, 1, out_channels=5, in_channels=1)
+        architecture = read_architecture(net.state_dict())
+        assert architecture.attention == ','.join(str(size >> i) for i in range(levels) if size >> i < 33)
+        assert net(torch.zeros(1, 1, size, size), torch.ones(1), feature=True).shape[2] == size >> levels - 1
+        assert net(torch.zeros(1, 1, size, size), torch.ones(1)).shape == (1, 5)
 
 
 def test_shapes_that_leave_a_choice():
@@ -116,17 +140,21 @@ def test_files_that_are_no_adm_classifier():
     for key in ('time_embed.0.weight', 'out.2.positional_embedding', 'out.2.c_proj.weight'):
         with pytest.raises(ValueError, match=f'no tensor .{key}'):
             read_architecture({k: v for k, v in state.items() if k != key})
-    with pytest.raises(ValueError, match='not an ADM classifier of a known resolution: 5 blocks of width 64'):
+    with pytest.raises(ValueError, match='no number of levels fits its 4 blocks of width 64 and 8x8 positions'):
         read_architecture({k: v for k, v in state.items() if not k.startswith('input_blocks.5.')})
-    with pytest.raises(ValueError, match='known resolution: 6 blocks of width 64, 16x16 positions'):
-        read_architecture(state | {'out.2.positional_embedding': torch.zeros(256, 257)})
+    with pytest.raises(ValueError, match='not an ADM classifier: no number of levels fits its 5 blocks'):
+        read_architecture(state | {'input_blocks.3.1.qkv.weight': torch.zeros(1)} | {
+            f'input_blocks.2.1.{name}': torch.zeros(1) for name in ('qkv.weight', 'norm.weight')})
     with pytest.raises(ValueError, match='no tensor'):
         read_architecture({})
 
 
 def test_unknown_options():
-    with pytest.raises(ValueError, match='image size 48 is not supported; known are'):
-        create_classifier(48, 64, 1)
+    for size in (0, 9, 27, 1024):
+        with pytest.raises(ValueError, match=f'image size {size} is not supported; it must be even'):
+            create_classifier(size, 64, 1)
+    with pytest.raises(ValueError, match='images of 28 pixels cannot be halved 3 times'):
+        create_classifier(28, 64, 1, channel_mult=(1, 1, 1, 1))
     with pytest.raises(ValueError, match="pool 'max'"):
         create_classifier(8, 64, 1, classifier_pool='max')
     with pytest.raises(ValueError, match='cannot be split into heads of 64'):
@@ -184,64 +212,6 @@ def test_new_networks_start_without_residuals():
     """As ADM initialises: the last layer of every residual branch is zero."""
     net = create_classifier(8, 64, 2, in_channels=4)
     assert not any(p.any() for name, p in net.named_parameters() if 'out_layers.3' in name or 'proj_out' in name)
-
-
-ADM_64 = dict(image_size=64, in_channels=3, model_channels=192, out_channels=6, num_res_blocks=3,
-              attention_resolutions=(2, 4, 8), dropout=0.1, channel_mult=(1, 2, 3, 4), num_classes=1000,
-              num_head_channels=64, use_scale_shift_norm=True, resblock_updown=True)
-PUBLISHED_NAMES = {  # of openai/guided-diffusion's 64x64_diffusion.pt
-    'label_emb.weight': [1000, 768], 'input_blocks.0.0.weight': [192, 3, 3, 3],
-    'input_blocks.4.0.in_layers.2.weight': [192, 192, 3, 3],
-    'input_blocks.5.0.skip_connection.weight': [384, 192, 1, 1], 'input_blocks.5.1.qkv.weight': [1152, 384, 1],
-    'middle_block.1.proj_out.weight': [768, 768, 1],
-    'output_blocks.0.0.in_layers.0.weight': [1536], 'output_blocks.0.0.emb_layers.1.weight': [1536, 768],
-    'output_blocks.3.2.in_layers.0.weight': [768], 'output_blocks.15.0.out_layers.3.weight': [192, 192, 3, 3],
-    'out.0.weight': [192], 'out.2.weight': [6, 192, 3, 3]}
-
-
-def test_the_published_64x64_unet():
-    with torch.device('meta'):
-        net = UNetModel(**ADM_64)
-    state = shapes(net)
-    assert PUBLISHED_NAMES.items() <= state.items()
-    assert len(net.input_blocks) == len(net.output_blocks) == 16
-    assert len(state) == 541 and sum(p.numel() for p in net.parameters()) == 295_904_454  # ADM's paper says 296 million
-
-
-@torch.no_grad()
-@pytest.mark.parametrize('case', range(4))
-def test_unet_goldens(case):
-    """openai/guided-diffusion's whole U-Net with the recipe's weights: heads, resampling, skips, labels."""
-    d = load('dg/unet.npz')
-    options = json.loads(str(d['constructors']))[case]
-    labels = torch.as_tensor(d['labels']) if options['num_classes'] else None
-    net = recipe_(UNetModel(**options)).eval()
-    close(net(torch.as_tensor(d['x']), torch.as_tensor(d['t']), labels), torch.as_tensor(d['out'][case]))
-
-
-@pytest.mark.parametrize('classes, updown', [(None, True), (10, False)])
-def test_unet_forward_and_backward(classes, updown):
-    net = UNetModel(16, 3, 32, 6, 1, (2,), channel_mult=(1, 2), num_classes=classes, num_head_channels=32,
-                    use_scale_shift_norm=updown, resblock_updown=updown)
-    recipe_(net)
-    x, t = torch.randn(2, 3, 16, 16), torch.tensor([0.0, 999.0])
-    y = None if classes is None else torch.tensor([3, 7])
-    out = net(x, t, y)
-    assert out.shape == (2, 6, 16, 16) and out.dtype == torch.float32
-    out.square().mean().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
-    torch.testing.assert_close(net(x[1:], t[1:], None if y is None else y[1:]), out[1:], rtol=1e-4, atol=1e-4)
-    if classes:
-        assert (net(x, t, torch.tensor([3, 8])) - out).abs().amax((1, 2, 3)).gt(1e-4).tolist() == [False, True]
-        with pytest.raises(ValueError, match='needs class labels'):
-            net(x, t)
-    half = set_precision(net, torch.bfloat16)(x, t, y)
-    assert (half - out).norm() < 0.05 * out.norm()
-
-
-def test_a_new_unet_predicts_zero():
-    net = UNetModel(8, 3, 32, 3, 1, (1,), channel_mult=(1,))
-    assert not net(torch.randn(1, 3, 8, 8), torch.tensor([5.0])).any()
 
 
 @pytest.mark.parametrize('weights', [1, 3 * 2 * 16**2, 2**21])

@@ -5,44 +5,51 @@ import math
 
 import numpy as np
 import torch
+from sampler_runs import run_edm
 
-from benchmarks.mixtures import GaussianMixture, MixtureNet, exact_log_ratio
+from diffusion.mixtures import GaussianMixture, MixtureNet, exact_log_ratio
 from sampling import diffrs, diffrs_slots
-from sampling.diffrs import calibrate, diffrs_sampler, make_grid
-from sampling.diffrs_rules import RULES, Thresholds, thresholds
-from sampling.edm import edm_sampler
-from sampling.inputs import draw_inputs
+from sampling.diffrs import calibrate, diffrs_sampler
+from sampling.diffrs_rules import RULES, Thresholds, make_thresholds
+from sampling.levels import edm_levels
+from sampling.samples import Samples, draw_inputs
 
 CORNERS = [[4.0, 0.0], [-2.0, 3.4641], [-2.0, -3.4641]]
 MODEL, DATA = GaussianMixture(CORNERS, [0.7, 0.2, 0.1], 0.6), GaussianMixture(CORNERS, [0.25, 0.35, 0.4], 0.5)
 NET, LOG_RATIO = MixtureNet(MODEL), exact_log_ratio(DATA, MODEL)
 STEPS = 20
 RULE_NAMES = list(RULES)
+SCHEDULE = ('num_steps', 'sigma_max', 'S_churn', 'S_min', 'S_max', 'S_noise')
 
 
 @functools.cache
 def warmup(S_churn=0):
     seeds = range(diffrs.WARMUP_SEED, diffrs.WARMUP_SEED + 4000)
-    return calibrate(NET, LOG_RATIO, seeds, batch_size=1000, num_steps=STEPS, S_churn=S_churn)
+    return calibrate(NET, LOG_RATIO, seeds, batch=1000, levels=levels(S_churn=S_churn), progress=quiet)
 
 
-def sample(seeds, net=NET, log_ratio=LOG_RATIO, batch_size=500, num_steps=STEPS, **options):
+def levels(num_steps=STEPS, **schedule):
+    return edm_levels(NET, num_steps, **schedule)
+
+
+def quiet(images):
+    """Progress that nobody sees."""
+
+
+def sample(seeds, net=NET, log_ratio=LOG_RATIO, batch=500, **options):
     """All results of a run as one: a dict of arrays."""
+    schedule = {name: options.pop(name) for name in [*options] if name in SCHEDULE}
     options = dict(max_backsteps=STEPS) | options
     if 'thresholds' not in options:
-        options['thresholds'] = warmup(options.get('S_churn', 0))
-    parts = list(diffrs_sampler(net, log_ratio, seeds, batch_size=batch_size, num_steps=num_steps, **options))
-    arrays = {name: np.concatenate([getattr(part, name) for part in parts])
-              for name in ('seeds', 'nfe', 'discriminator_calls', 'tests', 'rejections', 'cap_hits')}
-    arrays['images'] = torch.cat([part.images for part in parts])
-    if parts[0].labels is not None:
-        arrays['labels'] = torch.cat([part.labels for part in parts])
-    return arrays
+        options['thresholds'] = warmup(schedule.get('S_churn', 0))
+    found = functools.reduce(Samples.followed_by, diffrs_sampler(
+        net, seeds, log_ratio=log_ratio, batch=batch, levels=levels(**schedule), **options))
+    return dict(found.costs, images=found.images) | ({} if found.labels is None else dict(labels=found.labels))
 
 
 def plain(seeds, **schedule):
     rnd, latents, _ = draw_inputs(NET, list(seeds), 'cpu')
-    return edm_sampler(NET, latents, randn_like=rnd.randn_like, num_steps=STEPS, **schedule)
+    return run_edm(NET, latents, randn_like=rnd.randn_like, num_steps=STEPS, **schedule)
 
 
 def distance(x, y):
@@ -63,10 +70,10 @@ def always(value):
 
 def published_loop(seed, calibration, backsteps=1, min_backsteps=0, max_backsteps=STEPS, max_iter=math.inf, **schedule):
     """(image, evaluations in all) of one sample by the published loop, step after step, without slots."""
-    grid, limits = make_grid(NET, STEPS, **schedule), thresholds(calibration, 0.95, RULES['published'])
+    run, limits = levels(**schedule), make_thresholds(calibration, 0.95, RULES['published'])
     rnd, latents, _ = draw_inputs(NET, [seed], 'cpu')
     decisions = np.random.default_rng([diffrs_slots.DECISIONS, seed])
-    t = torch.from_numpy(grid.t_steps)
+    t = run.sigmas
 
     def normal():
         return torch.randn(latents.shape, generator=rnd.generators[0], dtype=torch.float64)
@@ -82,10 +89,10 @@ def published_loop(seed, calibration, backsteps=1, min_backsteps=0, max_backstep
             if not rejected:
                 break
             x = t[0] * normal()
-        if grid.noise[k] > 0:
-            x = x + grid.noise[k] * normal()
-        h = t[k + 1] - grid.t_hat[k]
-        d = (x - NET(x, torch.tensor(grid.t_hat[k]))) / grid.t_hat[k]
+        if run.noise[k] > 0:
+            x = x + run.noise[k] * normal()
+        h = t[k + 1] - run.raised[k]
+        d = (x - NET(x, run.raised[k])) / run.raised[k]
         euler = x + h * d
         x = x + h * (d + (euler - NET(euler, t[k + 1])) / t[k + 1]) / 2 if k < STEPS - 1 else euler
         k, nfe, all_nfe = k + 1, nfe + 1 + (k < STEPS - 1), all_nfe + 1 + (k < STEPS - 1)

@@ -8,11 +8,10 @@ import math
 
 import pytest
 import torch
+from sampler_runs import run_ablation, run_edm
 from scipy import stats
 
-from benchmarks.mixtures import GaussianMixture, MixtureNet, exact_log_ratio, same_distribution_pvalue
-from sampling.ablation import ablation_sampler
-from sampling.edm import edm_sampler
+from diffusion.mixtures import GaussianMixture, MixtureNet, exact_log_ratio, same_distribution_pvalue
 from sampling.guidance import DiscriminatorGuidance
 
 RIGHT = GaussianMixture([[-1.0, -0.6], [0.9, -0.5], [0.1, 1.0]], [0.5, 0.3, 0.2], [0.25, 0.2, 0.3])
@@ -36,14 +35,14 @@ def pvalue(images, mixture):
     return same_distribution_pvalue(images, mixture.sample(N, torch.Generator().manual_seed(2)), permutations=499)
 
 
-@pytest.mark.parametrize('sampler', [edm_sampler, ablation_sampler])
+@pytest.mark.parametrize('sampler', [run_edm, run_ablation])
 def test_guided_samples_follow_the_right_mixture(sampler):
     guided = sampler(MixtureNet(WRONG), latents(), num_steps=40, guidance=guidance())
     assert pvalue(guided, RIGHT) > SIGNIFICANCE
     assert pvalue(guided, WRONG) < SIGNIFICANCE
 
 
-@pytest.mark.parametrize('sampler', [edm_sampler, ablation_sampler])
+@pytest.mark.parametrize('sampler', [run_edm, run_ablation])
 def test_unguided_samples_follow_the_wrong_mixture(sampler):
     unguided = sampler(MixtureNet(WRONG), latents(), num_steps=40)
     assert pvalue(unguided, RIGHT) < SIGNIFICANCE
@@ -52,19 +51,19 @@ def test_unguided_samples_follow_the_wrong_mixture(sampler):
 
 def test_guided_samples_visit_components_as_often_as_they_weigh():
     """Chi-square on the component of each sample, against a large sample of the right mixture."""
-    counts = torch.bincount(RIGHT.component(edm_sampler(
+    counts = torch.bincount(RIGHT.component(run_edm(
         MixtureNet(WRONG), latents(4000), num_steps=40, guidance=guidance())), minlength=3)
     exact = RIGHT.component(RIGHT.sample(400_000, torch.Generator().manual_seed(3)))
     expected = torch.bincount(exact, minlength=3).double() / 100
     assert stats.chisquare(counts, expected).pvalue > SIGNIFICANCE
-    unguided = torch.bincount(RIGHT.component(edm_sampler(MixtureNet(WRONG), latents(4000), num_steps=40)),
+    unguided = torch.bincount(RIGHT.component(run_edm(MixtureNet(WRONG), latents(4000), num_steps=40)),
                               minlength=3)
     assert stats.chisquare(unguided, expected).pvalue < 1e-6
 
 
 def test_guidance_stays_exact_with_churn():
     generator = torch.Generator().manual_seed(4)
-    guided = edm_sampler(
+    guided = run_edm(
         MixtureNet(WRONG), latents(), num_steps=60, S_churn=15, guidance=guidance(),
         randn_like=lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator))
     assert pvalue(guided, RIGHT) > SIGNIFICANCE
@@ -72,14 +71,14 @@ def test_guidance_stays_exact_with_churn():
 
 def test_guided_path_is_that_of_the_right_model():
     """D + sigma^2 grad log-ratio is the right model's denoiser, so both samplers take the same steps."""
-    guided = edm_sampler(MixtureNet(WRONG), latents(50), num_steps=12, guidance=guidance())
-    direct = edm_sampler(MixtureNet(RIGHT), latents(50), num_steps=12)
+    guided = run_edm(MixtureNet(WRONG), latents(50), num_steps=12, guidance=guidance())
+    direct = run_edm(MixtureNet(RIGHT), latents(50), num_steps=12)
     torch.testing.assert_close(guided, direct, rtol=0, atol=1e-9)
 
 
 @functools.cache
 def solved(solver, num_steps, guided):
-    return ablation_sampler(MixtureNet(SMOOTH_WRONG), latents(60), num_steps=num_steps, solver=solver,
+    return run_ablation(MixtureNet(SMOOTH_WRONG), latents(60), num_steps=num_steps, solver=solver,
                             guidance=guidance(SMOOTH_RIGHT, SMOOTH_WRONG) if guided else None)
 
 
@@ -96,13 +95,13 @@ def test_error_falls_at_the_order_of_the_solver(solver, order, guided):
     dict(discretization='vp', schedule='vp', scaling='vp'), dict(discretization='ve', schedule='ve'),
     dict(discretization='iddpm'), dict(discretization='edm', schedule='vp', scaling='vp')])
 def test_every_schedule_draws_from_the_mixture(kwargs):
-    images = ablation_sampler(MixtureNet(WRONG), latents(), num_steps=40, **kwargs)
+    images = run_ablation(MixtureNet(WRONG), latents(), num_steps=40, **kwargs)
     assert pvalue(images, WRONG) > SIGNIFICANCE
 
 
 @pytest.mark.parametrize('kwargs', [
     dict(discretization='vp', schedule='vp', scaling='vp'), dict(discretization='ve', schedule='ve')])
 def test_guidance_works_on_every_schedule(kwargs):
-    guided = ablation_sampler(MixtureNet(WRONG), latents(50), num_steps=12, guidance=guidance(), **kwargs)
-    direct = ablation_sampler(MixtureNet(RIGHT), latents(50), num_steps=12, **kwargs)
+    guided = run_ablation(MixtureNet(WRONG), latents(50), num_steps=12, guidance=guidance(), **kwargs)
+    direct = run_ablation(MixtureNet(RIGHT), latents(50), num_steps=12, **kwargs)
     torch.testing.assert_close(guided, direct, rtol=0, atol=1e-8)

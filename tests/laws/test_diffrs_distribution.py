@@ -7,12 +7,11 @@ import types
 import numpy as np
 import pytest
 import torch
-from diffrs_toy import DATA, LOG_RATIO, MODEL, NET, RULE_NAMES, STEPS, data, distance, plain, sample, warmup
+from diffrs_toy import DATA, LOG_RATIO, MODEL, NET, RULE_NAMES, STEPS, data, distance, levels, plain, sample, warmup
 
-from benchmarks.mixtures import MixtureNet, same_distribution_pvalue
+from diffusion.mixtures import MixtureNet, same_distribution_pvalue
 from sampling import diffrs_rules as rules
-from sampling.diffrs import calibrate, make_grid
-from sampling.diffrs_rules import RULES, Thresholds, acceptance_probability, expected_acceptance, thresholds
+from sampling.diffrs_rules import RULES, Thresholds, acceptance_probability, expected_acceptance, make_thresholds
 
 
 @pytest.mark.parametrize('rule', RULE_NAMES)
@@ -39,7 +38,7 @@ def test_exact_rule_is_not_biased_by_its_early_tests():
     Budgets at 0.99 for each level by itself gave the third 0.367 instead of 0.4: a path had 20 chances to be wronged.
     """
     n, expected = 6000, DATA.weights.numpy()
-    run = sample(range(n), rule='exact', rej_percentile=0.99, S_churn=40, batch_size=1500)
+    run = sample(range(n), rule='exact', rej_percentile=0.99, S_churn=40, batch=1500)
     shares = np.bincount(DATA.component(run['images']).numpy(), minlength=3) / n
     assert (np.abs(shares - expected) < 4 * np.sqrt(expected * (1 - expected) / n)).all(), shares
 
@@ -64,7 +63,7 @@ def test_rounding_flips_decisions_and_not_the_distribution(rule):
     def rounded(function):
         return lambda *args: function(*args).bfloat16().double()
 
-    net, options = MixtureNet(MODEL), dict(rule=rule, rej_percentile=0.9, batch_size=1000)
+    net, options = MixtureNet(MODEL), dict(rule=rule, rej_percentile=0.9, batch=1000)
     net.mixture = types.SimpleNamespace(denoiser=rounded(MODEL.denoiser))
     run = functools.partial(sample, range(1000, 2000), thresholds=warmup(), **options)
     exact, half = sample(range(1000, 2000), **options), run(net=net, log_ratio=rounded(LOG_RATIO))
@@ -97,8 +96,8 @@ def test_published_rule_weighs_rewound_states_twice(level):
     marginal test they are those of p^2/q, q the model (docs/equations.md). Within four standard errors.
     """
     generator = torch.Generator().manual_seed(level)
-    grid, limits = make_grid(NET, STEPS, S_churn=40), thresholds(warmup(40), 0.99, RULES['published'])
-    n, (t, t_next) = 40000, torch.from_numpy(grid.t_steps[level:level + 2])
+    run, limits = levels(S_churn=40), make_thresholds(warmup(40), 0.99, RULES['published'])
+    n, (t, t_next) = 40000, run.sigmas[level:level + 2]
 
     def randn(n):
         return torch.randn([n, 2, 1, 1], dtype=torch.float64, generator=generator)
@@ -107,8 +106,8 @@ def test_published_rule_weighs_rewound_states_twice(level):
         return torch.rand([n], dtype=torch.float64, generator=generator)
 
     x = data(n, seed=level).reshape(n, 2, 1, 1) + t * randn(n)
-    t_hat = torch.tensor(grid.t_hat[level])
-    x_hat = x + grid.noise[level] * randn(n)
+    t_hat = run.raised[level]
+    x_hat = x + run.noise[level] * randn(n)
     first, second = torch.zeros(n, dtype=torch.bool), torch.ones(n, dtype=torch.bool)
     euler, d = rules.propose(x_hat, x_hat, x_hat, t_hat, t_next - t_hat, NET(x_hat, t_hat), first)
     y, _ = rules.propose(euler, x_hat, d, t_next, t_next - t_hat, NET(euler, t_next), second)
@@ -128,7 +127,7 @@ def test_published_rule_weighs_rewound_states_twice(level):
 def test_exact_rule_needs_as_many_paths_as_predicted():
     for percentile, S_churn in ((0.9, 0), (0.99, 40)):
         calibration = warmup(S_churn)
-        limits = thresholds(calibration, percentile, RULES['exact'])
+        limits = make_thresholds(calibration, percentile, RULES['exact'])
         predicted = 1 / expected_acceptance(calibration, limits, range(STEPS + 1))
         paths = 1 + sample(range(2000), rule='exact', rej_percentile=percentile, S_churn=S_churn)['rejections'].sum(1)
         # geometric numbers of paths, and a prediction from 4000 trajectories
@@ -138,13 +137,11 @@ def test_exact_rule_needs_as_many_paths_as_predicted():
 
 def test_acceptance_rate_of_the_prior_and_of_the_first_step():
     """Level 0 passes the share E min(1, L_0 / M); what has passed, goes one step and passes min(1, L_1 / (L_0 M_1))."""
-    wide = dict(num_steps=STEPS, sigma_max=6)
-    calibration = calibrate(NET, LOG_RATIO, range(1), **wide)
     limits = Thresholds(np.full(STEPS + 1, 0.5), np.full(STEPS + 1, 0.3))
     run = sample(range(3000), thresholds=limits, max_backsteps=1, sigma_max=6)
     rate = 1 - run['rejections'].sum(0)[:2] / run['tests'].sum(0)[:2]
     # The same by plain sums over independent draws.
-    sigmas = torch.from_numpy(calibration.sigmas)
+    sigmas = levels(sigma_max=6).sigmas
     noise = torch.randn([40000, 2, 1, 1], dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     l0 = LOG_RATIO(sigmas[0] * noise, sigmas[0])
     passed = acceptance_probability(l0, 0.0, 0.3)
@@ -161,8 +158,8 @@ def test_acceptance_rate_of_the_prior_and_of_the_first_step():
 # Slow samples.
 
 def test_slow_samples_are_waited_for():
-    run = sample(range(100), rej_percentile=0.97, S_churn=40, batch_size=20)
-    assert run['seeds'].tolist() == list(range(100)) and run['nfe'].max() > 3 * np.median(run['nfe'])
+    run = sample(range(100), rej_percentile=0.97, S_churn=40, batch=20)
+    assert len(run['images']) == 100 and run['nfe'].max() > 3 * np.median(run['nfe'])
 
 
 def test_dropping_slow_samples_would_bias_the_published_rule_alone():

@@ -33,7 +33,7 @@ NETWORKS = {
     'detector': lambda path: ['dataset_tool', 'stats', '--source=../good.npz', '--dest=out.npz',
                               f'--detector_ckpt={path}', CPU],
 }
-STATES = {'classifier': NETWORKS['classifier'], 'state': lambda path: ['state', str(path)],
+STATES = {'convert': NETWORKS['convert'], 'classifier': NETWORKS['classifier'], 'state': lambda path: ['state', str(path)],
           'inception': lambda path: ['inception', str(path)]}
 REFERENCES = {'ref': lambda path: ['fid_npzs', f'--ref={path}', '--images=../good.npz', '--num_samples=4', CPU]}
 
@@ -156,7 +156,7 @@ def test_safetensors(give):
 def test_state_files(give):
     refuse_all(give, of({name: blob for name, blob in hostile.STATES.items() if name != 'numbers'}, 'given.pt'), STATES)
     refuse_all(give, of({'numbers': hostile.STATES['numbers']}, 'given.pt'),
-               {name: STATES[name] for name in ('classifier', 'inception')})
+               {name: STATES[name] for name in ('convert', 'classifier', 'inception')})
 
 
 def test_a_pickle_cut_at_every_instruction(tmp_path):

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from sampler_runs import run_edm
 
-import classifier_lib
 import networks
 from dnnlib import demo
 from metrics.detectors import load_detector
@@ -14,7 +14,8 @@ from networks import winograd
 from sampling.diffrs import WARMUP_SEED, calibrate, diffrs_sampler
 from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance
-from sampling.inputs import draw_inputs
+from sampling.levels import edm_levels
+from sampling.samples import draw_inputs, stream
 from torch_utils.images import to_uint8
 
 SIGMAS = (0.002, 0.02, 0.1, 0.5, 2.0, 10.0, 80.0)
@@ -22,14 +23,13 @@ SIGMAS = (0.002, 0.02, 0.1, 0.5, 2.0, 10.0, 80.0)
 
 def load(dtype, device='cpu'):
     net = networks.load_network(demo.DEMO_SCORE, device, dtype)
-    files = demo.DEMO_CLASSIFIER, demo.DEMO_DISCRIMINATOR
-    return net, classifier_lib.load_log_ratio(*files, net, False, device, dtype)
+    return net, networks.load_log_ratio(net, dtype=dtype)
 
 
 def guided_samples(net, log_ratio):
     """[6, 3, 32, 32] by 9 steps with DG's weight."""
     _, latents, _ = draw_inputs(net, range(6), 'cpu')
-    return edm_sampler(net, latents, num_steps=9, guidance=DiscriminatorGuidance(log_ratio, 2.0))
+    return run_edm(net, latents, num_steps=9, guidance=DiscriminatorGuidance(log_ratio, 2.0))
 
 
 @pytest.fixture(scope='module')
@@ -103,17 +103,15 @@ def test_guided_samples(pair, compiled):
 
 
 def draw(sampler, loaded, seeds, batch, steps, calibration, device):
-    """Batches of images [n, 3, 32, 32]."""
+    """Samples in batches."""
     net, log_ratio = loaded
+    options = dict(batch=batch, device=device, levels=edm_levels(net, steps))
     if sampler == 'rejection':
-        for result in diffrs_sampler(net, log_ratio, seeds, thresholds=calibration, rej_percentile=0.9,
-                                     batch_size=batch, device=device, num_steps=steps):
-            yield result.images
-        return
-    guidance = DiscriminatorGuidance(log_ratio, 2.0) if sampler == 'guidance' else None
-    for first in range(0, len(seeds), batch):
-        _, latents, _ = draw_inputs(net, seeds[first:first + batch], device)
-        yield edm_sampler(net, latents, num_steps=steps, guidance=guidance)
+        draws = stream(diffrs_sampler, net, log_ratio=log_ratio, thresholds=calibration, rej_percentile=0.9, **options)
+    else:
+        draws = stream(edm_sampler, net, **options,
+                       guidance=DiscriminatorGuidance(log_ratio, 2.0) if sampler == 'guidance' else None)
+    return draws(iter(seeds), lambda images: None)
 
 
 @pytest.mark.slow
@@ -125,15 +123,15 @@ def test_distances(sampler):
     detector, reference = load_detector('cifar10', device), load_reference(demo.DEMO_STATS)
     pair = [load(dtype, device) for dtype in (torch.float32, torch.bfloat16)]
     warmup = range(WARMUP_SEED, WARMUP_SEED + 2 * batch)
-    calibration = None if sampler != 'rejection' else calibrate(*pair[1], warmup, batch_size=batch, device=device,
-                                                                num_steps=steps)
+    calibration = None if sampler != 'rejection' else calibrate(
+        *pair[1], warmup, batch=batch, device=device, levels=edm_levels(pair[1][0], steps))
     distances = torch.zeros(2, 3)  # of float32 and bfloat16, by block
     for row, loaded in enumerate(pair):
         for block in range(3):
             moments = Moments(detector.feature_dim, device)
             seeds = range(block * count, (block + 1) * count)
-            for images in draw(sampler, loaded, seeds, batch, steps, calibration, device):
-                moments.add(detector(torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).to(device)))
+            for samples in draw(sampler, loaded, seeds, batch, steps, calibration, device):
+                moments.add(detector(torch.from_numpy(to_uint8(samples.images)).permute(0, 3, 1, 2).to(device)))
             distances[row, block] = frechet_distance(*moments.finish(), reference.mu, reference.sigma)
     exact, half = distances
     assert (half - exact).mean().abs() < exact.std(), distances

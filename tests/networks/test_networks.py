@@ -206,7 +206,7 @@ def test_one_graph(name):
     """torch.compile sees the whole forward pass without a break; a break is an error with fullgraph."""
     net, d = golden(name)
     torch.compiler.reset()
-    compiled = torch.compile(net, backend='eager', fullgraph=True)  # traces alone: no compiler is needed
+    compiled = torch.compile(net, backend='eager', fullgraph=True)  # only traces: no compiler is needed
     assert_denoised(compiled(d['x'], d['sigma'], d.get('class_labels')), d['denoised'], d['sigma'])
 
 

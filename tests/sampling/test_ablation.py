@@ -1,6 +1,6 @@
 """sampling/ablation.py and diffusion/schedules.py against EDM's ablation sampler.
 
-Goldens: tests/goldens/sampler/ablation.npz, atol 1e-3 (a chain of network calls; VP and VE grids reach sigma 150)
+Goldens: tests/goldens/sampler/ablation.npz, atol 1e-3 (a chain of network calls; VP and VE levels reach sigma 150)
 and rtol 2e-6: one case has pixels of 2800, where the published networks differ by as much between machines.
 """
 
@@ -9,11 +9,11 @@ import math
 import pytest
 import torch
 from sampler_goldens import RecordedNoise, goldens, network
+from sampler_runs import run_ablation, run_edm
 
-from benchmarks.mixtures import GaussianMixture, MixtureNet
 from diffusion import schedules
-from sampling.ablation import ablation_sampler
-from sampling.edm import edm_sampler
+from diffusion.mixtures import GaussianMixture, MixtureNet
+from sampling.denoiser import Denoiser
 from sampling.guidance import DiscriminatorGuidance
 
 MIXTURE = GaussianMixture([[-0.5, 0.5], [0.5, 0.0]], [0.3, 0.7], 0.2)
@@ -27,14 +27,14 @@ def latents(n):
 def test_golden(name):
     arrays, cases = goldens('ablation')
     noise = RecordedNoise(arrays['noise'])
-    images = ablation_sampler(network(), torch.as_tensor(arrays['latents']), randn_like=noise.randn_like,
+    images = run_ablation(network(), torch.as_tensor(arrays['latents']), randn_like=noise.randn_like,
                               callback=noise.callback, **cases[name])
     torch.testing.assert_close(images, torch.as_tensor(arrays[name]), rtol=2e-6, atol=1e-3)
 
 
 def test_default_options_are_the_edm_sampler():
-    ours = ablation_sampler(MixtureNet(MIXTURE), latents(4), num_steps=7)
-    torch.testing.assert_close(ours, edm_sampler(MixtureNet(MIXTURE), latents(4), num_steps=7), rtol=0, atol=1e-12)
+    ours = run_ablation(MixtureNet(MIXTURE), latents(4), num_steps=7)
+    torch.testing.assert_close(ours, run_edm(MixtureNet(MIXTURE), latents(4), num_steps=7), rtol=0, atol=1e-12)
 
 
 def test_churn_agrees_with_the_edm_sampler():
@@ -43,30 +43,31 @@ def test_churn_agrees_with_the_edm_sampler():
         return lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator)
 
     options = dict(num_steps=9, S_churn=20, S_min=0.05, S_max=50, S_noise=1.003)
-    ours = ablation_sampler(MixtureNet(MIXTURE), latents(4), randn_like=noise(), **options)
-    theirs = edm_sampler(MixtureNet(MIXTURE), latents(4), randn_like=noise(), **options)
+    ours = run_ablation(MixtureNet(MIXTURE), latents(4), randn_like=noise(), **options)
+    theirs = run_edm(MixtureNet(MIXTURE), latents(4), randn_like=noise(), **options)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize('solver, nfe', [('euler', 5), ('heun', 9)])
 def test_number_of_network_calls(solver, nfe):
-    net, steps = MixtureNet(MIXTURE), []
-    ablation_sampler(net, latents(1), num_steps=5, solver=solver, callback=steps.append)
-    assert net.calls == nfe == steps[-1].nfe
+    net = MixtureNet(MIXTURE)
+    denoise = Denoiser(net)
+    run_ablation(denoise, latents(1), num_steps=5, solver=solver)
+    assert net.calls == nfe and denoise.costs['nfe'].tolist() == [nfe]
 
 
-@pytest.mark.parametrize('grid', schedules.GRIDS)
-def test_grids_run_from_top_to_bottom(grid):
-    low, high = schedules.default_range(grid)
-    sigmas = schedules.grid_steps(grid, 12, low, high)
+@pytest.mark.parametrize('discretization', schedules.DISCRETIZATIONS)
+def test_levels_run_from_top_to_bottom(discretization):
+    low, high = schedules.default_range(discretization)
+    sigmas = schedules.sigma_steps(discretization, 12, low, high)
     assert sigmas.dtype == torch.float64 and sigmas.shape == (12,)
     assert (sigmas.diff() < 0).all()
-    if grid != 'iddpm':  # iDDPM has its own table, of which the nearest inner entries are taken
+    if discretization != 'iddpm':  # iDDPM has its own table, of which the nearest inner entries are taken
         assert sigmas[0].item() == pytest.approx(high, rel=1e-9)
         assert sigmas[-1].item() == pytest.approx(low, rel=1e-6)
     else:
         assert low <= sigmas[-1] < 1.05 * low + 0.005 and 0.9 * high < sigmas[0] <= high
-    assert schedules.grid_steps(grid, 1, low, high).shape == (1,)
+    assert schedules.sigma_steps(discretization, 1, low, high).shape == (1,)
 
 
 @pytest.mark.parametrize('schedule', schedules.SCHEDULES)
@@ -85,7 +86,7 @@ def test_schedules_are_consistent(schedule, scaling):
         torch.testing.assert_close(time.scale_deriv(t).detach(), derivative, rtol=1e-9, atol=1e-15)
 
 
-def test_edm_grid_is_the_formula():
+def test_edm_levels_are_the_formula():
     t = schedules.edm_steps(18)
     for i in range(18):
         root = 80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))
@@ -103,10 +104,10 @@ def test_published_ranges():
     dict(num_steps=0), dict(sigma_min=3, sigma_max=1), dict(discretization='iddpm', sigma_min=5, sigma_max=5.0001)])
 def test_impossible_options_are_refused(kwargs):
     with pytest.raises(ValueError):
-        ablation_sampler(MixtureNet(MIXTURE), latents(1), **kwargs)
+        run_ablation(MixtureNet(MIXTURE), latents(1), **kwargs)
 
 
 def test_boosting_is_refused():
     guidance = DiscriminatorGuidance(lambda x, sigma, labels: x.flatten(1).sum(1), boosting=True)
     with pytest.raises(ValueError, match='boosting'):
-        ablation_sampler(MixtureNet(MIXTURE), latents(1), guidance=guidance)
+        run_ablation(MixtureNet(MIXTURE), latents(1), guidance=guidance)

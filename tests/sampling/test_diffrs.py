@@ -7,35 +7,46 @@ import types
 import numpy as np
 import pytest
 import torch
-from diffrs_toy import LOG_RATIO, MODEL, NET, RULE_NAMES, STEPS, always, plain, published_loop, sample, warmup
+from diffrs_toy import (
+    LOG_RATIO,
+    MODEL,
+    NET,
+    RULE_NAMES,
+    STEPS,
+    always,
+    levels,
+    plain,
+    published_loop,
+    quiet,
+    sample,
+    warmup,
+)
+from sampler_runs import run_edm
 
-from benchmarks.mixtures import MixtureNet
-from sampling import diffrs, diffrs_slots
-from sampling.diffrs import calibrate, diffrs_sampler, make_grid
-from sampling.edm import edm_sampler
+from diffusion.mixtures import MixtureNet
+from sampling import diffrs_slots
+from sampling.diffrs import calibrate, diffrs_sampler, warmup_seeds
 from sampling.guidance import DiscriminatorGuidance
-from sampling.inputs import draw_inputs
 from sampling.padding import Padded
+from sampling.samples import draw_inputs
 
 # What rejection must not change.
 
 @pytest.mark.parametrize('schedule', [{}, dict(S_churn=40, S_noise=1.003), dict(S_churn=40, S_min=0.05, S_max=10)])
 @pytest.mark.parametrize('rule', RULE_NAMES)
 def test_always_accepting_is_edm(rule, schedule):
-    run = sample(range(60), thresholds=always(-math.inf), rule=rule, batch_size=16, **schedule)
+    run = sample(range(60), thresholds=always(-math.inf), rule=rule, batch=16, **schedule)
     torch.testing.assert_close(run['images'], plain(range(60), **schedule), rtol=1e-12, atol=1e-12)
     assert (run['nfe'] == 2 * STEPS - 1).all() and (run['tests'] == 1).all() and not run['rejections'].any()
 
 
 def test_guidance_composes_with_rejection():
     guidance = DiscriminatorGuidance(LOG_RATIO, weight_1st=1.0, weight_2nd=1.0)
-    run = sample(range(40), thresholds=always(-math.inf), batch_size=8, guidance=guidance)
+    run = sample(range(40), thresholds=always(-math.inf), batch=8, guidance=guidance)
     rnd, latents, _ = draw_inputs(NET, list(range(40)), 'cpu')
-    expected = edm_sampler(NET, latents, randn_like=rnd.randn_like, num_steps=STEPS, guidance=guidance)
+    expected = run_edm(NET, latents, randn_like=rnd.randn_like, num_steps=STEPS, guidance=guidance)
     torch.testing.assert_close(run['images'], expected, rtol=1e-10, atol=1e-10)
-    t_hat, t_steps = (torch.from_numpy(levels) for levels in (make_grid(NET, STEPS).t_hat,
-                                                              make_grid(NET, STEPS).t_steps))
-    guided = int(guidance.acts(t_hat).sum() + guidance.acts(t_steps[1:-1]).sum())
+    guided = int(guidance.acts(levels().raised).sum() + guidance.acts(levels().sigmas[1:-1]).sum())
     assert (run['discriminator_calls'] == STEPS + 1 + guided).all()
     rejecting = sample(range(40), guidance=guidance, rej_percentile=0.9)
     assert rejecting['rejections'].sum() > 0 and rejecting['images'].isfinite().all()
@@ -47,12 +58,11 @@ def test_guidance_composes_with_rejection():
 def test_sample_depends_on_its_seed_alone(options):
     """Any batch size, any order, any company: the same image, at the same cost."""
     options = dict(rej_percentile=0.95) | options
-    all_of_them = sample(range(30), batch_size=64, **options)
+    all_of_them = sample(range(30), batch=64, **options)
     assert all_of_them['rejections'].sum() > 20
-    for seeds, batch_size in ((range(12), 1), (range(30), 7), ([23, 4, 18, 29], 2), (range(20, 30), 3)):
-        some = sample(seeds, batch_size=batch_size, **options)
+    for seeds, batch in ((range(12), 1), (range(30), 7), ([23, 4, 18, 29], 2), (range(20, 30), 3)):
+        some = sample(seeds, batch=batch, **options)
         rows = list(seeds)
-        assert some['seeds'].tolist() == rows
         torch.testing.assert_close(some['images'], all_of_them['images'][rows], rtol=1e-9, atol=1e-9)
         for name in ('nfe', 'discriminator_calls', 'tests', 'rejections', 'cap_hits'):
             assert np.array_equal(some[name], all_of_them[name][rows]), name
@@ -63,7 +73,7 @@ def test_sample_depends_on_its_seed_alone(options):
     dict(S_churn=40, max_backsteps=12), dict(S_churn=10, min_backsteps=3, max_iter=50)])
 def test_slots_do_what_the_published_loop_does(options):
     calibration = warmup(options.get('S_churn', 0))
-    run = sample(range(40), thresholds=calibration, rej_percentile=0.95, batch_size=8, **options)
+    run = sample(range(40), thresholds=calibration, rej_percentile=0.95, batch=8, **options)
     expected = [published_loop(seed, calibration, **options) for seed in range(40)]
     assert run['nfe'].tolist() == [nfe for _, nfe in expected] and run['rejections'].sum() > 20
     torch.testing.assert_close(run['images'], torch.stack([image for image, _ in expected]), rtol=1e-9, atol=1e-9)
@@ -85,7 +95,7 @@ def labelled_log_ratio(x, sigma, class_labels=None):
 
 def test_labels_belong_to_their_samples():
     net = LabelledNet(MODEL)
-    options = dict(net=net, log_ratio=labelled_log_ratio, rej_percentile=0.95, batch_size=8)
+    options = dict(net=net, log_ratio=labelled_log_ratio, rej_percentile=0.95, batch=8)
     run = sample(range(100), **options)
     expected = draw_inputs(net, list(range(100)), 'cpu')[2]
     assert torch.equal(run['labels'], expected) and run['rejections'].sum() > 50
@@ -104,9 +114,12 @@ def test_seeds_are_taken_when_there_is_room():
             taken.append(seed)
             yield seed
 
-    results = diffrs_sampler(NET, LOG_RATIO, seeds(), batch_size=4, num_steps=STEPS, thresholds=warmup())
-    drawn = list(itertools.islice(itertools.chain.from_iterable(r.seeds.tolist() for r in results), 40))
-    assert drawn == list(range(40)) and 40 <= len(taken) <= 60
+    drawn = 0
+    for piece in diffrs_sampler(NET, seeds(), log_ratio=LOG_RATIO, batch=4, levels=levels(), thresholds=warmup()):
+        drawn += len(piece)
+        if drawn >= 40:
+            break
+    assert taken == list(range(len(taken))) and drawn <= len(taken) <= drawn + 20
 
 
 def test_networks_get_full_batches():
@@ -122,7 +135,7 @@ def test_networks_get_full_batches():
         ratio_sizes.append(len(x))
         return LOG_RATIO(x, sigma)
 
-    run = sample(range(300), net=Net(MODEL), log_ratio=log_ratio, batch_size=10, rej_percentile=0.9)
+    run = sample(range(300), net=Net(MODEL), log_ratio=log_ratio, batch=10, rej_percentile=0.9)
     assert sum(sizes) == run['nfe'].sum() and sum(ratio_sizes) == run['discriminator_calls'].sum()
     assert np.mean(np.array(sizes) == 10) > 0.93 and np.mean(np.array(ratio_sizes) == 10) > 0.9
     first_short = next(i for i, size in enumerate(sizes) if size < 10)
@@ -173,23 +186,23 @@ def test_contradictions():
     with pytest.raises(ValueError, match='boosting'):
         sample([0], guidance=DiscriminatorGuidance(LOG_RATIO, boosting=True))
     with pytest.raises(ValueError, match='without trajectories'):
-        sample([0], thresholds=None, iter_warmup=0)
+        calibrate(NET, LOG_RATIO, warmup_seeds(0))
+    with pytest.raises(TypeError, match='thresholds'):  # no warm-up that nobody asked for
+        diffrs_sampler(NET, [0], log_ratio=LOG_RATIO)
     with pytest.raises(ValueError, match='calibrate again'):
         sample([0], num_steps=9)
 
 
-def test_warmup_is_plain_edm_and_its_own_default():
-    x = plain(range(diffrs.WARMUP_SEED, diffrs.WARMUP_SEED + 100))
-    found = calibrate(NET, LOG_RATIO, batch_size=64, num_steps=STEPS)
+def test_warmup_is_plain_edm():
+    x = plain(warmup_seeds(1))
+    found = calibrate(NET, LOG_RATIO, levels=levels(), progress=quiet)
     assert found.log_ratio.shape == (STEPS + 1, 1000)
     np.testing.assert_allclose(found.log_ratio[-1, :100], LOG_RATIO(x, 0.0), rtol=0, atol=1e-6)
-    np.testing.assert_allclose(calibrate(NET, LOG_RATIO, batch_size=999, num_steps=STEPS).log_ratio, found.log_ratio,
-                               rtol=0, atol=2e-6)
+    np.testing.assert_allclose(calibrate(NET, LOG_RATIO, batch=999, levels=levels(), progress=quiet).log_ratio,
+                               found.log_ratio, rtol=0, atol=2e-6)
     told = []
-    calibrate(NET, LOG_RATIO, range(7), batch_size=4, num_steps=STEPS, progress=told.append)
-    assert [n for n in told if n] == [4, 3] and len(told) == 2 * STEPS  # a sign of life with each step
-    own = sample(range(20), thresholds=None, iter_warmup=10)
-    assert np.array_equal(own['nfe'], sample(range(20), thresholds=found)['nfe'])
+    calibrate(NET, LOG_RATIO, range(7), batch=4, levels=levels(), progress=told.append)
+    assert sum(told) == pytest.approx(7) and len(told) == 2 * STEPS  # a sign of life with each step
 
 
 def test_padded_networks_see_one_shape():

@@ -9,10 +9,11 @@ from dg_goldens import classifier, discriminator
 from goldens import load
 from sampler_goldens import network
 
-from classifier_lib import LogRatio
+from networks import LogRatio
 from sampling import diffrs
 from sampling import diffrs_slots as slots
-from sampling.diffrs_rules import RULES, Thresholds, calibration_from_lists, thresholds
+from sampling.diffrs_rules import RULES, Thresholds, calibration_from_lists, make_thresholds
+from sampling.levels import edm_levels
 
 CALLS = [(kind, call) for kind in ('uncond', 'cond') for call in range(4)]
 
@@ -39,11 +40,11 @@ class Replay(slots.SlotMachine):
         self.arrays, prefix = recorded(kind), f'call{call}_'
         net, log_ratio = networks(kind)
         limits = Thresholds(after_step=self.arrays['adaptive2'], after_rewind=self.arrays['adaptive'])
-        grid = diffrs.make_grid(net, num_steps=int(self.arrays['num_steps']))
+        levels = edm_levels(net, num_steps=int(self.arrays['num_steps']))
         rejection = slots.Rejection(RULES['published'], limits, last_level=int(self.arrays['max_backsteps']),
                                     backsteps=int(self.arrays['backsteps']),
                                     min_backsteps=int(self.arrays['min_backsteps']))
-        super().__init__(net, log_ratio, [], None, grid=grid, rejection=rejection, guidance=None, batch_size=4,
+        super().__init__(net, log_ratio, [], None, levels=levels, rejection=rejection, guidance=None, batch_size=4,
                          device='cpu')
         names = sorted(name for name in self.arrays if name.startswith(prefix + 'draw'))
         self.recorded_draws = [(name.split('_')[-1], self.arrays[name]) for name in names]
@@ -106,7 +107,7 @@ def test_thresholds(kind):
                                          arrays['warmup_log_ratio_diff'])
     for clamp, marginal, transition in ((True, 'adaptive', 'adaptive2'),
                                         (False, 'quantile_no_clamp', 'quantile2_no_clamp')):
-        found = thresholds(calibration, float(arrays['rej_percentile']), RULES['published'], clamp=clamp)
+        found = make_thresholds(calibration, float(arrays['rej_percentile']), RULES['published'], clamp=clamp)
         np.testing.assert_allclose(found.after_step, arrays[transition], rtol=0, atol=3e-6)
         # the last row is overwritten in the reference, and never read
         np.testing.assert_allclose(found.after_rewind[:-1], arrays[marginal][:-1], rtol=0, atol=3e-6)
@@ -118,13 +119,14 @@ def test_warmup(kind, monkeypatch):
     arrays, (net, log_ratio) = recorded(kind), networks(kind)
     starts = iter([arrays['latents'], arrays['warmup_slot_noise'][0]])
 
-    def draw_inputs(net, seeds, device):
+    def draw_inputs(net, seeds, device, class_idx):
         class Unused:
             randn_like = None
         return Unused, torch.as_tensor(next(starts)), labels_of(kind)
 
     monkeypatch.setattr(diffrs, 'draw_inputs', draw_inputs)
-    found = diffrs.calibrate(net, log_ratio, range(16), batch_size=8, num_steps=int(arrays['num_steps']))
+    found = diffrs.calibrate(net, log_ratio, range(16), batch=8,
+                             levels=edm_levels(net, num_steps=int(arrays['num_steps'])), progress=lambda images: None)
     np.testing.assert_allclose(found.sigmas, arrays['t_steps'], rtol=1e-12)
     np.testing.assert_allclose(found.log_ratio[:-1], arrays['warmup_log_ratio'][:-1], rtol=0, atol=1e-3)
     np.testing.assert_allclose(found.log_ratio[-1, :8], arrays['warmup_log_ratio_after_call'][5], rtol=0, atol=1e-3)

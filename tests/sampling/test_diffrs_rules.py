@@ -19,10 +19,10 @@ def calibration(trajectories=11):
 def test_published_thresholds_are_quantiles():
     """Linear interpolation; after a step of the increments (level 0 has none), else of the log-ratios."""
     l = np.array([[0.0, 1.0, 2.0], [3.0, 3.0, 3.5], [-4.0, -6.0, -9.0], [0.0, 0.0, 0.0]])
-    found = rules.thresholds(Calibration(SIGMAS, l), 0.75, RULES['published'], clamp=False)
+    found = rules.make_thresholds(Calibration(SIGMAS, l), 0.75, RULES['published'], clamp=False)
     np.testing.assert_allclose(found.after_rewind, [1.5, 3.25, -5.0, 0.0])
     np.testing.assert_allclose(found.after_step, [0.0, 2.5, -8.0, 7.5])
-    found = rules.thresholds(Calibration(SIGMAS, l), 0.75, RULES['published'])
+    found = rules.make_thresholds(Calibration(SIGMAS, l), 0.75, RULES['published'])
     np.testing.assert_allclose(found.after_rewind, [1.5, 3.25, 0.0, 0.0])
     np.testing.assert_allclose(found.after_step, [0.0, 2.5, 0.0, 7.5])
 
@@ -33,7 +33,7 @@ def test_exact_thresholds_are_budgets():
     l = warm.log_ratio
     for last_level in (None, 2):
         m = 3 if last_level is None else last_level
-        found = rules.thresholds(warm, 0.9, RULES['exact'], last_level=last_level)
+        found = rules.make_thresholds(warm, 0.9, RULES['exact'], last_level=last_level)
         assert found.after_step is found.after_rewind
         assert found.after_step[m] == pytest.approx(np.quantile(l[m], 0.9))
         room = found.after_step[m] - found.after_step[:m, None]
@@ -44,7 +44,7 @@ def test_exact_thresholds_are_budgets():
 
 def test_percentile_out_of_range():
     with pytest.raises(ValueError, match='between 0 and 1'):
-        rules.thresholds(calibration(), 75, RULES['published'])
+        rules.make_thresholds(calibration(), 75, RULES['published'])
 
 
 def test_expected_acceptance():
@@ -96,7 +96,7 @@ def test_rewinding_gives_the_noise_of_the_level():
     x = 0.5 * torch.randn([100000, 1, 1, 1], dtype=torch.float64)
     back = rules.rewind(x, torch.tensor([0.5] * 100000), torch.tensor([5.0] * 100000), noise)
     assert back.std().item() == pytest.approx(5.0, rel=0.01)
-    assert rules.level_behind(np.array([5, 1, 0]), 2).tolist() == [3, 0, 0]
+    assert rules.rewound_level(np.array([5, 1, 0]), 2).tolist() == [3, 0, 0]
 
 
 def test_cap():

@@ -3,15 +3,17 @@
 Goldens: tests/goldens/sampler/edm_dg.npz, atol 2e-4 (6 steps) and 1e-4 (18 steps): chains of network calls.
 """
 
+import numpy as np
 import pytest
 import torch
 from dg_goldens import classifier, discriminator
 from sampler_goldens import CountedNet, RecordedNoise, goldens, network
+from sampler_runs import run_edm
 
-import classifier_lib
-from benchmarks.mixtures import GaussianMixture, MixtureNet, exact_log_ratio
+import networks
+from diffusion.mixtures import GaussianMixture, MixtureNet, exact_log_ratio
 from diffusion.schedules import edm_steps
-from sampling.edm import edm_sampler
+from sampling.denoiser import At
 from sampling.guidance import DiscriminatorGuidance
 
 DG_CASES = ['dg_uncond_steps6_churn40', 'dg_boost_cond_steps6_churn0', 'dg_boost_cond_steps6_churn40']
@@ -23,7 +25,7 @@ WRONG = GaussianMixture([[-0.5, 0.5], [0.5, 0.0]], [0.3, 0.7], 0.25)
 
 def golden_log_ratio(kind):
     """DG's clipped log-ratio of the golden discriminator 'uncond' or 'cond'."""
-    return classifier_lib.LogRatio(classifier(), discriminator(kind), clip=True, conditional=kind == 'cond')
+    return networks.LogRatio(classifier(), discriminator(kind), clip=True, conditional=kind == 'cond')
 
 
 @pytest.mark.parametrize('name', DG_CASES + [pytest.param(name, marks=pytest.mark.slow) for name in LONG_CASES])
@@ -34,7 +36,7 @@ def test_golden(name):
                                      boosting=bool(case['boosting']))
     net, noise = CountedNet(network(case['network'])), RecordedNoise(arrays['noise'])
     options = {key: case[key] for key in ('num_steps', 'S_churn', 'S_noise') if key in case}
-    images = edm_sampler(net, torch.as_tensor(arrays['latents']),
+    images = run_edm(net, torch.as_tensor(arrays['latents']),
                          torch.as_tensor(arrays['class_labels']) if net.label_dim else None,
                          randn_like=noise.randn_like, callback=noise.callback, guidance=guidance, **options)
     assert len(net.x) == case['nfe']
@@ -52,7 +54,7 @@ def latents(n=4):
 
 
 def guided(guidance, x=None, **kwargs):
-    return edm_sampler(MixtureNet(WRONG), latents() if x is None else x, guidance=guidance, **kwargs)
+    return run_edm(MixtureNet(WRONG), latents() if x is None else x, guidance=guidance, **kwargs)
 
 
 def generator_noise(seed=0):
@@ -73,7 +75,8 @@ class CountedLogRatio:
 
 def test_zero_weights_change_nothing():
     log_ratio = CountedLogRatio()
-    assert torch.equal(guided(DiscriminatorGuidance(log_ratio, 0, 0, boosting=True)), guided(None))
+    assert torch.equal(guided(DiscriminatorGuidance(log_ratio, 0, 0, boosting=True), randn_like=generator_noise()),
+                       guided(None))
     assert not log_ratio.sigmas
 
 
@@ -81,10 +84,10 @@ def test_zero_weights_change_nothing():
 def test_discriminator_is_called_once_where_it_is_needed(weights, calls):
     """Also with boosting, which needs value and gradient."""
     for boosting in (False, True):
-        log_ratio, steps = CountedLogRatio(), []
-        guided(DiscriminatorGuidance(log_ratio, *weights, boosting=boosting, time_min=0), num_steps=6,
-               callback=steps.append)
-        assert len(log_ratio.sigmas) == calls == steps[-1].discriminator_calls
+        log_ratio = CountedLogRatio()
+        denoise = DiscriminatorGuidance(log_ratio, *weights, boosting=boosting, time_min=0)(MixtureNet(WRONG))
+        run_edm(denoise, latents(), num_steps=6, randn_like=torch.zeros_like)
+        assert len(log_ratio.sigmas) == calls and (denoise.costs['discriminator_calls'] == calls).all()
 
 
 def test_time_range_limits_the_guidance():
@@ -145,7 +148,7 @@ def test_boosting_renews_the_noise_of_rejected_rows_alone():
         draws.append(len(net.x) // 2)
         return torch.ones_like(state)
 
-    edm_sampler(net, x, randn_like=randn_like, guidance=DiscriminatorGuidance(sign_log_ratio, 1, boosting=True,
+    run_edm(net, x, randn_like=randn_like, guidance=DiscriminatorGuidance(sign_log_ratio, 1, boosting=True,
                                                                               time_min=0))
     assert draws == [5, 10, 15]
     levels = edm_steps(18)
@@ -168,7 +171,7 @@ def test_boosting_doubles_the_guidance_of_rejected_rows():
     options = dict(num_steps=1, sigma_max=1.0)
     plain = guided(DiscriminatorGuidance(log_ratio, 1), x, **options)
     double = guided(DiscriminatorGuidance(log_ratio, 2), x, **options)
-    boosted = guided(DiscriminatorGuidance(log_ratio, 1, boosting=True), x, **options)
+    boosted = guided(DiscriminatorGuidance(log_ratio, 1, boosting=True), x, randn_like=generator_noise(), **options)
     rejected = x[:, 0, 0, 0] < 0
     assert rejected.any() and not rejected.all()
     torch.testing.assert_close(boosted[rejected], double[rejected], rtol=0, atol=0)
@@ -194,18 +197,36 @@ def test_rows_are_decided_separately(boosting):
         torch.testing.assert_close(alone, whole[k:k + 1], rtol=0, atol=1e-12)
 
 
-def test_rows_on_both_sides_of_the_range():
-    """A row that boosting lifts into the time range is guided, its neighbours below the range are not."""
-    guidance = DiscriminatorGuidance(exact_log_ratio(RIGHT, WRONG), 1, boosting=True)
-    trajectory = guidance.start()
-    levels = torch.tensor([guidance.sigma_low * 0.9, guidance.sigma_low * 1.1], dtype=torch.float64)
+@pytest.mark.parametrize('known', ['each row', 'either level', 'nothing'])
+def test_rows_on_both_sides_of_the_range(known):
+    """A row in the time range is guided, its neighbour below the range is not, whatever the host knows of them."""
+    guidance = DiscriminatorGuidance(exact_log_ratio(RIGHT, WRONG), 1)
+    sigma = torch.tensor([guidance.sigma_low * 0.9, guidance.sigma_low * 1.1], dtype=torch.float64)
     x = latents(2).double() * 0.04
-    correction = trajectory.first(1, x, levels, levels, None)
-    alone = guidance.start().first(1, x[1:], levels[1:], levels[1:], None)
-    assert torch.equal(correction[0], torch.zeros_like(x[0]))
-    torch.testing.assert_close(correction[1:], alone, rtol=0, atol=0)
-    assert alone.abs().max() > 0
-    assert trajectory.last_log_ratio[0] == float('inf')
+    at = {'each row': At(sigma), 'either level': At(sigma, either=True), 'nothing': At()}[known]
+    denoise = guidance(MixtureNet(WRONG))
+    correction = denoise(x, sigma, at=at) - MixtureNet(WRONG)(x, sigma)
+    alone = guidance(MixtureNet(WRONG))(x[1:], sigma[1:]) - MixtureNet(WRONG)(x[1:], sigma[1:])
+    assert torch.equal(correction[0], torch.zeros_like(x[0])) and alone.abs().max() > 0
+    torch.testing.assert_close(correction[1:], alone, rtol=0, atol=1e-15)
+    assert denoise.costs['discriminator_calls'].tolist() == ([1, 1] if known == 'either level' else [0, 1])
+
+
+def test_rows_at_unlike_halves_of_a_step():
+    """Each row gets the weight of its own half."""
+    x, sigma, second = latents(3).double(), torch.full([3], 0.5, dtype=torch.float64), np.array([True, False, True])
+    guidance = DiscriminatorGuidance(exact_log_ratio(RIGHT, WRONG), 2, 3)
+    mixed = guidance(MixtureNet(WRONG))(x, sigma, at=At(sigma, second))
+    halves = [guidance(MixtureNet(WRONG))(x, sigma, at=At(sigma, half)) for half in (False, True)]
+    torch.testing.assert_close(mixed, torch.stack([halves[1][0], halves[0][1], halves[1][2]]), rtol=0, atol=1e-15)
+
+
+def test_guidance_wraps_guidance():
+    """Two guidances of half the weight are one of the whole weight."""
+    half = DiscriminatorGuidance(exact_log_ratio(RIGHT, WRONG), 0.5, 0.5)
+    both = run_edm(half(half(MixtureNet(WRONG))), latents(), num_steps=6)
+    torch.testing.assert_close(both, guided(DiscriminatorGuidance(exact_log_ratio(RIGHT, WRONG), 1, 1), num_steps=6),
+                               rtol=0, atol=1e-12)
 
 
 def test_a_guidance_object_serves_many_batches():

@@ -9,16 +9,15 @@ from collections import Counter
 import pytest
 import torch
 from sampler_goldens import SMALL
+from sampler_runs import run_ablation, run_edm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import classifier_lib
 import networks
 from diffusion.losses import EDMLoss
 from diffusion.vpsde import VPSDE
 from dnnlib import demo
-from sampling.ablation import ablation_sampler
-from sampling.edm import edm_sampler
+from networks.classifiers import load_classifier, load_discriminator
 from sampling.guidance import DiscriminatorGuidance
 from training import randomness
 from training.augment import AugmentPipe
@@ -30,8 +29,8 @@ from training.score import score_step
 
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 VP = dict(solver='heun', discretization='vp', schedule='vp', scaling='vp')
-SAMPLERS = [(edm_sampler, False, {}), (edm_sampler, False, dict(S_churn=10)), (edm_sampler, True, dict(S_churn=10)),
-            (ablation_sampler, False, VP)]
+SAMPLERS = [(run_edm, False, {}), (run_edm, False, dict(S_churn=10)), (run_edm, True, dict(S_churn=10)),
+            (run_ablation, False, VP)]
 SAMPLER_NAMES = ['plain', 'churn', 'guided', 'ablation']
 
 
@@ -62,8 +61,7 @@ def tensors(tree):
 def loaded():
     """(the demo's network, guidance by its discriminator) on a device without values."""
     net = networks.load_network(demo.DEMO_SCORE, dtype=torch.bfloat16).to('meta')
-    log_ratio = classifier_lib.load_log_ratio(demo.DEMO_CLASSIFIER, demo.DEMO_DISCRIMINATOR, net, False, 'cpu',
-                                              torch.bfloat16)
+    log_ratio = networks.load_log_ratio(net, dtype=torch.bfloat16, device='cpu')
     log_ratio.classifier.to('meta')
     log_ratio.discriminator.to('meta')
     return net, DiscriminatorGuidance(log_ratio, 2.0, 1.0, boosting=True)
@@ -76,7 +74,7 @@ def test_samplers(loaded, sampler, guided, options, steps):
     net, guidance = loaded
     with Transfers() as transfers:
         images = sampler(net, torch.empty(2, 3, 32, 32, device='meta'), num_steps=steps,
-                         guidance=guidance if guided else None, **options)
+                         guidance=guidance if guided else None, randn_like=torch.zeros_like, **options)
     assert images.shape == (2, 3, 32, 32) and images.dtype == torch.float64
     assert transfers.count == {('cpu', 'meta'): 1}
 
@@ -87,14 +85,13 @@ def test_samplers(loaded, sampler, guided, options, steps):
 def test_samplers_on_cuda(sampler, guided, options):
     """torch itself watches, and sees what depends on the device."""
     net = networks.load_network(demo.DEMO_SCORE, 'cuda', torch.bfloat16)
-    log_ratio = classifier_lib.load_log_ratio(demo.DEMO_CLASSIFIER, demo.DEMO_DISCRIMINATOR, net, False, 'cuda',
-                                              torch.bfloat16)
+    log_ratio = networks.load_log_ratio(net, dtype=torch.bfloat16, device='cuda')
     guidance = DiscriminatorGuidance(log_ratio, 2.0, 1.0, boosting=True) if guided else None
     latents = torch.randn(2, 3, 32, 32, device='cuda')
-    sampler(net, latents, num_steps=2, guidance=guidance, **options)  # libraries initialise themselves
+    sampler(net, latents, num_steps=2, guidance=guidance, randn_like=torch.randn_like, **options)  # libraries start
     try:
         torch.cuda.set_sync_debug_mode('error')
-        sampler(net, latents, num_steps=6, guidance=guidance, **options)
+        sampler(net, latents, num_steps=6, guidance=guidance, randn_like=torch.randn_like, **options)
     finally:
         torch.cuda.set_sync_debug_mode('default')
 
@@ -107,8 +104,8 @@ def score_training():
 
 def discriminator_training():
     """(a discriminator, its loss, labels)."""
-    extractor = classifier_lib.load_classifier(str(demo.DEMO_CLASSIFIER), 32, 'cpu').to('meta')
-    net = classifier_lib.load_discriminator(None, 'cpu', True, channel=extractor.feature_channels).to('meta')
+    extractor = load_classifier(str(demo.DEMO_CLASSIFIER), 32, 'cpu').to('meta')
+    net = load_discriminator(None, 'cpu', True, channel=extractor.feature_channels).to('meta')
     loss = DiscriminatorLoss(net, functools.partial(extractor, feature=True), VPSDE(), xflip=True)
     return net, loss, torch.empty(4, 2, dtype=torch.int64)
 

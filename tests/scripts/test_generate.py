@@ -12,17 +12,16 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from sampler_runs import run_edm
+from script_runs import comparable
 
-import classifier_lib
 import generate
 import networks
-from commands import options
+from commands import machine
 from dnnlib import demo
-from sampling.counted import Counted
-from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance
-from sampling.inputs import draw_inputs
-from torch_utils.compiler import compiled_or_plain
+from sampling.samples import draw_inputs
+from torch_utils.compiler import CompilerFailed, compiled_or_plain
 from torch_utils.images import to_uint8
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,11 +53,11 @@ def test_conditional_guided_samples_are_those_of_the_sampler(files, tmp_path, cl
                           guided=True, disc='disc_cond')
     assert code == 0, output
     net = networks.load_network(files / 'cond.safetensors')
-    log_ratio = classifier_lib.load_log_ratio(files / 'classifier.pt', files / 'disc_cond.pt', net, True, 'cpu',
-                                              clip=True)
+    log_ratio = networks.load_log_ratio(net, files / 'classifier.pt', files / 'disc_cond.pt', conditional=True,
+                                        clip=True)
     rnd, latents, labels = draw_inputs(net, range(3, 7), 'cpu', class_idx)
     with torch.no_grad():
-        expected = edm_sampler(net, latents, labels, randn_like=rnd.randn_like, num_steps=3, S_churn=5,
+        expected = run_edm(net, latents, labels, randn_like=rnd.randn_like, num_steps=3, S_churn=5,
                                guidance=DiscriminatorGuidance(log_ratio, 1.5, 0.5))
     arrays = samples(tmp_path / 'out')['samples_00000003.npz']
     assert np.array_equal(arrays['samples'], to_uint8(expected)) and np.array_equal(arrays['label'], labels)
@@ -70,7 +69,7 @@ def test_vanilla_samples_are_those_of_the_sampler(files, tmp_path):
     arrays = samples(tmp_path / 'out')
     assert list(arrays) == ['samples_00000003.npz', 'samples_00000005.npz']
     _, latents, _ = draw_inputs(net, [5, 6], 'cpu')
-    assert np.array_equal(arrays['samples_00000005.npz']['samples'], to_uint8(edm_sampler(net, latents, num_steps=3)))
+    assert np.array_equal(arrays['samples_00000005.npz']['samples'], to_uint8(run_edm(net, latents, num_steps=3)))
     record = json.loads((tmp_path / 'out' / 'options.json').read_text())
     assert record['num_steps'] == 3 and record['seeds'] == '3-6' and record['dg_weight_1st_order'] == 0
 
@@ -107,8 +106,14 @@ def test_evaluations_per_image_are_shown(files, tmp_path, arguments, score, disc
     """Heun's method leaves out the last correction; the lowest of three levels is below --time_min."""
     command = [f'--outdir={tmp_path}/out', '--seeds=0-3', '--batch=2', *arguments]
     _, output = invoke(files, *command, guided=discriminator > 0)
-    assert f'{score} evaluations of the score network per image, {discriminator} of the discriminator' in output
-    assert 'evaluations of' not in invoke(files, *command, guided=discriminator > 0)[1]  # all was there
+    shown = f'per image: {score} evaluations of the score network, {discriminator} evaluations of the discriminator'
+    assert shown in output
+    options = (tmp_path / 'out' / 'options.json').read_text()
+    report = json.loads(options)['report']
+    assert report['nfe']['mean'] == score and report['discriminator_calls']['max'] == discriminator
+    assert report['images'] == report['timed_images'] == 4
+    assert shown in invoke(files, *command, guided=discriminator > 0)[1]
+    assert (tmp_path / 'out' / 'options.json').read_text() == options  # nothing was drawn
 
 
 @pytest.mark.parametrize('options', [
@@ -224,8 +229,7 @@ def test_torchrun_gives_the_same_files(files, tmp_path):
         assert result.returncode == 0, result.stderr
     names = sorted(os.listdir(tmp_path / 'one'))
     assert names == sorted(os.listdir(tmp_path / 'two')) and len(names) == 9
-    for name in names:
-        assert (tmp_path / 'one' / name).read_bytes() == (tmp_path / 'two' / name).read_bytes(), name
+    assert comparable(tmp_path / 'one') == comparable(tmp_path / 'two')
 
 
 class Doubled(torch.nn.Module):
@@ -235,45 +239,49 @@ class Doubled(torch.nn.Module):
         return 2 * x
 
 
+def cpu(mode='auto', device='cpu'):
+    return machine.Machine(torch.device(device), torch.float32, 'fp32', mode)
+
+
 @pytest.mark.parametrize('mode', ['auto', 'on'])
 def test_a_compiler_that_fails(monkeypatch, capsys, mode):
-    """It is called in the first evaluation: 'auto' goes on without it, 'on' ends in one line."""
+    """It is called in the first evaluation: 'auto' continues without it, 'on' ends in one line."""
     def broken(*args):
         raise torch._dynamo.exc.TorchDynamoException('Python.h: No such file')
 
     monkeypatch.setattr(torch.nn.Module, 'compile', lambda net, dynamic: setattr(net, '_compiled_call_impl', broken))
-    monkeypatch.setattr(options, 'select_compile', lambda *args: True)
+    monkeypatch.setattr(machine, 'select_compile', lambda *args: True)
     net, x = Doubled(), torch.ones([1, 3, 8, 8])
-    assert options.compile_networks(dict(compile_mode=mode, num_steps=18), net, None, torch.device('cpu'), 100)
+    assert machine.compile_for_sampling(cpu(mode), net, None, 3500)
     if mode == 'on':
-        with pytest.raises(click.ClickException, match='--compile: .* use --compile=off'):
+        with pytest.raises(CompilerFailed):
             net(x, 1.0)
+        with pytest.raises(click.ClickException, match='--compile: .* use --compile=off'):
+            with machine.blame_machine('--batch'):
+                net(x, 1.0)
     else:
         assert torch.equal(net(x, 1.0), 2 * x) and torch.equal(net(x, 1.0), 2 * x)
-        assert capsys.readouterr().out.count('going on without it') == 1
+        assert capsys.readouterr().out.count('continuing without it') == 1
 
 
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
 def test_what_is_compiled(monkeypatch, device):
-    """The log-ratio on a GPU alone."""
+    """The log-ratio only on a GPU."""
     asked = []
     monkeypatch.setattr(torch.nn.Module, 'compile', lambda net, dynamic: asked.append('network'))
-    monkeypatch.setattr(classifier_lib.LogRatio, 'compile', lambda log_ratio, choose: asked.append('log-ratio'))
-    log_ratio = Counted(classifier_lib.LogRatio(None, None))
-    opts = dict(compile_mode='on', num_steps=18)
-    monkeypatch.setattr(options, 'prepare_compiler', lambda reproducible: asked.append(reproducible))
-    assert options.compile_networks(opts, Doubled(), log_ratio, torch.device(device), 1)
+    monkeypatch.setattr(networks.LogRatio, 'compile', lambda log_ratio, choose: asked.append('log-ratio'))
+    monkeypatch.setattr(machine, 'prepare_compiler', lambda reproducible: asked.append(reproducible))
+    assert machine.compile_for_sampling(cpu('on', device), Doubled(), networks.LogRatio(None, None), 35)
     assert asked == ([False, 'network'] if device == 'cpu' else [True, 'network', 'log-ratio'])
 
 
-def test_any_number_of_ranks_compiles_alike(monkeypatch):
-    """Otherwise another number could not resume a run."""
+def test_any_number_of_ranks_compiles_alike(monkeypatch, files, tmp_path):
+    """Otherwise another number could not resume a run: 4 images of 5 evaluations each, whatever the ranks."""
     asked = []
-    monkeypatch.setattr(options, 'select_compile', lambda mode, device, evaluate, calls: asked.append(calls))
-    for ranks in (1, 4):
-        monkeypatch.setattr(options.dist, 'get_world_size', lambda ranks=ranks: ranks)
-        options.compile_networks(dict(compile_mode='auto', num_steps=18), Doubled(), None, torch.device('cpu'), 8)
-    assert asked == [8 * 35, 8 * 35]
+    monkeypatch.setattr(machine, 'select_compile', lambda mode, device, evaluate, calls: asked.append(calls))
+    for solver in ([], ['--solver=euler']):
+        invoke(files, f'--outdir={tmp_path}/out{solver}', '--seeds=0-3', *solver)
+    assert asked == [4 * 5, 4 * 3]
 
 
 @pytest.mark.parametrize('error', [torch.OutOfMemoryError(), RuntimeError("can't allocate memory"),

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 
 import generate_diffrs
 import plot
-from commands import options
-from generation.folder import read_counts
-from sampling import diffrs, diffrs_slots
+from commands import loading
+from generation.folder import read_costs
+from sampling import diffrs_slots
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -104,7 +104,7 @@ def test_same_command_finishes_what_is_missing(files, run):
 
 def test_warmup_goes_on_where_it_was_killed(files, tmp_path, monkeypatch):
     """Batches of the warm-up that are there are not drawn again, unless other options made them."""
-    drawn, calibrate = [], diffrs.calibrate
+    drawn, calibrate = [], generate_diffrs.calibrate
 
     def warm_up(folder, *args, killed_after=99):
         """The sizes of the batches that a run draws until it ends or is killed."""
@@ -115,7 +115,7 @@ def test_warmup_goes_on_where_it_was_killed(files, tmp_path, monkeypatch):
             return calibrate(net, log_ratio, seeds, *args, **kwargs)
 
         drawn.clear()
-        monkeypatch.setattr(diffrs, 'calibrate', counted)
+        monkeypatch.setattr(generate_diffrs, 'calibrate', counted)
         CliRunner().invoke(generate_diffrs.main, arguments(files, f'--outdir={tmp_path}/{folder}', '--seeds=0-1',
                                                            '--batch=40', *args))
         return list(drawn)
@@ -139,7 +139,7 @@ def test_pictures_carry_what_they_cost(files, run, tmp_path):
     assert code == 0 and f'{report_of(run[0])["nfe"]["mean"]:.1f}' in output, output
     found = [np.array(PIL.Image.open(tmp_path / f'out/{seed:06d}.png')).astype(int) for seed in range(7)]
     assert np.abs(found - samples(run[0])['samples']).max() <= 1
-    counts, expected = list(read_counts(tmp_path / 'out')), samples(run[0])
+    counts, expected = list(read_costs(tmp_path / 'out')), samples(run[0])
     assert all(np.array_equal(np.concatenate([c[name] for c in counts]), expected[name]) for name in counts[0])
     report = report_of(tmp_path / 'out')
     (tmp_path / 'out/000004.png').unlink()
@@ -152,11 +152,11 @@ def test_published_command(files, tmp_path, monkeypatch):
     """As its authors' users type it, with small networks in the documented places; and the rest of its options."""
     monkeypatch.chdir(tmp_path)
     network = tmp_path / 'checkpoints/pretrained_score/edm-cifar10-32x32-uncond-vp.pkl'
-    for path in (network, tmp_path / options.CLASSIFIER[1:], tmp_path / options.DISCRIMINATOR[1:]):
+    for path in (network, tmp_path / loading.CLASSIFIER[1:], tmp_path / loading.DISCRIMINATOR[1:]):
         path.parent.mkdir(parents=True, exist_ok=True)
     network.write_bytes((ROOT / 'tests/goldens/edm/ddpmpp_cond.pkl').read_bytes())
-    torch.save(dg_goldens.classifier().state_dict(), tmp_path / options.CLASSIFIER[1:])
-    torch.save(dg_goldens.discriminator('uncond').state_dict(), tmp_path / options.DISCRIMINATOR[1:])
+    torch.save(dg_goldens.classifier().state_dict(), tmp_path / loading.CLASSIFIER[1:])
+    torch.save(dg_goldens.discriminator('uncond').state_dict(), tmp_path / loading.DISCRIMINATOR[1:])
     short = '--num_samples=3 --batch=2 --steps=4 --iter_warmup=1 --device=cpu'
     for args in ('--outdir=samples/cifar10/diffrs --rej_percentile=0.75 --max_iter=105',
                  '--outdir=/samples/other --rej_percentile=0.9 --adaptive_pickle=None --adaptive_pickle2=None '

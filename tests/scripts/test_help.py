@@ -1,4 +1,4 @@
-"""docs/*-help.txt is what --help prints."""
+"""docs/help/*.txt is what --help prints."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from make_help import SCRIPTS, help_text  # noqa: E402
 
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_help_file_is_current(script):
-    text = (ROOT / 'docs' / f'{script}-help.txt').read_text()
+    text = (ROOT / 'docs' / 'help' / f'{script}.txt').read_text()
     # click versions differ in where they break lines and in how they mark ranges; the words must agree
     assert help_text(script).split() == text.split(), 'run: python docs/make_help.py'
 

@@ -15,7 +15,7 @@ import generate_diffrs
 import train
 import train_classifier
 import train_score
-from commands import options
+from commands import machine
 
 SCRIPTS = dict(generate=(generate.main, generate_arguments), generate_diffrs=(generate_diffrs.main, diffrs_arguments))
 RUN = ('--seeds=0-7', '--batch=4')
@@ -46,7 +46,7 @@ def test_other_options(files, finished):
     script, folder = finished
     before = contents(folder)
     assert_refused(*invoke(script, files, f'--outdir={folder}', *RUN, '--S_noise=1.003'), 'S_noise was 1')
-    assert_refused(*invoke(script, files, f'--outdir={folder}', '--seeds=0-8', '--batch=4'), "'0-8'")
+    assert_refused(*invoke(script, files, f'--outdir={folder}', '--seeds=1-8', '--batch=4'), "'1-8'")
     assert contents(folder) == before
 
 
@@ -120,13 +120,13 @@ def full_gpu(name):
 
 @pytest.mark.parametrize('full', [full_cpu, full_gpu])
 @pytest.mark.parametrize('place, command, option, arguments', [
-    (options, generate.main, '--batch', ['--outdir=out']),
-    (options, generate_diffrs.main, '--batch', ['--outdir=out']),
+    (machine, generate.main, '--batch', ['--outdir=out']),
+    (machine, generate_diffrs.main, '--batch', ['--outdir=out']),
     (fid_npzs, fid_npzs.main, '--batch', ['--images=out']),
     (dataset_tool, dataset_tool.main, '--batch', ['stats', '--source=in.npz', '--dest=out']),
-    (train, train.main, '--batch_gpu', ['--savedir=out', '--gendir=in', '--datadir=in.npz']),
-    (train_classifier, train_classifier.main, '--batch_gpu', ['--outdir=out', '--data=in.npz']),
-    (train_score, train_score.main, '--batch_gpu', ['--outdir=out', '--data=in.npz']),
+    (machine, train.main, '--batch_gpu', ['--savedir=out', '--gendir=in', '--datadir=in.npz']),
+    (machine, train_classifier.main, '--batch_gpu', ['--outdir=out', '--data=in.npz']),
+    (machine, train_score.main, '--batch_gpu', ['--outdir=out', '--data=in.npz']),
 ])
 def test_too_little_memory(tmp_path, monkeypatch, place, command, option, arguments, full):
     """A batch that does not fit, on a GPU or a CPU."""
@@ -134,7 +134,7 @@ def test_too_little_memory(tmp_path, monkeypatch, place, command, option, argume
     monkeypatch.setattr(place, 'select_device', full)
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 1
-    said = f'Error: {option}: so many images at a time do not fit into memory; use fewer'
+    said = f'Error: {option}: not enough memory for this many images at a time; use fewer'
     assert result.output.splitlines()[-1] == said
 
 
@@ -142,6 +142,6 @@ def test_other_errors_are_not_taken_for_it(monkeypatch):
     def fails(name):
         raise RuntimeError('mat1 and mat2 shapes cannot be multiplied')
 
-    monkeypatch.setattr(options, 'select_device', fails)
+    monkeypatch.setattr(machine, 'select_device', fails)
     result = CliRunner().invoke(generate.main, ['--outdir=out'])
     assert isinstance(result.exception, RuntimeError)

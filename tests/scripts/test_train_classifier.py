@@ -9,12 +9,13 @@ from click.testing import CliRunner
 from torch.nn import functional as F
 
 import train_classifier as script
-from classifier_lib import load_classifier
 from diffusion.vpsde import VPSDE
 from guided_diffusion import create_classifier
 from metrics.feature_net import load_feature_net
+from networks.classifiers import load_classifier
 from torch_utils.checkpoint import read_network
 from training import classifier as lib
+from training.augment import mirror_and_shift
 from training.data import BatchLoader
 from training.loop import train
 from training.randomness import BatchRandom
@@ -25,9 +26,9 @@ def random_for(count, step=0):
     return BatchRandom(0, step, count, torch.device('cpu'))
 
 
-def test_augment_moves_and_mirrors_each_image_by_itself():
+def test_mirror_and_shift_move_and_mirrors_each_image_by_itself():
     images = torch.rand(64, 3, 8, 8)
-    moved = lib.augment(images, random_for(64), xflip=True, shift=2)
+    moved = mirror_and_shift(images, random_for(64), xflip=True, shift=2)
     assert moved.shape == images.shape
     padded = F.pad(images, [2] * 4, mode='reflect')
     found = set()
@@ -39,9 +40,9 @@ def test_augment_moves_and_mirrors_each_image_by_itself():
         assert len(match) == 1
         found.update(match)
     assert len(found) > 25
-    assert torch.equal(lib.augment(images, random_for(64), xflip=False, shift=0), images)
+    assert torch.equal(mirror_and_shift(images, random_for(64), xflip=False, shift=0), images)
     whole, half = random_for(64), random_for(64).rows(slice(32, 64))
-    assert torch.equal(lib.augment(images, whole, True, 2)[32:], lib.augment(images[32:], half, True, 2))
+    assert torch.equal(mirror_and_shift(images, whole, True, 2)[32:], mirror_and_shift(images[32:], half, True, 2))
 
 
 @pytest.mark.parametrize('time_map', [None, VPSDE().t_cos])
@@ -196,7 +197,7 @@ def test_part_of_the_test_data_has_all_classes(room, monkeypatch):
     """Where images are sorted by class, the first ones are one class."""
     np.savez(room / 'sorted.npz', samples=np.zeros([90, 8, 8, 3], np.uint8), label=np.arange(90) // 30)
     seen = []
-    monkeypatch.setattr(script, '_measure', lambda trainee, held_out, *rest: seen.append(held_out[1]) or {})
+    monkeypatch.setattr(script, 'measure_hook', lambda loss, held_out: seen.append(held_out[1]))
     result = run(room, 'part', '--depth=1', f'--test_data={room / "sorted.npz"}', '--val_images=12', '--kimg=0.008')
     assert result.exit_code == 0, result.output
     assert len(seen[0]) == 12 and set(seen[0].tolist()) == {0, 1, 2}
@@ -231,21 +232,24 @@ def test_a_rate_too_large_is_one_line(room):
 def test_a_batch_that_three_processes_cannot_share(room, monkeypatch):
     monkeypatch.setattr(script.dist, 'get_world_size', lambda: 3)
     result = run(room, 'never')
-    assert result.exit_code == 1 and 'Error: --batch_size: 8 images cannot be divided among 3' in result.output
+    assert result.exit_code == 1 and 'Error: --batch: 8 images cannot be divided among 3' in result.output
     assert not (room / 'never').exists()
 
 
 def test_presets_and_dry_run(room):
-    config = json.loads(run(room, 'dry', '--preset=adm-32', '--dry_run').output)
+    output = run(room, 'dry', '--preset=adm-32', '--dry_run').output
+    config = json.loads(output[output.index('{'):])
     assert (config['width'], config['depth'], config['classes'], config['lr'], config['weight_decay']) == (
         128, 4, 1000, 3e-4, 0.05)
     assert config['batch_size'] == 8  # an option wins over the preset
+    assert (config['images'], config['test_sha256']) == (32, None)
+    output = run(room, 'dry', '--batch=4', '--dry_run').output
+    assert json.loads(output[output.index('{'):])['batch_size'] == 4
     assert not (room / 'dry').exists()
-    rate = script.learning_rate
-    cosine = dict(schedule='cosine', lr=1.0, batch_size=10)
-    assert rate(cosine, 100_000, 0) == pytest.approx(1 / 200) and rate(cosine, 100_000, 50_000) == pytest.approx(0.5)
-    cycle = dict(schedule='one-cycle', lr=1.0)
-    assert rate(cycle, 1000, 200) == pytest.approx(1.0) and rate(cycle, 1000, 999) == pytest.approx(0.001 / 0.8)
+    cosine = lib.learning_rate('cosine', 1.0, 10, 100_000)
+    assert cosine(0) == pytest.approx(1 / 200) and cosine(50_000) == pytest.approx(0.5)
+    cycle = lib.learning_rate('one-cycle', 1.0, 10, 1000)
+    assert cycle(200) == pytest.approx(1.0) and cycle(999) == pytest.approx(0.001 / 0.8)
 
 
 @pytest.mark.parametrize('given', ['--width=256', '--depth=7', '--attention=99', '--time=cosine'])

@@ -16,6 +16,7 @@ from torch_utils.checkpoint import read_network, save_network
 from torch_utils.images import from_uint8
 from torch_utils.rng import step_generator
 from training import discriminator as lib
+from training import held_out as scoring
 from training.data import BatchLoader
 from training.loop import train
 from training.run import TrainRun
@@ -34,15 +35,15 @@ def test_area_under_curve_is_the_share_of_ordered_pairs():
     positive = rng.random(200) < 0.3
     ahead = (scores[positive][:, None] > scores[~positive]).mean()
     level = (scores[positive][:, None] == scores[~positive]).mean()
-    assert lib.area_under_curve(scores, positive) == pytest.approx(ahead + level / 2, abs=1e-12)
-    assert np.isnan(lib.area_under_curve(scores, np.ones(200, dtype=bool)))
+    assert scoring.area_under_curve(scores, positive) == pytest.approx(ahead + level / 2, abs=1e-12)
+    assert np.isnan(scoring.area_under_curve(scores, np.ones(200, dtype=bool)))
 
 
 def test_calibration_error_of_known_cases():
     positive = np.array([1.0, 0.0, 1.0, 0.0])
-    assert lib.calibration_error(np.full(4, 0.5), positive) == 0
-    assert lib.calibration_error(np.full(4, 0.9), positive) == pytest.approx(0.4)
-    assert lib.calibration_error(np.array([1.0, 0.0, 1.0, 0.0]), positive) == 0
+    assert scoring.calibration_error(np.full(4, 0.5), positive) == 0
+    assert scoring.calibration_error(np.full(4, 0.9), positive) == pytest.approx(0.4)
+    assert scoring.calibration_error(np.array([1.0, 0.0, 1.0, 0.0]), positive) == 0
 
 
 def test_split_holds_out_a_share_of_each_side_and_nothing_twice():
@@ -69,14 +70,14 @@ def test_held_out_scores_per_noise_level():
     target = (rng.random(4000) < 0.5).astype(float)
     sigma = np.exp(rng.uniform(np.log(0.001), np.log(152), 4000))
     logits = np.where(sigma < 1, 6 * target - 3, 0) + 0.01 * rng.standard_normal(4000)
-    scores = lib.held_out_scores(logits, target, sigma)
+    scores = scoring.held_out_scores(logits, target, sigma)
     assert sum(level['count'] for level in scores['levels']) == 4000
     assert all(level['auc'] == 1 for level in scores['levels'] if level['sigma_to'] <= 1)
     assert all(abs(level['auc'] - 0.5) < 0.1 for level in scores['levels'] if level['sigma_from'] >= 1)
     probability = 1 / (1 + np.exp(-logits))
     expected = -np.mean(target * np.log(probability) + (1 - target) * np.log(1 - probability))
     assert scores['loss'] == pytest.approx(expected, rel=1e-9)
-    assert '0.5 are expected' in lib.scores_table(scores)
+    assert '0.5 are expected' in scoring.scores_table(scores)
 
 
 def test_one_step_is_dgs():
@@ -134,14 +135,14 @@ def test_discriminator_learns_where_the_noise_lets_it(tmp_path):
     loss = lib.DiscriminatorLoss(net, lambda x, t: x, VPSDE())
     train(TrainRun(outdir=tmp_path, config={}, module=net, step_loss=loss, batch_size=200, total_nimg=30_000,
                    batches=BatchLoader(pairs.images, pairs.targets, 200, 0, 'cpu'), lr=lambda nimg: 1e-2))
-    arrays = lib.held_out_logits(loss, held_out, 128, 0, 'cpu')
-    again = lib.held_out_logits(loss, held_out, 128, 0, 'cpu')
+    arrays = scoring.held_out_logits(loss, held_out, 128, 0, 'cpu')
+    again = scoring.held_out_logits(loss, held_out, 128, 0, 'cpu')
     assert all(np.array_equal(a, b) for a, b in zip(arrays, again, strict=True))
     seen = []
     loss.features = lambda x, t: seen.append(len(x)) or x
-    parts = lib.held_out_logits(loss, held_out, 128, 0, 'cpu', batch_gpu=50)  # the same noise, in smaller parts
+    parts = scoring.held_out_logits(loss, held_out, 128, 0, 'cpu', batch_gpu=50)  # the same noise, in smaller parts
     assert seen[:4] == [50, 50, 28, 50] and np.allclose(parts[0], arrays[0], rtol=0, atol=1e-6)
-    scores = lib.held_out_scores(*arrays)
+    scores = scoring.held_out_scores(*arrays)
     levels = {level['sigma_from']: level for level in scores['levels']}
     assert len(levels) == 10 and sum(level['count'] for level in levels.values()) == 800
     assert levels[0.01]['auc'] > 0.95 and levels[0.01]['accuracy'] > 0.9
@@ -226,6 +227,24 @@ def test_script_writes_what_dg_reads_and_resumes_bitwise(room):
     assert result.exit_code == 0 and f'best.pt is epoch {best}' in result.output
 
 
+def test_few_images(room):
+    """Two are held out, so that no noise level has both sides: nothing to draw, which ends no run."""
+    result = run(room, 'few', '--num_data=8', '--val_fraction=0.12', '--batch_size=7', '--epoch=1')
+    assert result.exit_code == 0, result.output
+    assert 'Warning' not in result.output and (room / 'few/training.png').is_file()
+    level = json.loads((room / 'few/stats.jsonl').read_text())['held_out_levels'][0]
+    assert np.isnan(level['auc'])
+
+
+@pytest.mark.parametrize('batch', ['--batch=24', '--batch_size=24'])
+def test_dry_run_writes_nothing(room, batch):
+    result = run(room, 'dry', batch, '--cond=1', '-n', datadir='real_label.npz')
+    assert result.exit_code == 0, result.output
+    config = json.loads(result.output[result.output.index('{'):])
+    assert (config['batch_size'], config['cond'], config['num_real'], config['num_generated']) == (24, 1, 48, 48)
+    assert not (room / 'dry').exists()
+
+
 def test_other_files_are_another_run(room, tmp_path):
     """Moved files are the same run; other images or another classifier under the old names are not."""
     def copied(name, **arrays):
@@ -274,7 +293,7 @@ def test_a_rate_too_large_is_one_line(room):
 def test_a_batch_that_three_processes_cannot_share(room, monkeypatch):
     monkeypatch.setattr(script.dist, 'get_world_size', lambda: 3)
     result = run(room, 'never')
-    assert result.exit_code == 1 and 'Error: --batch_size: 16 images cannot be divided among 3' in result.output
+    assert result.exit_code == 1 and 'Error: --batch: 16 images cannot be divided among 3' in result.output
 
 
 def test_script_without_held_out_images_and_with_dgs_cache(room):
@@ -296,7 +315,7 @@ def test_samples_go_before_dgs_cache_of_them(room):
     np.savez(folder / 'gen_data_for_discriminator_training.npz', samples=texture(20, True, 9))
     np.savez(folder / 'samples_00000000.npz', samples=texture(18, True, 9))
     result = run(room, 'shards', '--val_fraction=0', '--epoch=1', gendir='anew')
-    assert result.exit_code == 0 and f'18 generated ones from {folder};' in result.output, result.output
+    assert result.exit_code == 0 and f'18 generated ones from {folder}\n' in result.output, result.output
 
 
 def test_published_discriminators_stay(room):
@@ -341,8 +360,8 @@ def test_script_stops_early_and_keeps_the_best(room):
 
 def test_published_defaults():
     defaults = {p.name: p.default for p in script.main.params}
-    assert {k: defaults[k] for k in ('img_resolution', 'cond', 'num_data', 'batch_size', 'epoch', 'lr')} == dict(
-        img_resolution=32, cond=0, num_data=50000, batch_size=128, epoch=50, lr=3e-4)
+    assert {k: defaults[k] for k in ('img_resolution', 'cond', 'num_data', 'batch', 'epoch', 'lr')} == dict(
+        img_resolution=32, cond=0, num_data=50000, batch=128, epoch=50, lr=3e-4)
     assert defaults['savedir'] == '/checkpoints/discriminator/cifar_uncond'
     assert defaults['gendir'] == '/samples/cifar_uncond_vanilla' and defaults['datadir'] == '/data/true_data.npz'
     assert defaults['pretrained_classifier_ckpt'] == '/checkpoints/ADM_classifier/32x32_classifier.pt'
@@ -359,7 +378,7 @@ def test_published_defaults():
     ('--pretrained_classifier_ckpt', dict(ckpt='nowhere.pt'), []),
     ('--pretrained_classifier_ckpt', dict(ckpt='real.npz'), []),
     ('--pretrained_classifier_ckpt', dict(), ['--img_resolution=32']),
-    ('--batch_size', dict(), ['--batch_size=5000']),
+    ('--batch', dict(), ['--batch_size=5000']),
     ('--width', dict(), ['--width=65']),
     ('--device', dict(), ['--device=cuda:7']),
     ('--device', dict(), ['--device=abacus']),

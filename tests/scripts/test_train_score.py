@@ -10,6 +10,8 @@ import torch
 
 import networks
 import train_score
+from commands import fit
+from commands.machine import Machine
 from torch_utils.stats import JsonLines
 from training.run import TrainResult
 
@@ -53,7 +55,7 @@ def test_train_and_resume(tmp_path, data):
 def test_the_time_of_a_run_begins_with_its_command(tmp_path, data, monkeypatch):
     """Not with the import of the script, for --max_minutes of a second run in the same process."""
     runs, before = [], time.monotonic()
-    monkeypatch.setattr(train_score, 'train', lambda run: runs.append(run) or TrainResult(0, 'time', {}))
+    monkeypatch.setattr(fit, 'train', lambda run: runs.append(run) or TrainResult(0, 'time', {}))
     assert call(f'--outdir={tmp_path / "run"}', data, *TINY).exit_code == 0
     assert before <= runs[0].started <= time.monotonic()
 
@@ -81,11 +83,82 @@ def test_dry_run_writes_nothing(tmp_path, data, preset):
     assert not (tmp_path / 'run').exists()
 
 
+def test_both_names_of_the_batch(tmp_path, data):
+    for option in ('--batch=20', '--batch_size=20'):
+        output = call(f'--outdir={tmp_path / "run"}', data, *TINY, option, '-n').output
+        assert json.loads(output[output.index('{'):])['batch'] == 20
+
+
+def network(path, **kwargs):
+    """A file of a small network that is none of the presets'."""
+    settings = dict(img_resolution=8, img_channels=3, label_dim=4, model_type='DhariwalUNet', model_channels=32,
+                    channel_mult=[1, 1], channel_mult_emb=2, num_blocks=1, attn_resolutions=[4], dropout=0.3)
+    torch.manual_seed(7)
+    net = networks.construct('VPPrecond', settings | kwargs)
+    with torch.no_grad():
+        for parameter in net.parameters():  # many are 0 at first
+            parameter.normal_(std=0.05)
+    networks.save_network(path, net)
+    return net
+
+
+def test_transfer_takes_weights_and_architecture(tmp_path, data, monkeypatch):
+    given = network(tmp_path / 'given.safetensors')
+    arguments = [f'--outdir={tmp_path / "run"}', data, '--cond=1', f'--transfer={tmp_path / "given.safetensors"}',
+                 *TINY[1:], '--dropout=0.1']
+    monkeypatch.setattr(fit, 'train', lambda run: runs.append(run) or TrainResult(0, 'time', {}))
+    runs = []
+    assert call(*arguments).exit_code == 0
+    for net in (runs[0].module, runs[0].ema.module):
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), given.parameters(), strict=True))
+    assert runs[0].module.init_kwargs['dropout'] == 0.1 and runs[0].config['precond'] == 'vp'
+    monkeypatch.undo()
+
+    first = call(*arguments, '--max_minutes=0.0001')
+    assert first.exit_code == 0 and 'the same command resumes' in first.output
+    second = call(*arguments)
+    assert second.exit_code == 0 and 'resuming' in second.output and 'finished' in second.output
+    tuned = networks.load_network(tmp_path / 'run' / 'network-000001.safetensors')
+    moved = [(a - b).abs().max() for a, b in zip(tuned.parameters(), given.parameters(), strict=True)]
+    assert 0 < max(moved) < 0.1
+    network(tmp_path / 'given.safetensors', dropout=0.2)
+    other = call(*arguments)
+    assert other.exit_code == 1 and 'transfer_sha256' in other.output
+
+
+@pytest.mark.parametrize('kwargs, arguments, message', [
+    (dict(img_resolution=16), [], 'it has resolution 16, not 8 (--data)'),
+    (dict(label_dim=0), [], 'it has classes 0, not 4 (--cond)'),
+    (dict(), ['--channels=64'], 'it has model_channels 32, not 64 (--channels)'),
+    (dict(), ['--blocks=2', '--precond=edm'], 'it has num_blocks 1, not 2 (--blocks); precond vp, not edm (--precond)'),
+    (dict(), ['--augment=0.1'], 'it has augment_dim 0, not 9 (--augment)'),
+    (None, [], 'nowhere.safetensors does not exist'),
+])
+def test_a_network_that_does_not_fit(tmp_path, data, kwargs, arguments, message):
+    path = tmp_path / 'nowhere.safetensors'
+    if kwargs is not None:
+        path = tmp_path / 'given.safetensors'
+        network(path, **kwargs)
+    result = call(f'--outdir={tmp_path / "run"}', data, '--cond=1', f'--transfer={path}', *TINY[1:], *arguments)
+    last = result.output.splitlines()[-1]
+    assert result.exit_code == 1 and last.startswith('Error: --transfer: ') and last.endswith(message), result.output
+    assert not (tmp_path / 'run').exists()
+
+
+def test_training_states_of_edm_are_refused(tmp_path, data):
+    result = call(f'--outdir={tmp_path / "run"}', data, '--resume=training-state-000001.pt')
+    assert result.exit_code == 1 and len(result.output.splitlines()) == 1
+    assert result.output.startswith('Error: --resume: ') and '--transfer' in result.output
+    torch.save(dict(net=torch.zeros(1)), tmp_path / 'training-state-000001.pt')
+    result = call(f'--outdir={tmp_path / "run"}', data, f'--transfer={tmp_path / "training-state-000001.pt"}')
+    assert result.exit_code == 1 and 'Error: --transfer: ' in result.output.splitlines()[-1]
+
+
 def test_the_published_configuration(tmp_path, data):
     """55.7 million weights and nine augmentation labels, as edm-cifar10-32x32-uncond-vp has (Karras et al. 2022)."""
     result = call(f'--outdir={tmp_path}', data, '--preset=cifar10-edm', '--dry-run')
     config = json.loads(result.output[result.output.index('{'):]) | dict(resolution=32)
-    net, _ = train_score.make_network(config, torch.device('cpu'), torch.float32)
+    net = train_score.make_network(config, Machine(torch.device('cpu'), torch.float32, 'fp32'))
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(55.7e6, rel=2e-3)
     assert net.model.map_augment.in_features == 9
 

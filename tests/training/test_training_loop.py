@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import click
 import pytest
 import torch
 from script_runs import another_run
@@ -20,14 +19,14 @@ from tiny_run import TinyNet, tiny_run
 
 from torch_utils import compiler as compiler_lib
 from torch_utils.checkpoint import load_state
+from torch_utils.compiler import CompilerFailed
 from torch_utils.stats import JsonLines
 from training import loop
 from training.data import BatchLoader
 from training.ema import Ema
-from training.folder import STATE_FILE
 from training.loop import Trainer, train
 from training.randomness import BatchRandom
-from training.run import NonFiniteLoss, TrainRun, adam
+from training.run import STATE_FILE, NonFiniteLoss, TrainRun, adam
 
 TIMES = ('timestamp', 'elapsed_sec', 'img_per_sec')
 
@@ -252,14 +251,15 @@ def test_hooks(tmp_path):
     seen = []
 
     def on_tick(context):
-        assert not context.module.training and context.record['nimg'] == context.nimg
+        assert not context.module.training and context.record['nimg'] == context.nimg and context.batch_gpu == 7
         context.memory['calls'] = context.memory.get('calls', 0) + 1
         if context.memory['calls'] == 3:
             context.stop()
         return dict(extra=context.memory['calls'])
 
     def runs(**kwargs):
-        return tiny_run(tmp_path, on_tick=on_tick, on_snapshot=lambda module, nimg: seen.append(nimg), **kwargs)
+        return tiny_run(tmp_path, batch_gpu=7, on_tick=on_tick,
+                        on_snapshot=lambda module, nimg: seen.append(nimg), **kwargs)
 
     assert train(runs(max_minutes=1e-9)).reason == 'time'
     assert train(runs()).reason == 'stopped'
@@ -267,6 +267,28 @@ def test_hooks(tmp_path):
     assert [line['extra'] for line in outcome(tmp_path)[1]] == [1, 2, 3]
     assert train(runs()).complete  # and no tick more
     assert seen == [20, 200, 300]
+
+
+def test_pictures_are_drawn_when_the_state_is_written(tmp_path):
+    """And once more by the run that finds all complete: it may have been killed in between."""
+    seen = []
+
+    def draw(lines):
+        seen.append((load_state(tmp_path / STATE_FILE)['nimg'], [line['nimg'] for line in lines]))
+
+    assert train(tiny_run(tmp_path, draw=draw, max_minutes=1e-9)).reason == 'time'
+    assert train(tiny_run(tmp_path, draw=draw)).reason == train(tiny_run(tmp_path, draw=draw)).reason == 'finished'
+    assert seen == [(20, []), (400, [100, 200, 300, 400]), (400, [100, 200, 300, 400])]
+
+
+def test_a_picture_that_fails_does_not_end_a_run(undisturbed, tmp_path, capsys):
+    def draw(lines):
+        raise ValueError('no point\non a log axis')
+
+    assert train(tiny_run(tmp_path / 'run', dropout=0.2, draw=draw, state_sec=0)).reason == 'finished'
+    assert_same(undisturbed, tmp_path / 'run')
+    said = 'could not be drawn (ValueError: no point on a log axis); training is not affected'
+    assert capsys.readouterr().out.count(said) == 20
 
 
 def test_gradient_norm_is_clipped(tmp_path):
@@ -367,7 +389,7 @@ def test_what_is_compiled(monkeypatch, tmp_path, compiler, mode, long, compiled)
     """The module and the frozen networks that the loss calls."""
     monkeypatch.setattr(compiler_lib, 'COMPILE_FLOPS', dict(cpu=0 if long else 1e30))
     run = tiny_run(tmp_path, compile=mode, frozen=(torch.nn.Identity(),))
-    refused = pytest.raises(click.ClickException, match='--compile: .* use --compile=off')
+    refused = pytest.raises(CompilerFailed, match='torch.compile does not work here')
     with refused if mode == 'on' else contextlib.nullcontext():
         Trainer(run, run.batch_size).compile()
     assert compiler == [run.module, *run.frozen] * compiled

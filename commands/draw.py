@@ -1,0 +1,54 @@
+"""A sampling run from the command line: samples into a folder, messages on the screen, costs into options.json."""
+
+from collections.abc import Callable
+
+import click
+
+from dnnlib.cli import blame
+from generation import costs
+from generation.folder import SampleFolder, read_report, write_labels, write_report
+from generation.run import NonFiniteSample, Report, run
+from torch_utils import distributed as dist
+
+
+def open_folder(outdir, seeds, opts: dict, record: dict) -> SampleFolder:
+    """The folder of a run: its shards and its options.json."""
+    with blame('--outdir'):
+        return SampleFolder(outdir, seeds, opts['batch'], record, opts['save_type'])
+
+
+def draw(stream, folder: SampleFolder, *, decode=None, overwrite: bool = False, remedy: str = '--precision=fp32',
+         details: Callable[[dict], dict] | None = None, describe: Callable[[dict], str] | None = None) -> None:
+    """Run `stream` into `folder` on all ranks, then report what the samples have cost; the last act of a script.
+
+    remedy: what may help against samples of NaN; details(costs) adds to the report, describe(report) to what is shown
+    of it.
+    """
+    dist.print0(f'Drawing {len(folder.seeds)} images to {folder.path}')
+    try:
+        with blame('--outdir'):
+            result = run(stream, folder, overwrite=overwrite, decode=decode)
+    except NonFiniteSample as error:
+        raise click.ClickException(f'--network: {error}; {remedy} may help, else the checkpoint is broken') from None
+    if dist.get_rank() == 0:
+        print(f'{result.images} images in {folder.path}, {result.drawn} of them new, in {result.seconds:.1f} s')
+        with blame('--outdir'):
+            _finish(folder, result, details, describe)
+    dist.shutdown()
+
+
+def _finish(folder: SampleFolder, result: Report, details, describe) -> None:
+    """Write the classes of PNG files, and the report; show the report."""
+    if folder.save_type == 'png':
+        write_labels(folder.path)
+    found = costs.collect(folder.path)
+    if 'nfe' not in found:  # all of them drawn by an earlier version
+        return
+    earlier = read_report(folder.path)
+    report = costs.make_report(found, folder.options['precision'],
+                               wall_sec=earlier.get('wall_sec', 0.0) + (result.seconds if result.drawn else 0.0),
+                               timed_images=earlier.get('timed_images', 0) + result.drawn)
+    report |= details(found) if details else {}
+    if report != earlier:
+        write_report(folder.path, report)
+    print(costs.format_report(report) + (f'\n{describe(report)}' if describe else ''), flush=True)

@@ -1,0 +1,142 @@
+"""Loads what a sampling script names, blames the option that is at fault, and notes the digests of the files."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+import networks
+from dnnlib import demo
+from dnnlib.cli import blame
+from dnnlib.download import fetch
+from dnnlib.files import file_digest, resolve_path
+from generation.diffrs_warmup import find_thresholds
+from networks.class_likelihood import load_class_likelihood
+from networks.formats.edm_pickle import read_pickle
+from networks.log_ratio import load_log_ratio
+from sampling import Autoguidance, Boosting, ClassifierFree, ClassifierGuidance, DiscriminatorGuidance, Levels
+from sampling import diffrs_rules as rules
+from sampling.autoguidance import check_guide
+from sampling.interval import parse_interval
+from sampling.samples import check_class
+from torch_utils import distributed as dist
+
+from .machine import Machine
+
+CLASSIFIER = '/checkpoints/ADM_classifier/32x32_classifier.pt'
+DISCRIMINATOR = '/checkpoints/discriminator/cifar_uncond/discriminator_60.pt'
+
+
+class Loaded(NamedTuple):
+    """Something from files, and the entries of options.json that say which."""
+
+    value: object
+    record: dict
+
+
+def load_network(path: str | None, machine: Machine, class_idx: int | None = None) -> Loaded:
+    """The score network at a path or URL (None: the one that ships), checked against --class."""
+    source = path or demo.DEMO_SCORE
+    dist.print0(f'Loading network from {source}')
+    with blame('--network'):
+        with dist.rank0_first():  # it downloads
+            net = networks.load_network(source, device=machine.device, dtype=machine.dtype)
+    with blame('--class'):
+        check_class(net, class_idx)
+    return Loaded(net, dict(network=path, network_sha256=file_digest(fetch(source)), class_idx=class_idx))
+
+
+def check_conditional(opts: dict, net) -> None:
+    """Refuse a conditional discriminator for an unconditional network."""
+    if opts['cond'] and not net.label_dim:
+        raise click.ClickException('--cond: a conditional discriminator needs a network with labels, and this one is '
+                                   'unconditional; use --cond=0')
+
+
+def load_discriminator(opts: dict, net, machine: Machine) -> Loaded:
+    """The log-ratio of classifier and discriminator: as given, the demo's for the demo network, else DG's places."""
+    check_conditional(opts, net)
+    places = (demo.DEMO_CLASSIFIER, demo.DEMO_DISCRIMINATOR) if opts['network'] is None else (CLASSIFIER, DISCRIMINATOR)
+    classifier = opts['pretrained_classifier_ckpt'] or places[0]
+    discriminator = opts['discriminator_ckpt'] or places[1]
+    dist.print0(f'Loading discriminator from {discriminator}')
+    with blame('--pretrained_classifier_ckpt, --discriminator_ckpt'):
+        log_ratio = load_log_ratio(net, classifier, discriminator, conditional=bool(opts['cond']),
+                                   device=machine.device, dtype=machine.dtype, clip=opts['log_ratio'] == 'clipped')
+    names = ('pretrained_classifier_ckpt', 'discriminator_ckpt', 'cond', 'log_ratio')
+    return Loaded(log_ratio, {name: opts[name] for name in names} | dict(
+        classifier_sha256=file_digest(resolve_path(classifier)),
+        discriminator_sha256=file_digest(resolve_path(discriminator))))
+
+
+def guidance_of(opts: dict, log_ratio) -> DiscriminatorGuidance:
+    """Discriminator guidance as the options ask for it."""
+    with blame('--time_min'):
+        return DiscriminatorGuidance(log_ratio, opts['dg_weight_1st_order'], opts['dg_weight_2nd_order'],
+                                     Boosting() if opts['boosting'] else None, opts['time_min'], opts['time_max'])
+
+
+def load_guides(opts: dict, net, machine: Machine) -> Loaded:
+    """The guidances beside the discriminator's, as a list: autoguidance, classifier-free, a classifier's."""
+    found, record, interval = [], {}, None
+    if opts['guidance_interval']:
+        with blame('--guidance_interval'):
+            interval = parse_interval(opts['guidance_interval'])
+            if interval.steps and opts.get('sampler') != 'edm':
+                raise ValueError('steps are those of a straight path: restarts and rejection repeat them; '
+                                 'give noise levels LOW,HIGH')
+    if opts['guiding_network']:
+        with blame('--guiding_network'):
+            with dist.rank0_first():
+                guide = networks.load_network(opts['guiding_network'], device=machine.device, dtype=machine.dtype)
+            check_guide(guide, net)
+            record |= dict(guiding_network=opts['guiding_network'], guiding_weight=opts['guiding_weight'],
+                           guiding_network_sha256=file_digest(fetch(opts['guiding_network'])))
+        found.append(Autoguidance(guide, opts['guiding_weight'], interval))
+    if opts['w']:
+        with blame('--w'):
+            check_knows_no_label(net)
+        record |= dict(w=opts['w'])
+        found.append(ClassifierFree(opts['w'], interval=interval))
+    if opts['guiding_classifier']:
+        with blame('--guiding_classifier'):
+            likelihood = load_class_likelihood(net, opts['guiding_classifier'], machine.dtype, machine.device)
+        record |= dict(guiding_classifier=opts['guiding_classifier'], classifier_weight=opts['classifier_weight'],
+                       guiding_classifier_sha256=file_digest(resolve_path(opts['guiding_classifier'])))
+        found.append(ClassifierGuidance(likelihood, opts['classifier_weight'], interval))
+    if interval is not None and not found:
+        raise click.ClickException('--guidance_interval: there is no guidance to limit; give --guiding_network, --w or '
+                                   '--guiding_classifier')
+    return Loaded(found, record | ({} if interval is None else dict(guidance_interval=opts['guidance_interval'])))
+
+
+def check_knows_no_label(net) -> None:
+    """Raise ValueError for a network that has not learnt to do without labels, or has none."""
+    if not net.label_dim:
+        raise ValueError('guidance needs a network with classes, and this one is unconditional')
+    if getattr(net.model, 'label_dropout', None) == 0:
+        raise ValueError('the network was trained without dropping labels (label_dropout is 0), so that it knows '
+                         'nothing of images without one')
+
+
+def load_warmup(opts: dict, outdir: Path, levels: Levels, origin: dict) -> rules.Calibration | None:
+    """A DiffRS warm-up from the files that are named, or from the folder; None if there is none."""
+    if bool(opts['adaptive_pickle']) != bool(opts['adaptive_pickle2']):
+        raise click.ClickException('--adaptive_pickle: goes with --adaptive_pickle2; give both')
+    if opts['adaptive_pickle'] and opts['thresholds']:
+        raise click.ClickException('--thresholds: given together with --adaptive_pickle; use one of the two')
+    sigmas = levels.sigmas.numpy()
+    if opts['adaptive_pickle']:
+        with blame('--adaptive_pickle'):
+            return rules.calibration_from_lists(sigmas, *(
+                read_pickle(resolve_path(opts[name])) for name in ('adaptive_pickle', 'adaptive_pickle2')))
+    with blame('--thresholds'):
+        if opts['thresholds']:
+            text = resolve_path(opts['thresholds']).read_text()
+        else:
+            text = find_thresholds(outdir, opts['overwrite'])
+        if text is None:
+            return None
+        calibration = rules.thresholds_from_json(text, origin)
+        calibration.check(sigmas)
+        return calibration

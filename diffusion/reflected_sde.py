@@ -1,0 +1,35 @@
+"""The reflected variance-exploding SDE on the unit cube (Lou and Ermon, ICML 2023): no drift, reflecting walls."""
+
+import math
+
+import torch
+
+
+class ReflectedVE:
+    """dx = g(t) dw + reflection with sigma(t) = sigma_min (sigma_max / sigma_min)^t and g^2 = d sigma^2 / dt.
+
+    x_t given x_0 follows the heat kernel of the cube at sigma(t); x_1 is uniform: the prior has density 1.
+    Methods work elementwise on tensors and keep their dtype. Raises ValueError for an empty range.
+    """
+
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 5.0):
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f'noise levels from {sigma_min:g} to {sigma_max:g}: give 0 < sigma_min < sigma_max')
+        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
+        self.log_ratio = math.log(sigma_max / sigma_min)
+
+    def sigma(self, t: torch.Tensor) -> torch.Tensor:
+        """The noise level at time t in [0, 1]."""
+        return self.sigma_min * (self.log_ratio * t).exp()
+
+    def diffusion(self, t: torch.Tensor) -> torch.Tensor:
+        """g(t), the same forwards and in the reverse SDE."""
+        return self.sigma(t) * math.sqrt(2 * self.log_ratio)
+
+    def reverse_drift(self, score: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Drift of the reverse SDE, -g^2 score: score [N, ...], t [] or [N]. The probability flow has half of it."""
+        return -self.diffusion(t).reshape(-1, *[1] * (score.ndim - 1))**2 * score
+
+    def levels(self, num_steps: int) -> torch.Tensor:
+        """sigma at num_steps + 1 equal times from 1 to 0, float64."""
+        return self.sigma(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64))

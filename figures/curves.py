@@ -1,0 +1,58 @@
+"""Curves: distances against an option of the samples, losses and accuracies of training runs."""
+
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .canvas import DPI
+
+
+def distance_curve(x: list[float], results: list[dict], names: list[str], y_name: str) -> Figure:
+    """One line per name through (x, results[y_name]), with error bars if there are deviations.
+
+    results: entries of the JSON of fid_npzs.py, of which `names` says the line of each.
+    Raises ValueError for a result that lacks the quantity.
+    """
+    figure = Figure(figsize=(6, 4), dpi=2 * DPI, layout='constrained')
+    axes = figure.subplots()
+    for name in dict.fromkeys(names):
+        points = []
+        for value, result, other in zip(x, results, names, strict=True):
+            if other == name:
+                if result.get(y_name) is None:
+                    raise ValueError(f'{result["name"]} was measured without {y_name}')
+                points.append((value, result[y_name], result.get(f'{y_name}_deviation') or 0.0))
+        px, py, error = np.array(sorted(points)).T
+        axes.errorbar(px, py, error if error.any() else None, marker='o', markersize=4, capsize=3, label=name or None)
+    if any(names):
+        axes.legend()
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def training_curves(runs: dict[str, list[dict]], log_scale: bool) -> Figure:
+    """Panels of every loss and accuracy that runs recorded (their stats.jsonl), against thousands of images."""
+    keys = list(dict.fromkeys(key for lines in runs.values() for line in lines for key, value in line.items()
+                              if isinstance(value, int | float) and _panel(key)))
+    panels = list(dict.fromkeys(_panel(key) for key in keys))
+    figure = Figure(figsize=(5 * max(len(panels), 1), 3.6), dpi=1.5 * DPI, layout='constrained')
+    axes = figure.subplots(1, max(len(panels), 1), squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=False):
+        for run, lines in runs.items():
+            for key in (key for key in keys if _panel(key) == panel):
+                points = [(line['nimg'] / 1000, line[key]) for line in lines
+                          if 'nimg' in line and isinstance(line.get(key), int | float) and math.isfinite(line[key])]
+                if points:
+                    axis.plot(*zip(*points, strict=True), label=key if len(runs) == 1 else f'{run} {key}')
+        axis.set(xlabel='thousands of images', title=panel)
+        if panel == 'loss' and log_scale:
+            axis.set_yscale('log')
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    return figure
+
+
+def _panel(key: str) -> str:
+    """The panel that a statistic belongs to, '' for none."""
+    return next((panel for panel in ('loss', 'accuracy', 'auc') if panel in key.lower()), '')

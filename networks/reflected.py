@@ -1,0 +1,123 @@
+"""Score networks of reflected diffusion (Lou and Ermon, ICML 2023), and files of them."""
+
+import os
+
+import torch
+
+from dnnlib.download import fetch
+from dnnlib.files import resolve_path
+from torch_utils import checkpoint
+
+from .dhariwal_unet import DhariwalUNet
+from .formats.text import shown
+from .precond import set_precision
+from .reflected_runs import is_run_folder, read_run_folder, renamed
+from .song_unet import SongUNet
+from .vdm import VDM, ImageFourier
+
+MODELS = {'SongUNet': SongUNet, 'DhariwalUNet': DhariwalUNet, 'VDM': VDM}
+CONSTRUCTOR = 'ReflectedPrecond'
+
+
+class ReflectedPrecond(torch.nn.Module):
+    """A U-Net F behind D(x; sigma) = x + sigma^2 score, score = F(x; sigma) / sigma; x in [0, 1].
+
+    Called as `net(x, sigma, class_labels=None)`: x [N, C, H, W] in [0, 1] is an image y in [0, 1] diffused with
+    reflecting walls; sigma [] or [N]; class_labels one-hot [N, label_dim] (None is the all-zero label). Gives D in the
+    dtype of x, float32 or float64: with float64, (D - x) / sigma^2 is the score to full precision. D is no mean of
+    images near the walls, so other samplers than those of sampling/reflected.py have no use for it.
+
+    Args:
+        img_resolution, img_channels, label_dim: of the images; label_dim 0: no classes.
+        sigma_min, sigma_max: range of the noise levels in training.
+        scale_by_sigma: whether F is the score times sigma, or the score itself.
+        image_fourier: (start, end) of ImageFourier in front of F, or None.
+        model_type, model_kwargs: F and its arguments. As published, SongUNet sees 2 x - 1 and log(sigma), DhariwalUNet
+        x and log(sigma / 2), VDM x and the place of sigma between sigma_min and sigma_max.
+    """
+
+    def __init__(self, img_resolution, img_channels, label_dim=0, sigma_min=0.01, sigma_max=5.0, scale_by_sigma=True,
+                 image_fourier=None, model_type='SongUNet', **model_kwargs):
+        super().__init__()
+        if model_type not in MODELS:
+            raise ValueError(f'model_type {model_type!r} is not one of {", ".join(MODELS)}')
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f'noise levels from {sigma_min:g} to {sigma_max:g}: give 0 < sigma_min < sigma_max')
+        self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
+        self.sigma_min, self.sigma_max, self.scale_by_sigma = float(sigma_min), float(sigma_max), scale_by_sigma
+        self.body_dtype = torch.float32
+        self.features = None if image_fourier is None else ImageFourier(*image_fourier)
+        count = 1 if image_fourier is None else 1 + 2 * len(self.features.freqs)
+        self.model = MODELS[model_type](img_resolution=img_resolution, in_channels=count * img_channels,
+                                        out_channels=img_channels, label_dim=label_dim, **model_kwargs)
+
+    def raw(self, x, sigma, class_labels=None):
+        """F(x; sigma) [N, C, H, W], float32, of x [N, C, H, W] and sigma [] or [N]."""
+        x, sigma = x.to(torch.float32), sigma.to(torch.float32).reshape(-1)
+        if self.label_dim == 0:
+            class_labels = None
+        elif class_labels is None:
+            class_labels = torch.zeros([1, self.label_dim], device=x.device)
+        else:
+            class_labels = class_labels.to(torch.float32).reshape(-1, self.label_dim)
+        inputs, noise = 2 * x - 1 if isinstance(self.model, SongUNet) else x, self._noise_label(sigma)
+        if self.features is not None:
+            inputs = self.features(inputs)  # before x loses its last bits
+        body_in = inputs.to(self.body_dtype, memory_format=torch.channels_last)
+        return self.model(body_in, noise, class_labels=class_labels).to(torch.float32)
+
+    def _noise_label(self, sigma):
+        if isinstance(self.model, VDM):
+            return 1000 * ((sigma - self.sigma_min) / (self.sigma_max - self.sigma_min))
+        return sigma.log() if isinstance(self.model, SongUNet) else (sigma / 2).log()
+
+    def forward(self, x, sigma, class_labels=None):
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        factor = sigma.to(dtype).reshape(-1, 1, 1, 1)
+        factor = factor if self.scale_by_sigma else factor**2
+        return x.to(dtype) + factor * self.raw(x, sigma, class_labels)
+
+    def round_sigma(self, sigma):
+        """The nearest noise level that the network knows: every one."""
+        return torch.as_tensor(sigma)
+
+    def decode(self, x):
+        """Images [-1, 1] of states [0, 1]."""
+        return 2 * x - 1
+
+
+def construct_reflected(kwargs: dict) -> ReflectedPrecond:
+    """A network that remembers its arguments, so that it can be saved. Raises ValueError."""
+    try:
+        net = ReflectedPrecond(**kwargs)
+    except TypeError as error:
+        raise ValueError(f'{CONSTRUCTOR} does not take these arguments ({error})') from None
+    net.constructor, net.init_kwargs = CONSTRUCTOR, dict(kwargs)
+    return net
+
+
+def load_reflected(path_or_url: str | os.PathLike, device: torch.device | str = 'cpu',
+                   dtype: torch.dtype = torch.float32, raw: bool = False,
+                   number: int | None = None) -> ReflectedPrecond:
+    """A network from safetensors or a published run folder (see reflected_runs.py); nothing in it is executed.
+
+    `dtype` is that of the U-Net's body. Of a run folder: `raw`, the weights instead of their average; `number`, that of
+    the checkpoint (None: the newest). The network is in evaluation mode, frozen; `metadata` says where it is from.
+    Raises ValueError or OSError, in one line.
+    """
+    if is_run_folder(resolve_path(path_or_url)):
+        file = read_run_folder(resolve_path(path_or_url), raw, number)
+    else:
+        path = fetch(path_or_url)
+        if path.is_dir():
+            raise ValueError(f'{path} is not a run folder: it has no .hydra/config.yaml')
+        file = checkpoint.read_network(path)
+        if file.constructor != CONSTRUCTOR:
+            raise ValueError(f'{path} is a {file.constructor}, not a network of reflected diffusion')
+    try:
+        net = construct_reflected(file.kwargs)
+        net.load_state_dict(file.state if isinstance(file, checkpoint.NetworkFile) else renamed(net, file.tensors))
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f'{path_or_url} does not fit its own description: {shown(error, 300)}') from None
+    net.metadata = file.metadata
+    return set_precision(net.to(device), dtype).eval().requires_grad_(False)

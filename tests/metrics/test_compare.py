@@ -1,0 +1,119 @@
+"""Distances without files: the same images give the same distance, in whatever form they come."""
+
+import types
+
+import numpy as np
+import pytest
+import torch
+
+import metrics
+from dnnlib import demo
+from metrics.compare import compare
+from metrics.detectors import load_detector
+from metrics.frechet import frechet_distance
+from metrics.kid import kernel_distance
+from metrics.measure import measure
+from metrics.reference import load_reference
+from metrics.sources import open_source
+from metrics.stream import ImageStream, as_source
+from torch_utils.images import from_uint8
+
+
+@pytest.fixture(scope='module')
+def images():
+    return np.random.default_rng(0).integers(0, 256, [50, 32, 32, 3], dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(images, tmp_path):
+    np.savez(tmp_path / 'samples_00000000.npz', samples=images)
+    return tmp_path
+
+
+def forms(images):
+    """The images as tensors, as samples and as streams of parts of unlike length."""
+    nchw = torch.from_numpy(images).permute(0, 3, 1, 2)
+    floats = from_uint8(nchw)
+    yield floats
+    yield images
+    yield types.SimpleNamespace(images=floats.double())
+    yield [nchw[:7], nchw[7:40], nchw[40:]]
+    yield (types.SimpleNamespace(images=part) for part in floats.split(9))
+
+
+def test_a_distance_needs_no_file(images, folder):
+    """The bundled statistics and feature network, straight from their definitions."""
+    f = load_detector('cifar10')(torch.from_numpy(images).permute(0, 3, 1, 2))
+    ref = load_reference(demo.DEMO_STATS)
+    distance = frechet_distance(f.double().mean(0).numpy(), np.cov(f.double().numpy(), rowvar=False), ref.mu, ref.sigma)
+    kid = kernel_distance(f, torch.from_numpy(ref.features))
+    for given in (str(folder), *forms(images)):
+        found = metrics.distance(given, device='cpu')
+        assert (found.name, found.num_samples) == ('FD-CIFAR10', 50)
+        np.testing.assert_allclose([found.value, found.kid, found.kid_error], [distance, *kid], rtol=1e-4)
+    assert str(found) == f'FD-CIFAR10 {distance:.4g}, KID x 1000 {1000 * kid.value:.4g} +- {1000 * kid.error:.2g} ' \
+                         '(50 images)'
+
+
+def test_every_metric_from_python(images, folder):
+    expected = metrics.all_metrics(folder, device='cpu')
+    assert set(expected) == {'FD-CIFAR10', 'KID (CIFAR10)', 'IS (CIFAR10)', 'precision (CIFAR10)', 'recall (CIFAR10)',
+                             'density (CIFAR10)', 'coverage (CIFAR10)', 'MIND (CIFAR10)', 'FD-CIFAR10-inf'}
+    assert expected['FD-CIFAR10'].value == pytest.approx(metrics.distance(folder, device='cpu').value, rel=1e-9)
+    found = metrics.all_metrics((part for part in from_uint8(torch.from_numpy(images).permute(0, 3, 1, 2)).split(9)),
+                                names=['fd', 'mind'], device='cpu')
+    assert list(found) == ['FD-CIFAR10', 'MIND (CIFAR10)']
+    for name, each in found.items():
+        assert each.value == pytest.approx(expected[name].value, rel=1e-4)
+        torch.testing.assert_close(each.terms, expected[name].terms, rtol=1e-2, atol=1e-3)
+
+
+def test_blocks_of_a_stream_are_those_of_the_files(images, folder):
+    ref, detector = load_reference(demo.DEMO_STATS), load_detector('cifar10')
+    expected, _ = compare(open_source(folder), ref, detector, num_samples=20, blocks=2)
+    for given in forms(images):
+        found, measured = compare(given, ref, detector, num_samples=20, blocks=2)
+        assert measured.moments.count == 20 and [block['first'] for block in found['blocks']] == [0, 20]
+        for key in ('distance', 'distance_deviation', 'kid'):
+            assert found[key] == pytest.approx(expected[key], rel=1e-4)
+    with pytest.raises(ValueError, match='gave 10 images instead of 20'):
+        compare(images, ref, detector, num_samples=20, blocks=3)
+
+
+class Means:
+    """A detector whose features are the means of the channels."""
+
+    feature_dim, device = 3, torch.device('cpu')
+
+    def __call__(self, images):
+        return images.float().mean([2, 3])
+
+
+def test_a_part_of_the_features_of_a_stream_is_drawn_from_all_of_it():
+    """Of 2,000 images with brightness k // 10, 100 are kept in their order: a fair sample, the moments are of all."""
+    bright = (torch.arange(2000) // 10).to(torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    found = measure(ImageStream(bright.split(30)), Means(), batch=16, max_features=100)
+    values = found.features[:, 0]
+    assert found.moments.count == 2000 and len(values) == 100
+    assert float(found.moments.finish()[0][0]) == pytest.approx(99.5)
+    assert bool((values.diff() >= 0).all()) and values.unique().numel() > 60
+    assert abs(float(values.mean()) - 99.5) < 4 * 57.7 / 10  # four standard errors
+    assert len(measure(ImageStream(bright), Means(), max_features=0).features) == 0
+
+
+def test_a_stream_is_read_once_and_in_order(images):
+    stream = as_source(images)
+    first = torch.cat(list(stream.batches(0, 30, 8)))
+    with pytest.raises(ValueError, match='the next is 30, not 0'):
+        next(stream.batches(0, 30, 8))
+    rest = torch.cat(list(stream.batches(30, None, 8)))
+    np.testing.assert_array_equal(torch.cat([first, rest]).permute(0, 2, 3, 1).numpy(), images)
+
+
+def test_what_is_not_images():
+    with pytest.raises(ValueError, match=r'float32 \[3, 32, 32\]'):
+        metrics.distance([torch.zeros(3, 32, 32)], device='cpu')
+    with pytest.raises(ValueError, match=r'takes images \[N, 3, 32, 32\], not \[8, 3, 16, 16\]'):
+        metrics.distance(torch.zeros(8, 3, 16, 16), device='cpu')
+    with pytest.raises(ValueError, match='at least 2 images'):
+        metrics.distance([], device='cpu')

@@ -1,0 +1,59 @@
+"""The code of README.md and docs/extending.md runs as it stands, and a new sampler is one line of a table."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from script_runs import comparable, finish
+
+ROOT = Path(__file__).resolve().parents[2]
+REGISTER = '''
+import sys
+sys.path.insert(0, {root!r})
+{code}
+import generate
+generate.main()
+'''
+
+
+def blocks(name: str) -> list[str]:
+    """The Python code blocks of a page."""
+    return re.findall(r'^```python\n(.*?)^```$', (ROOT / name).read_text(), flags=re.M | re.S)
+
+
+@pytest.mark.parametrize('name', ['README.md', 'docs/extending.md'])
+def test_code_runs(name, tmp_path, capsys):
+    """In one process for each page, in the repository, as a reader types it."""
+    assert blocks(name)
+    script = tmp_path / 'page.py'
+    script.write_text('\n'.join(blocks(name)))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=ROOT,
+                          env=dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', PATH='', HOME=str(tmp_path)))
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_code_is_short():
+    """A sampler, a guidance, a backbone and a metric of one's own take less than 30 lines each."""
+    for block in blocks('docs/extending.md'):
+        assert len(block.splitlines()) < 30
+
+
+def test_a_new_sampler_works_from_the_command_line(files, tmp_path):
+    """It has its own options, resumes, and runs under torchrun, with nothing touched but the table."""
+    code = next(block for block in blocks('docs/extending.md') if 'def euler_sampler' in block)
+    script = tmp_path / 'generate_euler.py'
+    script.write_text(REGISTER.format(root=str(ROOT), code=f'{code}\nfrom sampling import SAMPLERS\n'
+                                                           f"SAMPLERS['euler'] = euler_sampler"))
+    arguments = ['--sampler=euler', '--set', 'power=1.1', f'--network={files}/uncond.safetensors', '--steps=2',
+                 '--dg_weight_1st_order=0', '--seeds=0-6', '--batch=2', '--device=cpu', '--precision=fp32']
+    for folder, processes in (('one', 1), ('two', 2)):
+        code, output = finish(script, [*arguments, f'--outdir={tmp_path / folder}'], processes)
+        assert code == 0 and '2 evaluations of the score network' in output, output
+    assert comparable(tmp_path / 'one') == comparable(tmp_path / 'two')
+    (tmp_path / 'one' / 'samples_00000002.npz').unlink()
+    code, output = finish(script, [*arguments, f'--outdir={tmp_path / "one"}'])
+    assert '2 of them new' in output and comparable(tmp_path / 'one') == comparable(tmp_path / 'two')
+    code, output = finish(script, [*arguments, '--set', 'speed=2', f'--outdir={tmp_path / "other"}'])
+    assert code == 1 and "Error: --set: 'speed=2' is not NAME=VALUE" in output, output

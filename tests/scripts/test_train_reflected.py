@@ -1,0 +1,140 @@
+"""train_reflected.py as a user calls it, on tiny networks, with published words and options."""
+
+import json
+
+import click.testing
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+import train
+import train_reflected
+from commands.reflected_words import PRESETS, training_config
+from networks.reflected import construct_reflected, load_reflected
+from networks.reflected_runs import network_arguments
+from torch_utils.stats import JsonLines
+
+IMAGES = np.random.RandomState(0).randint(256, size=[40, 8, 8, 3], dtype=np.uint8)
+TINY = ['data.image_size=8', 'model.nf=8', 'model.ch_mult=[1,1]', 'model.num_res_blocks=1', 'model.attn_resolutions=[]',
+        'training.batch_size=10', 'training.n_iters=4', 'training.log_freq=2', 'training.snapshot_freq=4',
+        '--device=cpu', '--precision=fp32']
+
+
+@pytest.fixture
+def data(tmp_path):
+    np.savez(tmp_path / 'data.npz', samples=IMAGES, label=np.arange(40) % 4)
+    return f'--data={tmp_path / "data.npz"}'
+
+
+def call(*args):
+    result = click.testing.CliRunner().invoke(train_reflected.main, [str(arg) for arg in args])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def config_of(output):
+    return json.loads(output[output.index('{'):output.rindex('}') + 1])
+
+
+def test_train_and_resume(tmp_path, data):
+    arguments = [f'--outdir={tmp_path / "run"}', data, *TINY]
+    first = call(*arguments, '--max_minutes=0.00001')
+    assert first.exit_code == 0 and 'the same command resumes' in first.output
+    second = call(*arguments)
+    assert second.exit_code == 0 and 'resuming' in second.output and 'finished' in second.output
+    files = sorted(path.name for path in (tmp_path / 'run').iterdir())
+    assert files == ['grid-000000.png', 'network-000000.safetensors', 'options.json', 'stats.jsonl',
+                     'training-state.pt']
+    lines = JsonLines(tmp_path / 'run' / 'stats.jsonl').read()
+    assert [line['nimg'] for line in lines] == [20, 40] and lines[1]['lr'] > lines[0]['lr'] > 0
+    with PIL.Image.open(tmp_path / 'run' / 'grid-000000.png') as grid:
+        assert grid.size == (62, 62)
+    net = load_reflected(tmp_path / 'run' / 'network-000000.safetensors')
+    assert (net.sigma_min, net.sigma_max, net.metadata['nimg']) == (0.01, 5.0, 40)
+    assert net(torch.rand(2, 3, 8, 8), torch.tensor(1.0)).isfinite().all()
+    other = call(*arguments, 'optim.lr=1e-4')
+    assert other.exit_code == 1 and '--outdir: ' in other.output and 'other options (optim was' in other.output
+
+
+def test_class_conditional(tmp_path, data):
+    words = [word for word in TINY if not word.startswith('model.')]
+    arguments = [f'--outdir={tmp_path / "run"}', data, '--preset=imagenet64-cfg', *words, 'model.model_channels=8',
+                 'model.num_blocks=1', 'model.channel_mult=[1]', 'data.num_classes=5']
+    assert call(*arguments).exit_code == 0
+    net = load_reflected(tmp_path / 'run' / 'network-000000.safetensors')
+    assert net.label_dim == 5 and type(net.model).__name__ == 'DhariwalUNet'
+    few = call(*arguments, '--overwrite', 'data.num_classes=3')
+    assert few.exit_code == 1 and '--data: the images have 4 classes, data.num_classes is 3' in few.output
+
+
+@pytest.mark.parametrize('preset, expected', {
+    'cifar10': ('SongUNet', 0.01, 1_300_001 * 128, 2e-4, True),
+    'cifar10-likelihood': ('VDM', 1e-4, 10_000_001 * 128, 2e-4, False),
+    'imagenet32-likelihood': ('VDM', 1e-4, 2_000_001 * 512, 2e-4, False),
+    'imagenet64-cfg': ('DhariwalUNet', 0.01, 400_001 * 2048, 1e-4, False),
+    'cifar10-demo': ('SongUNet', 0.01, 400_000, 1e-3, True)}.items())
+def test_presets_are_the_published_commands(preset, expected):
+    config, _ = training_config(preset, [])
+    kwargs, training = network_arguments(config), config['training']
+    assert (kwargs['model_type'], kwargs['sigma_min'], training['n_iters'] * training['batch_size'],
+            config['optim']['lr'], config['data']['random_flip']) == expected
+    assert config['optim']['warmup'] * config['optim']['grad_clip'] == (300 if preset == 'cifar10-demo' else 5000)
+
+
+def test_the_demo_fits_into_12_megabytes_of_float16():
+    net = construct_reflected(network_arguments(training_config('cifar10-demo', [])[0]))
+    assert 4e6 < sum(p.numel() for p in net.parameters()) < 5.9e6
+
+
+def test_published_words(tmp_path, data):
+    """The published command as it stands, its number of processes included."""
+    words = ['data=cifar10', 'model=ddpmpp', 'ngpus=4', 'training.n_iters=7', 'sde.sigma_min=0.0001', 'optim.lr=1e-4',
+             'sampling.method=ode', 'data.image_size=8']
+    result = call(data, *words, '--dry_run', '--device=cpu')
+    assert result.exit_code == 0, result.output
+    assert 'torchrun --standalone --nproc_per_node=4 train_reflected.py' in result.output
+    assert 'sampling.method: has no effect here' in result.output
+    config = config_of(result.output)
+    assert config['training']['n_iters'] == 7 and config['sde'] == dict(sigma_min=1e-4, sigma_max=5.0)
+    assert config['optim']['lr'] == 1e-4 and config['model']['nf'] == 128
+
+
+def test_words_of_another_network_replace_the_presets_own():
+    config, _ = training_config('cifar10-demo', ['model=vdm', 'model.channels=16'])
+    assert config['model']['name'] == 'vdm' and config['model']['channels'] == 16
+    assert config['training']['batch_size'] == 64
+
+
+@pytest.mark.parametrize('word, message', [
+    ('optim.lrr=1', 'optim.lrr is not a key; the nearest is optim.lr'),
+    ('model.channels=32', 'model.channels is not a key; the nearest is model.'),
+    ('zzzzz=1', 'zzzzz is not a key; known are'),
+    ('model=unet', 'model=unet is not one of ddpmpp, vdm, adm'),
+    ('optim.lr=fast', 'optim.lr=fast should be of the kind of 0.0002'),
+    ('training.n_iters=1.5', 'should be of the kind of'),
+    ('training.n_iters=0', 'is not at least 1'),
+    ('training.drop_label=2.0', 'is not between 0 and 1'),
+    ('model.ema_rate=1.0', 'is not between 0 and 1'),
+    ('sde.sigma_min=6', 'sigma_min < sigma_max'),
+    ('model.fir=True', 'only False is known'),
+])
+def test_bad_words(tmp_path, data, word, message):
+    result = call(f'--outdir={tmp_path / "run"}', data, *TINY, word)
+    assert result.exit_code == 1 and 'KEY=VALUE: ' in result.output.splitlines()[-1]
+    assert message in result.output and not (tmp_path / 'run').exists()
+
+
+def test_images_must_fit(tmp_path, data):
+    result = call(f'--outdir={tmp_path / "run"}', data, '--device=cpu')
+    assert result.exit_code == 1 and 'has images of 8x8 pixels, expected 32x32' in result.output
+    assert set(PRESETS) == {'cifar10', 'cifar10-likelihood', 'imagenet32-likelihood', 'imagenet64-cfg', 'cifar10-demo'}
+
+
+def test_the_published_readme_means_this_script(tmp_path):
+    """It says train.py, which trains discriminators here."""
+    words = ['ngpus=4', 'data=cifar10', 'model=vdm', 'training.n_iters=10000001', 'sde.sigma_min=0.0001']
+    result = click.testing.CliRunner().invoke(train.main, words)
+    assert result.exit_code == 1 and len(result.output.splitlines()) == 1
+    assert f'use python train_reflected.py {" ".join(words)}' in result.output
