@@ -1,6 +1,5 @@
 """Preconditioning: one denoiser interface D(x, sigma) for EDM, iDDPM and score_sde networks (EDM, Table 1)."""
 
-import inspect
 import math
 
 import torch
@@ -266,17 +265,6 @@ def construct(constructor: str, kwargs: dict) -> Precond:
         raise ValueError(f'{constructor} does not take these arguments ({error})') from None
     net.constructor, net.init_kwargs = constructor, dict(kwargs)
     return net
-
-
-def construct_body(constructor: str, kwargs: dict) -> Precond:
-    """`construct(constructor, kwargs)` without its preconditioning, to see its U-Net's size and names.
-
-    Raises ValueError.
-    """
-    cls = PRECONDITIONERS.get(constructor, Precond)
-    own = inspect.signature(cls).parameters.keys() - inspect.signature(Precond).parameters.keys()
-    default = inspect.signature(cls).parameters['model_type'].default
-    return Precond(**dict(model_type=default) | {name: value for name, value in kwargs.items() if name not in own})
 
 
 def set_precision(net: Precond, dtype: torch.dtype, training: bool = False) -> Precond:

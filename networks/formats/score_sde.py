@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from torch_utils.checkpoint import NetworkFile, load_state
+from torch_utils.checkpoint import NetworkFile, limited, load_state
 
 from ..layers import FourierEmbedding, GroupNorm, UNetBlock
-from ..precond import construct_body
+from ..precond import construct
 from .song_config import describe, find_config
 from .text import shown
 
@@ -72,7 +72,9 @@ def read(path, preset=None) -> NetworkFile:
     try:
         model, sigmas = _averaged(data)
         _check_sigmas(sigmas, config)
-        state = renamed(model, construct_body(constructor, kwargs).model)
+        with limited(model):
+            unet = construct(constructor, kwargs).model
+        state = renamed(model, unet)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from None
     metadata = dict(source=Path(path).name, step=int(data['step']), weights='ema')
@@ -80,11 +82,14 @@ def read(path, preset=None) -> NetworkFile:
 
 
 def _is_checkpoint(data) -> bool:
-    parts = [data.get(key) for key in ('model', 'ema')] if isinstance(data, dict) else []
-    if 'step' not in data or not all(isinstance(part, dict) for part in parts):
+    if not isinstance(data, dict):
+        return False
+    parts = [data.get(key) for key in ('model', 'ema')]
+    if type(data.get('step')) is not int or not all(isinstance(part, dict) for part in parts):
         return False
     averages = parts[1].get('shadow_params')
-    return isinstance(averages, list) and all(map(torch.is_tensor, [*averages, *parts[0].values()]))
+    return (isinstance(averages, list) and all(isinstance(key, str) for key in parts[0])
+            and all(map(torch.is_tensor, [*averages, *parts[0].values()])))
 
 
 def _averaged(data) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
