@@ -193,7 +193,7 @@ def test_report_page(tmp_path, monkeypatch):
     (['grid', FID / 'png', '--out=a.png', '--titles=a,b'], '--titles: 2 titles for 1 folders'),
     (['grid', FID / 'png', '--out=a.gif'], '--out: a.gif'),
     (['curve', 'nowhere.json', '--x=a', '--out=a.png'], 'FILES'),
-    (['curve', 'text.json', '--x=a', '--out=a.png'], 'FILES: text.json was not written by calc_metrics.py or fid_npzs.py'),
+    (['curve', 'text.json', '--x=a', '--out=a.png'], 'FILES: text.json was not written by calc_metrics.py or fid_npzs'),
     (['curve', 'good.json', 'other.json', '--x=weight_1st', '--out=a.png'], 'different metrics'),
     (['curve', 'good.json', '--x=nothing', '--out=a.png'], '--x: run1.0 has no option nothing'),
     (['curve', 'good.json', '--x=guidance', '--out=a.png'], '--x: guidance of run1.0 is not a number; it has time_max'),
