@@ -54,7 +54,7 @@ def read_results(files, y_name: str) -> tuple[list[dict], str]:
             if each is None:
                 raise ValueError(f'{result["name"]} was measured without {y_name}')
             error = each['error'] if each['deviation'] is None else each['deviation']
-            found.append(dict(name=result['name'], options=result['options'], value=each['scale'] * each['value'],
+            found.append(dict(name=result['name'], options=result.get('options'), value=each['scale'] * each['value'],
                               error=None if error is None else each['scale'] * error))
             labels.add(each['label'])
     if len(spaces) > 1:
