@@ -33,8 +33,8 @@ NETWORKS = {
     'detector': lambda path: ['dataset_tool', 'stats', '--source=../good.npz', '--dest=out.npz',
                               f'--detector_ckpt={path}', CPU],
 }
-STATES = {'convert': NETWORKS['convert'], 'classifier': NETWORKS['classifier'], 'state': lambda path: ['state', str(path)],
-          'inception': lambda path: ['inception', str(path)]}
+STATES = {'convert': NETWORKS['convert'], 'classifier': NETWORKS['classifier'],
+          'state': lambda path: ['state', str(path)], 'inception': lambda path: ['inception', str(path)]}
 REFERENCES = {'ref': lambda path: ['fid_npzs', f'--ref={path}', '--images=../good.npz', '--num_samples=4', CPU]}
 
 
@@ -62,10 +62,11 @@ def give(tmp_path_factory):
         count += 1
         given = make(place)
         before = sorted(place.rglob('*'))
-        for command in commands:
-            print(json.dumps(dict(command=command(given), folder=str(folder))), file=worker.stdin, flush=True)
-            answer = json.loads(worker.stdout.readline())
-            yield answer | dict(left=sorted(set(place.rglob('*')) - set(before)), cache=(room / 'cache').exists())
+        task = dict(commands=[command(given) for command in commands], folder=str(folder))
+        print(json.dumps(task), file=worker.stdin, flush=True)
+        answers = json.loads(worker.stdout.readline())
+        left = sorted(set(place.rglob('*')) - set(before))
+        return [answer | dict(left=left, cache=(room / 'cache').exists()) for answer in answers]
 
     with worker:
         yield call
