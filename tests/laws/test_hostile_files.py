@@ -34,7 +34,8 @@ NETWORKS = {
                               f'--detector_ckpt={path}', CPU],
 }
 STATES = {'convert': NETWORKS['convert'], 'classifier': NETWORKS['classifier'],
-          'state': lambda path: ['state', str(path)], 'inception': lambda path: ['inception', str(path)]}
+          'state': lambda path: ['state', str(path)],
+          'inception': lambda path: ['inception', str(path)]}
 REFERENCES = {'ref': lambda path: ['fid_npzs', f'--ref={path}', '--images=../good.npz', '--num_samples=4', CPU]}
 
 
