@@ -18,7 +18,8 @@ from torch_utils.device import PRECISIONS, select_device, select_precision
 
 
 @click.command()
-@click.option('--images', 'folders',  help='A folder of samples*.npz or of PNG files, an npz or a zip; repeatable',
+@click.option('--images', 'folders',  help='A folder of samples*.npz or of image files, an npz or a zip; photos are '
+              'turned as their EXIF orientation says, as for statistics; repeatable',
               metavar='DIR|NPZ|ZIP', type=str, multiple=True, required=True)
 @click.option('--ref', 'ref_path',    help='Statistics to compare with; default: the shipped ones of CIFAR-10',
               metavar='NPZ|URL', type=str)

@@ -144,9 +144,9 @@ class _Factories(torch.overrides.TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if getattr(func, '__name__', None) in self.NAMES:
             given = [*args, *(kwargs or {}).values()]
-            numbers = [n for part in given for n in (part if isinstance(part, (tuple, list)) else [part])]
-            # all of them together, though some are bounds or values: what is given here is small
-            if math.prod(max(abs(n), 1) for n in numbers if type(n) is int) > self.most:
+            sizes = [n for part in given for n in (part if isinstance(part, (tuple, list)) else [part])
+                     if type(n) is int]  # or bounds and values, which are small
+            if math.prod(max(abs(n), 1) for n in sizes) ** (2 if func.__name__ == 'eye' else 1) > self.most:
                 raise ValueError(TOO_LARGE)
         return func(*args, **(kwargs or {}))
 

@@ -53,7 +53,12 @@ class ImageStore:
         return other
 
     def __getitem__(self, index) -> torch.Tensor:
-        """Rows by a slice, or integers in a tensor or an array: uint8 [n, C, H, W]. Raises ValueError."""
+        """Rows by a slice or by integers (tensor, array, list): uint8 [n, C, H, W]; one by its number: [C, H, W].
+
+        Raises ValueError.
+        """
+        if isinstance(index, int):
+            return self[[index]][0]
         positions = self.rows[index.cpu().numpy() if torch.is_tensor(index) else index]
         images = archives.empty([len(positions), *self.image_shape], np.uint8, f'{len(positions)} images')
         self.read(positions, images)

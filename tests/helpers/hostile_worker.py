@@ -1,9 +1,11 @@
-"""Runs commands in children of a process that has imported everything, each with little memory and ten seconds of work.
+"""Gives files to commands, in children of a process that has imported everything, with little memory and time.
 
-A line of JSON on standard input, {"command": [...], "folder": ...}, gives one on standard output, {"code": ...,
-"output": ..., "seconds": ...}; a code above 128 means that a child was ended, by its limit of work or by waiting long.
+A line of JSON on standard input, {"commands": [[...], ...], "folder": ...}, gives one on standard output, a list of
+{"code": ..., "output": ..., "seconds": ...}: one child runs the commands one after the other. A code above 128 means
+that the child was ended, by its limit of work or by waiting long; later commands then have it too.
 """
 
+import gc
 import json
 import os
 import resource
@@ -44,54 +46,58 @@ COMMANDS = dict(
     inception=library(load_inception), state=library(load_state))
 
 
-def child(name, arguments, folder, output):
+def child(commands, folder, outputs, answers):
     """Never returns."""
-    code = 1
-    try:
-        os.setsid()
-        os.chdir(folder)
+    os.setsid()
+    os.chdir(folder)
+    with open('/proc/self/statm') as file:
+        limit = int(file.read().split()[0]) * os.sysconf('SC_PAGE_SIZE') + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    for (name, *arguments), output in zip(commands, outputs):
+        started = time.process_time()
+        resource.setrlimit(resource.RLIMIT_CPU, (int(started) + WORK, resource.RLIM_INFINITY))
         os.dup2(output, 1)
         os.dup2(output, 2)
-        with open('/proc/self/statm') as file:
-            limit = int(file.read().split()[0]) * os.sysconf('SC_PAGE_SIZE') + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        resource.setrlimit(resource.RLIMIT_CPU, (WORK, WORK))
-        COMMANDS[name].main(arguments, prog_name=name)
-    except SystemExit as error:
-        code = error.code or 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
+        try:
+            COMMANDS[name].main(arguments, prog_name=name)
+            code = 0
+        except SystemExit as error:
+            code = error.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 1)
+        os.write(answers, json.dumps([code, time.process_time() - started]).encode() + b'\n')
+    os._exit(0)
 
 
-def run(name, *arguments, folder):
-    output = os.memfd_create('output')
+def run(commands, folder):
+    outputs = [os.memfd_create('output') for _ in commands]
+    answers = os.memfd_create('answers')
     started = time.monotonic()
     pid = os.fork()
     if not pid:
-        child(name, arguments, folder, output)
-    status = None
-    while status is None and time.monotonic() < started + WAITING:
-        done, found, usage = os.wait4(pid, os.WNOHANG)
-        status = found if done else None
-        if status is None:
-            time.sleep(0.002)
-    if status is None:
-        os.killpg(pid, signal.SIGKILL)
-        _, status, usage = os.wait4(pid, 0)
-    text = os.pread(output, 1 << 20, 0).decode(errors='replace')
-    os.close(output)
-    code = os.waitstatus_to_exitcode(status)
-    return dict(code=code if code >= 0 else 128 - code, output=text, seconds=usage.ru_utime + usage.ru_stime)
+        child(commands, folder, outputs, answers)
+    while not os.waitpid(pid, os.WNOHANG)[0]:
+        if time.monotonic() > started + WAITING:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            break
+        time.sleep(0.002)
+    found = [json.loads(line) for line in os.pread(answers, 1 << 16, 0).splitlines()]
+    found += [[137, time.monotonic() - started]] * (len(commands) - len(found))
+    texts = [os.pread(output, 1 << 20, 0).decode(errors='replace') for output in outputs]
+    for handle in (*outputs, answers):
+        os.close(handle)
+    return [dict(code=code, output=text, seconds=seconds) for (code, seconds), text in zip(found, texts)]
 
 
 if __name__ == '__main__':
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # a thread for each core would take addresses
-    answers = os.fdopen(os.dup(1), 'w')
-    print('{}', file=answers, flush=True)
-    for line in sys.stdin:
-        task = json.loads(line)
-        print(json.dumps(run(*task['command'], folder=task['folder'])), file=answers, flush=True)
+    gc.freeze()  # what children do not touch is not copied
+    with os.fdopen(os.dup(1), 'w') as answers:
+        print('[]', file=answers, flush=True)
+        for line in sys.stdin:
+            task = json.loads(line)
+            print(json.dumps(run(**task)), file=answers, flush=True)

@@ -63,10 +63,11 @@ def give(tmp_path_factory):
         count += 1
         given = make(place)
         before = sorted(place.rglob('*'))
-        for command in commands:
-            print(json.dumps(dict(command=command(given), folder=str(folder))), file=worker.stdin, flush=True)
-            answer = json.loads(worker.stdout.readline())
-            yield answer | dict(left=sorted(set(place.rglob('*')) - set(before)), cache=(room / 'cache').exists())
+        task = dict(commands=[command(given) for command in commands], folder=str(folder))
+        print(json.dumps(task), file=worker.stdin, flush=True)
+        answers = json.loads(worker.stdout.readline())
+        left = sorted(set(place.rglob('*')) - set(before))
+        return [answer | dict(left=left, cache=(room / 'cache').exists()) for answer in answers]
 
     with worker:
         yield call

@@ -9,7 +9,8 @@ import PIL.Image
 import pytest
 import torch
 
-from metrics.sources import open_source, read_ahead
+from metrics.sources import StoreSource, open_source, read_ahead
+from torch_utils.image_source import open_images
 from torch_utils.images import to_uint8
 
 FID = goldens.GOLDENS / 'fid'
@@ -196,3 +197,24 @@ def test_reading_ahead_passes_errors_on_and_stops_early():
     assert next(ahead) == 0
     ahead.close()
     assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize('kind', ['opaque', 'clear', 'grey', 'palette'])
+def test_data_sets_and_samples_are_measured_alike(tmp_path, kind):
+    """As files and as an array, by statistics and by distances."""
+    rgb = np.random.RandomState(0).randint(256, size=[2, 4, 4, 3], dtype=np.uint8)
+    alpha = np.full([2, 4, 4, 1], 255 if kind == 'opaque' else 254, np.uint8)
+    pixels = dict(opaque=np.concatenate([rgb, alpha], 3), clear=np.concatenate([rgb, alpha], 3), grey=rgb[..., :1],
+                  palette=rgb)[kind]
+    for index, image in enumerate(pixels):
+        picture = PIL.Image.fromarray(image.squeeze())
+        (picture.quantize(256) if kind == 'palette' else picture).save(tmp_path / f'{index}.png')
+    np.savez(tmp_path / 'set.npz', samples=pixels)
+    expected = rgb[..., :1].repeat(3, axis=3) if kind == 'grey' else rgb
+    for path in (tmp_path, tmp_path / 'set.npz'):
+        for source in (open_source(path), StoreSource(path, open_images(path).images)):
+            if kind == 'clear':
+                with pytest.raises(ValueError, match='is transparent in places'):
+                    list(source.blocks(0, 2))
+            else:
+                np.testing.assert_array_equal(np.concatenate(list(source.blocks(0, 2))), expected)
