@@ -95,12 +95,12 @@ def calc(folders, refs, names, num, blocks, json_path, weights, allow_code, batc
             with blame('--json'):
                 dist.on_rank0(results.save)
     if dist.get_rank() == 0:
-        seeds = [(run_options(source.path) or {}).get('seeds') for source in sources]
+        options = [run_options(source.path) for source in sources]
         for ref, space in spaces.items():
             runs = {name: [results.found(key(source, ref, block), space) for block in range(blocks)]
                     for name, source in zip(short_names([source.path for source in sources]), sources, strict=True)}
             shown = demo.DEMO_STATS.name if ref == str(demo.DEMO_STATS) else ref
-            results.summaries.append(summarise(space, shown, runs, seeds, num))
+            results.summaries.append(summarise(space, shown, runs, options, num))
             click.echo(as_text(results.summaries[-1]) + '\n')
         with blame('--json'):
             results.save()

@@ -11,7 +11,7 @@ from figures.curves import distance_curve, training_curves
 from figures.grids import side_by_side
 from figures.rejections import profile_curves
 from figures.report import report_page
-from figures.results import number, option, read_report, read_summaries, short_names
+from figures.results import number, option, read_report, read_results, read_summaries, short_names
 from metrics.sources import open_source
 from torch_utils.images import image_grid
 from torch_utils.stats import JsonLines
@@ -80,21 +80,17 @@ def grid(folders, out, num, columns, titles, zoom):
 @click.option('--x', 'x_name', help="An entry of the samples' options.json, such as num_steps or report.nfe.mean",
               metavar='NAME', type=str)
 @click.option('--values', help='Or the values themselves, one for each result in order', metavar='LIST', type=str)
-@click.option('--y', 'y_name', help='What to show', type=click.Choice(['distance', 'kid']), default='distance',
-              show_default=True)
+@click.option('--y', 'y_name', help='What to show: distance, kid, or a metric of calc_metrics.py', metavar='NAME',
+              type=str, default='distance', show_default=True)
 @click.option('--by', help='One line for each value of this option', metavar='NAME', type=str)
 @click.option('--lines', help='Or the names of the lines, one for each result in order', metavar='LIST', type=str)
 @click.option('--xlabel', help='Label of the axis; default: --x', metavar='STR', type=str)
 def curve(files, out, x_name, values, y_name, by, lines, xlabel):
-    """A distance, from fid_npzs.py --json FILES, against an option of the samples, with deviations over blocks."""
+    """A metric against an option of the samples, with errors; FILES are JSON of fid_npzs.py or calc_metrics.py."""
     if (x_name is None) == (values is None):
         raise click.ClickException('--x: give either --x or --values')
     with blame('FILES'):
-        reports = [read_report(file) for file in files]
-        results = [result for report in reports for result in report['results']]
-        metrics = {report['metric'] for report in reports}
-        if len(metrics) > 1:
-            raise ValueError(f'one picture for different metrics ({", ".join(sorted(metrics))})')
+        results, ylabel = read_results(files, y_name)
     if values is not None:
         with blame('--values'):
             x = [float(value) for value in values.split(',')]
@@ -110,12 +106,8 @@ def curve(files, out, x_name, values, y_name, by, lines, xlabel):
         names = lines.split(',')
         if by is not None or len(names) != len(results):
             raise click.ClickException(f'--lines: give one name for each of the {len(results)} results, and no --by')
-    metric = metrics.pop() if y_name == 'distance' else 'KID'
-    counts = sorted({result['num_samples'] for result in results})
-    with blame('--y'):
-        figure = distance_curve(x, results, names, y_name)
-    figure.axes[0].set(xlabel=xlabel or x_name or '',
-                       ylabel=f'{metric} ({" and ".join(f"{count:,}" for count in counts)} samples)')
+    figure = distance_curve(x, results, names)
+    figure.axes[0].set(xlabel=xlabel or x_name or '', ylabel=ylabel)
     write(figure, out)
 
 

@@ -19,7 +19,6 @@ from .rejections import profile_curves
 COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000']
 STYLE = {'axes.prop_cycle': matplotlib.cycler(color=COLOURS), 'svg.hashsalt': 'report', 'font.size': 11}
 COUNTS = {'nfe': 'evaluations of the score network', 'discriminator_calls': 'of the discriminator'}
-SCALES = {'kid': 1000}  # of the numbers behind labels
 
 
 def report_page(title: str, summaries: list[dict], grids: dict[str, np.ndarray], options: dict[str, dict],
@@ -49,9 +48,9 @@ def report_page(title: str, summaries: list[dict], grids: dict[str, np.ndarray],
         costs=[_cost(name, each) for name, each in costs.items()], options=plain, differing=_differing(plain))
 
 
-def number_text(each: dict, name: str) -> str:
+def number_text(each: dict) -> str:
     """A value and its deviation over blocks, or else its standard error."""
-    error, scale = each['error'] if each.get('deviation') is None else each['deviation'], SCALES.get(name, 1)
+    error, scale = each['error'] if each.get('deviation') is None else each['deviation'], each.get('scale', 1)
     if each['value'] is None:
         return '-'
     return f'{scale * each["value"]:.4g}' + ('' if error is None else f' \N{PLUS-MINUS SIGN} {scale * error:.2g}')
@@ -69,13 +68,15 @@ def _metric_chart(summary: dict) -> str | None:
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, name in zip(panels, names):
         for place, result in enumerate(results):
-            each, scale = result['metrics'][name], SCALES.get(name, 1)
+            each = result['metrics'][name]
+            scale = each['scale']
             error = each['error'] if each['deviation'] is None else each['deviation']
             if each['value'] is not None and math.isfinite(each['value']):
                 axes.errorbar(scale * each['value'], place, xerr=None if error is None else scale * error, fmt='o',
                               capsize=3)
         axes.set_title(results[0]['metrics'][name]['label'], fontsize=11)
         axes.grid(alpha=0.3)
+        axes.locator_params(axis='x', nbins=4)
     panels[0].set_yticks(range(len(results)), [result['name'] for result in results])
     panels[0].set_ylim(len(results) - 0.5, -0.5)
     for axes in panels[len(names):]:

@@ -27,15 +27,41 @@ def read_summaries(file) -> list[dict]:
         raise ValueError(f'{file} was not written by calc_metrics.py or fid_npzs.py --json')
     results = []
     for result in found['results']:
-        metrics = dict(fd=dict(label=found['metric'], value=result['distance'], error=None,
+        metrics = dict(fd=dict(label=found['metric'], scale=1, value=result['distance'], error=None,
                                deviation=result['distance_deviation']))
         if result.get('kid') is not None:
-            metrics['kid'] = dict(label='KID x 1000', value=result['kid'], deviation=result['kid_deviation'],
-                                  error=result['blocks'][0]['kid_error'])
-        results.append(dict(name=result['name'], metrics=metrics))
-    return [dict(detector=found['detector'], fingerprint=found['fingerprint'], distance=found['metric'],
-                 ref=found['ref'], ref_count=found['ref_count'], num_samples=found['num_samples'],
-                 blocks=len(found['results'][0]['blocks']), results=results, differences=[])]
+            metrics['kid'] = dict(label='KID x 1000', scale=1000, value=result['kid'],
+                                  deviation=result['kid_deviation'], error=result['blocks'][0]['kid_error'])
+        results.append(dict(name=result['name'], metrics=metrics, options=result.get('options')))
+    summary = {key: found.get(key) for key in ('detector', 'fingerprint', 'ref', 'ref_count', 'num_samples')}
+    return [summary | dict(distance=found['metric'], blocks=len(found['results'][0]['blocks']), results=results,
+                           differences=[])]
+
+
+def read_results(files, y_name: str) -> tuple[list[dict], str]:
+    """One quantity of all results in `files`, and what it is called with its numbers of samples, for one picture.
+
+    Each result: name, options, value, error (the deviation over blocks, else the standard error, or None).
+    y_name: of `metrics` in the summaries, or `distance`. Raises ValueError for results that lack it, and for those that
+    may not be compared: of unlike detectors or references.
+    """
+    found, labels, counts, spaces = [], set(), set(), set()
+    for summary in (each for file in files for each in read_summaries(file)):
+        counts.add(summary['num_samples'])
+        spaces.add(tuple(summary.get(key) for key in ('distance', 'detector', 'fingerprint', 'ref', 'ref_count')))
+        for result in summary['results']:
+            each = result['metrics'].get('fd' if y_name == 'distance' else y_name)
+            if each is None:
+                raise ValueError(f'{result["name"]} was measured without {y_name}')
+            error = each['error'] if each['deviation'] is None else each['deviation']
+            found.append(dict(name=result['name'], options=result['options'], value=each['scale'] * each['value'],
+                              error=None if error is None else each['scale'] * error))
+            labels.add(each['label'])
+    if len(spaces) > 1:
+        differing = (sorted({str(value) for value in values}) for values in zip(*spaces, strict=True))
+        told = next(values for values in differing if len(values) > 1)
+        raise ValueError(f'one picture for different metrics ({", ".join(told)})')
+    return found, f'{" and ".join(sorted(labels))} ({" and ".join(f"{count:,}" for count in sorted(counts))} samples)'
 
 
 def option(result: dict, name: str):

@@ -65,25 +65,29 @@ class Case:
 
 class Metric(NamedTuple):
     """values: the name that each of its numbers is printed by; measure: Case -> those numbers as Estimates;
-    features: it needs features of the reference; classes: it needs a detector that classifies."""
+    features: it needs features of the reference; classes: it needs a detector that classifies; scale: for printing."""
 
     values: dict[str, str]
     measure: Callable[[Case], dict[str, Estimate]]
     features: bool = False
     classes: bool = False
+    scale: float = 1
 
 
 METRICS = {
     'fd': Metric({'fd': 'FD'}, Case.fd),
-    'kid': Metric({'kid': 'KID x 1000'}, Case.kid, features=True),
+    'kid': Metric({'kid': 'KID x 1000'}, Case.kid, features=True, scale=1000),
     'is': Metric({'is': 'IS'}, Case.inception_score, classes=True),
     'pr': Metric({'precision': 'precision', 'recall': 'recall'}, Case.pr, features=True),
     'dc': Metric({'density': 'density', 'coverage': 'coverage'}, Case.dc, features=True),
     'mind': Metric({'mind': 'MIND'}, Case.mind, features=True),
     'fd_inf': Metric({'fd_inf': 'FD-inf'}, Case.fd_inf),
 }
-SCALES = {'kid': 1000}  # for printing
-LABELS = {value: label for metric in METRICS.values() for value, label in metric.values.items()}
+
+
+def metric_of(value: str) -> Metric:
+    """The metric that gives a number of this name."""
+    return next(metric for metric in METRICS.values() if value in metric.values)
 
 
 def label(value: str, distance: str) -> str:
@@ -91,9 +95,10 @@ def label(value: str, distance: str) -> str:
 
     The plain names belong to Inception: another detector's carry its name, as in KID x 1000 (CIFAR10).
     """
-    if LABELS[value].startswith('FD'):
-        return LABELS[value].replace('FD', distance, 1)
-    return LABELS[value] if distance == 'FID' else f'{LABELS[value]} ({distance.removeprefix("FD-")})'
+    plain = metric_of(value).values[value]
+    if plain.startswith('FD'):
+        return plain.replace('FD', distance, 1)
+    return plain if distance == 'FID' else f'{plain} ({distance.removeprefix("FD-")})'
 
 
 @dataclass

@@ -96,8 +96,8 @@ def load_feature_net(path):
         raise ValueError(f'{Path(path).name} holds a {file.constructor}, not a {CONSTRUCTOR}; '
                          'train_classifier.py --preset=cifar10-features makes one')
     try:
-        checkpoint.check_size(lambda: FeatureNet(**file.kwargs), file.state)
-        net = FeatureNet(**file.kwargs)
+        with checkpoint.limited(file.state):
+            net = FeatureNet(**file.kwargs)
         net.load_state_dict(file.state)
     except Exception as error:  # arguments of any kind can fail anywhere
         raise ValueError(f'{Path(path).name} does not fit its own constructor arguments: '

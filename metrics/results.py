@@ -15,7 +15,7 @@ from dnnlib.files import atomic_write, read_options
 
 from .compare import aligned
 from .estimate import Estimate, difference
-from .evaluate import METRICS, SCALES, Space, label
+from .evaluate import METRICS, Space, label, metric_of
 
 WRITER = 'calc_metrics.py'
 
@@ -88,17 +88,21 @@ def block_key(source, space: Space, ref_name: str, first: int, count: int, preci
                               space.detector.fingerprint, ref_name, space.ref.count, precision)))
 
 
-def summarise(space: Space, ref_name: str, runs: dict[str, list[dict[str, Estimate]]], seeds: list, count: int) -> dict:
+def summarise(space: Space, ref_name: str, runs: dict[str, list[dict[str, Estimate]]], options: list,
+              count: int) -> dict:
     """What was found in one space, JSON-able: what was compared with what, a result per run, and differences.
 
-    runs: by name, the estimates of each block of `count` images. seeds: those of each run, or None; every later run is
-    compared with the first, paired if both have the same. Numbers of another count, detector or reference belong into
-    another summary.
+    runs: by name, the estimates of each block of `count` images. options: of each run, None if they
+    are unknown; every later run is compared with the first, paired if both have the same seeds. Numbers of another
+    count, detector or reference belong into another summary.
     """
     distance, ref = space.detector.distance, space.ref
-    results = [dict(name=name, metrics=_means(blocks, distance)) for name, blocks in runs.items()]
+    results = [dict(name=name, metrics=_means(blocks, distance), options=each)
+               for (name, blocks), each in zip(runs.items(), options, strict=True)]
+    seeds = [(each or {}).get('seeds') for each in options]
     (base_name, base), *others = runs.items()
     found = [dict(name=name, against=base_name, metric=value, label=label(value, distance),
+                  scale=metric_of(value).scale,
                   **difference([block[value] for block in blocks], [block[value] for block in base],
                                paired=same is not None and same == seeds[0])._asdict())
              for (name, blocks), same in zip(others, seeds[1:], strict=True) for value in base[0]]
@@ -113,33 +117,34 @@ def _means(blocks, distance):
     for value in blocks[0]:
         errors = [block[value].error for block in blocks]
         values = [block[value].value for block in blocks]
-        found[value] = dict(label=label(value, distance), value=statistics.fmean(values),
+        found[value] = dict(label=label(value, distance), scale=metric_of(value).scale, value=statistics.fmean(values),
                             error=None if None in errors else math.hypot(*errors) / len(blocks),
                             deviation=statistics.stdev(values) if len(blocks) > 1 else None, values=values)
     return found
 
 
 def as_text(summary: dict) -> str:
-    """Tables of a `summarise`: a row per run with errors (deviations over blocks if there are several), differences."""
+    """Tables of a `summarise`: a column per run with errors (deviations over blocks if there are several), differences.
+    """
     blocks = f'{summary["blocks"]} blocks of ' if summary['blocks'] > 1 else ''
     of = f' of {summary["ref_count"]} images' if summary['ref_count'] else ''
-    rows = [('images', *(each['label'] for each in summary['results'][0]['metrics'].values()))]
-    for result in summary['results']:
-        cells = [_cell(value, each['value'], each['error'] if each['deviation'] is None else each['deviation'])
-                 for value, each in result['metrics'].items()]
-        rows.append((result['name'], *cells))
+    rows = [('metric', *(result['name'] for result in summary['results']))]
+    for value, first in summary['results'][0]['metrics'].items():
+        found = [result['metrics'][value] for result in summary['results']]
+        rows.append((first['label'], *(_cell(each, each['value'], each['error'] if each['deviation'] is None
+                                             else each['deviation']) for each in found)))
     lines = [f'Detector {summary["detector"]} {summary["fingerprint"]}, {blocks}{summary["num_samples"]} images, '
              f'statistics {summary["ref"]}{of}', aligned(rows)]
     if summary['differences']:
         rows = [('difference', 'of', 'is', 'in %', '')]
         for each in summary['differences']:
-            value = _cell(each['metric'], each['difference'], each['error'])
+            value = _cell(each, each['difference'], each['error'])
             rows.append((f'{each["name"]} - {each["against"]}', each['label'], value + ' (paired)' * each['paired'],
                          f'{100 * each["relative"]:+.2g}', each['verdict']))
         lines += ['', aligned(rows)]
     return '\n'.join(lines)
 
 
-def _cell(name: str, value: float, error: float | None) -> str:
-    scale = SCALES.get(name, 1)
+def _cell(each: dict, value: float, error: float | None) -> str:
+    scale = each['scale']
     return f'{scale * value:.4g}' + ('' if error is None else f' +- {scale * error:.2g}')

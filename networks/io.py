@@ -11,7 +11,7 @@ from torch_utils import checkpoint
 
 from .formats import FORMATS, HEAD
 from .formats.text import shown
-from .precond import Precond, construct, construct_body, set_precision
+from .precond import Precond, construct, set_precision
 
 SIGNATURES = checkpoint.SIGNATURES | {b'PK': 'a zip archive (a .pt or .npz file?)'}
 
@@ -34,8 +34,8 @@ def load_network(path_or_url: str | os.PathLike = demo.DEMO_SCORE, device: torch
 def build_network(file: checkpoint.NetworkFile, path) -> Precond:
     """The network that a file describes, with the file's weights; `path` is for the message. Raises ValueError."""
     try:
-        checkpoint.check_size(lambda: construct_body(file.constructor, file.kwargs), file.state)
-        net = construct(file.constructor, file.kwargs)
+        with checkpoint.limited(file.state):
+            net = construct(file.constructor, file.kwargs)
         net.load_state_dict(file.state)
     except Exception as error:  # arguments of any kind can fail anywhere
         raise ValueError(f'{path} does not fit its own description: {shown(error, 300)}') from None

@@ -1,16 +1,19 @@
 """Network files (safetensors with a JSON description) and training state, never executed when read."""
 
+import contextlib
 import json
+import math
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
 import torch
+import torch.overrides
 
 from dnnlib.files import atomic_write
 
@@ -20,6 +23,9 @@ from .safe_pickle import check_pickle
 FORMAT = 'network-v1'
 PREFIX = 'module.'
 SAFE_TORCH = (2, 10)
+MAX_HEADER = 100_000_000  # bytes, as safetensors itself
+MAX_TENSORS = 20_000
+TOO_LARGE = 'it describes a network larger than the one it holds'
 SIGNATURES = {b'\x89PNG': 'a PNG image', b'<': 'a web page', b'\x93NUMPY': 'a numpy array', b'\xff\xd8': 'a JPEG image',
               b'version https://git-lfs': 'a Git LFS pointer (fetch the file itself)'}
 
@@ -62,6 +68,7 @@ def read_network(path) -> NetworkFile:
     """Read a file written by `save_network`; float16 tensors come back as float32. Raises ValueError."""
     path = _file(path)
     try:
+        _check_header(path)
         with safetensors.safe_open(path, framework='pt', device='cpu') as file:
             text = (file.metadata() or {}).get('network')
             state = {name: file.get_tensor(name) for name in file.keys()}
@@ -83,33 +90,65 @@ def read_network(path) -> NetworkFile:
     raise ValueError(f'{path} has format {reason(ValueError(description["format"]))!r}, this version reads {FORMAT!r}')
 
 
+def _check_header(path: Path) -> None:
+    """Raise ValueError for a header longer than the file, or with more tensors than any network has."""
+    with path.open('rb') as file:
+        length = int.from_bytes(file.read(8), 'little')
+        if length > min(path.stat().st_size - 8, MAX_HEADER):
+            raise ValueError(f'its header would have {length:,} bytes')
+        count = len(json.loads(file.read(length)))
+    if count > MAX_TENSORS:
+        raise ValueError(f'it has {count:,} tensors')
+
+
 def _constant(name: str) -> float:
     if name == 'NaN':
         raise ValueError('NaN in it')
     return float(name)
 
 
-def check_size(make: Callable[[], torch.nn.Module], state: dict[str, torch.Tensor]) -> None:
-    """Raise ValueError where `make()` would build a network of more parameters than `state` has, before it is built.
+@contextlib.contextmanager
+def limited(state: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Within, a network that is built may not become larger than `state`, which it is to hold.
 
-    It is called on the meta device, where tensors have a shape and no memory, and stopped at the first parameter too
-    many, since a description of a few bytes can ask for layers without end.
+    A description of a few bytes can ask for layers without end; each is refused before it takes memory. Up to twice
+    the parameters pass, so that a file that lacks a few is told which. Raises ValueError.
     """
-    room = {'tensors': len(state), 'values': sum(tensor.numel() for tensor in state.values())}
+    values = 2 * sum(tensor.numel() for tensor in state.values()) + 10**6
+    room = {'parameters': 2 * len(state) + 100, 'values': values}
 
     def count(module, name, parameter):
         if parameter is not None:
-            room['tensors'] -= 1
+            room['parameters'] -= 1
             room['values'] -= parameter.numel()
             if min(room.values()) < 0:
-                raise ValueError('it describes a network larger than the one it holds')
+                raise ValueError(TOO_LARGE)
 
     hook = torch.nn.modules.module.register_module_parameter_registration_hook(count)
     try:
-        with torch.device('meta'):
-            make()
+        with _Factories(values):
+            yield
     finally:
         hook.remove()
+
+
+class _Factories(torch.overrides.TorchFunctionMode):
+    """Refuses new tensors of more than `most` values."""
+
+    NAMES = ('empty', 'zeros', 'ones', 'full', 'rand', 'randn', 'randint', 'eye', 'arange', 'linspace')
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.most = most
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, '__name__', None) in self.NAMES:
+            given = [*args, *(kwargs or {}).values()]
+            numbers = [n for part in given for n in (part if isinstance(part, (tuple, list)) else [part])]
+            # all of them together, though some are bounds or values: what is given here is small
+            if math.prod(max(abs(n), 1) for n in numbers if type(n) is int) > self.most:
+                raise ValueError(TOO_LARGE)
+        return func(*args, **(kwargs or {}))
 
 
 def save_state(path, state: dict) -> None:

@@ -137,7 +137,7 @@ def test_foreign_containers(tmp_path):
     np.savez(tmp_path / 'stats.npz', mu=np.zeros(3))
     refused(tmp_path / 'stats.npz', 'a zip archive')
     torch.save(dict(a=torch.zeros(3)), tmp_path / 'net.pt')
-    refused(tmp_path / 'net.pt', 'a zip archive')
+    refused(tmp_path / 'net.pt', 'not a checkpoint of score_sde')
     np.save(tmp_path / 'x.npy', np.zeros(3))
     refused(tmp_path / 'x.npy', 'a numpy array')
     (tmp_path / 'folder').mkdir()

@@ -16,8 +16,8 @@ from score_sde_goldens import NAMES, config_path, golden, make_checkpoint
 
 import networks
 from networks.convert import main
-from networks.formats import score_sde
 from networks.formats.song_config import NCSNPP, PRESETS, describe, read_yaml
+from networks.precond import construct_body
 
 
 @pytest.fixture(scope='module')
@@ -173,7 +173,7 @@ def test_presets_are_published_sizes():
         assert constructor in networks.precond.PRECONDITIONERS
         if name in millions:
             with torch.device('meta'):
-                net = score_sde._empty_unet(kwargs)
+                net = construct_body(constructor, kwargs)
             assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions[name], abs=0.06)
 
 

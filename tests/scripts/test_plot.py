@@ -56,10 +56,10 @@ def test_grid_shows_every_pixel(tmp_path, zoom):
 
 
 def report(path, values, metric='FD-CIFAR10', **kwargs):
-    results = [dict(name=f'run{value}', num_samples=1000, distance=10 - value, distance_deviation=0.2, kid=None,
+    results = [dict(name=f'run{value}', num_samples=1000, distance=10 - value, distance_deviation=0.2, blocks=[1, 2],
                     options=dict(weight_1st=value, guidance=dict(time_max=1.0), steps=steps))
                for value in values for steps in (9, 18)]
-    path.write_text(json.dumps(dict(metric=metric, results=results)))
+    path.write_text(json.dumps(dict(metric=metric, num_samples=1000, results=results)))
     return path
 
 
@@ -80,8 +80,8 @@ def test_curve(tmp_path):
 
 
 def test_curve_joins_points_in_order():
-    results = [dict(name=str(x), distance=float(x), distance_deviation=0.1) for x in (3, 1, 2)]
-    figure = curves.distance_curve([3.0, 1.0, 2.0], results, ['a'] * 3, 'distance')
+    results = [dict(name=str(x), value=float(x), error=0.1) for x in (3, 1, 2)]
+    figure = curves.distance_curve([3.0, 1.0, 2.0], results, ['a'] * 3)
     line = figure.axes[0].get_lines()[0]
     np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
     np.testing.assert_array_equal(line.get_ydata(), [1, 2, 3])
@@ -145,15 +145,15 @@ class Page(html.parser.HTMLParser):
 
 
 def measured(name, value):
-    metrics = dict(fd=dict(label='FD-CIFAR10', value=value, error=0.05, deviation=None, values=[value]),
-                   kid=dict(label='KID x 1000 (CIFAR10)', value=0.004, error=None, deviation=None, values=[0.004]))
-    return dict(name=name, metrics=metrics)
+    metrics = dict(fd=dict(label='FD-CIFAR10', scale=1, value=value, error=0.05, deviation=None, values=[value]),
+                   kid=dict(label='KID x 1000 (CIFAR10)', scale=1000, value=0.004, error=None, deviation=None))
+    return dict(name=name, metrics=metrics, options=dict(weight=value))
 
 
 def test_report_page(tmp_path, monkeypatch):
     """Everything that it can hold, from files as the scripts leave them."""
     monkeypatch.chdir(tmp_path)
-    difference = dict(name='b', against='a', metric='fd', label='FD-CIFAR10', difference=-0.5, error=0.02,
+    difference = dict(name='b', against='a', metric='fd', label='FD-CIFAR10', scale=1, difference=-0.5, error=0.02,
                       relative=-0.25, paired=True, verdict='lower')
     summary = dict(detector='cifar10', fingerprint='abcd', distance='FD-CIFAR10', ref='demo.npz', ref_count=50000,
                    num_samples=1000, blocks=1, results=[measured('a', 2.0), measured('b', 1.5)],
@@ -174,6 +174,8 @@ def test_report_page(tmp_path, monkeypatch):
             seeds='0-3', weight=weight, rho=7.0, report=dict(images=4, nfe=cost, discriminator_calls=cost,
                                                              timed_images=4, wall_sec=10.0, levels=[level],
                                                              samples_at_cap=0))))
+    result = run('curve', 'calc.json', '--x=weight', '--y=kid', '--out=kid.svg')
+    assert result.exit_code == 0, result.output
     result = run('report', 'calc.json', 'fid.json', 'train', 'run0', 'run1', '--out=out/page.html', '--title=A & B')
     assert result.exit_code == 0, result.output
     page = Page(Path('out/page.html').read_text())
@@ -191,14 +193,15 @@ def test_report_page(tmp_path, monkeypatch):
     (['grid', FID / 'png', '--out=a.png', '--titles=a,b'], '--titles: 2 titles for 1 folders'),
     (['grid', FID / 'png', '--out=a.gif'], '--out: a.gif'),
     (['curve', 'nowhere.json', '--x=a', '--out=a.png'], 'FILES'),
-    (['curve', 'text.json', '--x=a', '--out=a.png'], 'FILES: text.json was not written by fid_npzs.py'),
+    (['curve', 'text.json', '--x=a', '--out=a.png'],
+     'FILES: text.json was not written by calc_metrics.py or fid_npzs.py'),
     (['curve', 'good.json', 'other.json', '--x=weight_1st', '--out=a.png'], 'different metrics'),
     (['curve', 'good.json', '--x=nothing', '--out=a.png'], '--x: run1.0 has no option nothing'),
     (['curve', 'good.json', '--x=guidance', '--out=a.png'], '--x: guidance of run1.0 is not a number; it has time_max'),
     (['curve', 'good.json', '--values=1,2,3', '--out=a.png'], '--values: 3 values for 2 results'),
     (['curve', 'good.json', '--out=a.png'], 'either --x or --values'),
     (['curve', 'good.json', '--x=weight_1st', '--lines=a', '--out=a.png'], '--lines: give one name for each of the 2'),
-    (['curve', 'good.json', '--x=weight_1st', '--y=kid', '--out=a.png'], '--y: run1.0 was measured without kid'),
+    (['curve', 'good.json', '--x=weight_1st', '--y=kid', '--out=a.png'], 'FILES: run1.0 was measured without kid'),
     (['report', 'text.json', '--out=a.html'], 'INPUTS: text.json was not written by'),
     (['report', 'empty', '--out=a.html'], 'INPUTS: empty holds no images'),
     (['training', 'empty', '--out=a.png'], 'RUNS: empty/stats.jsonl has no training statistics'),
