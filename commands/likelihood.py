@@ -33,6 +33,7 @@ def likelihood(net, data, *, probes: int, batch: int, device, **flow) -> dict:
                 signs = (2.0 * rnd.randint(2, size=images.shape) - 1).to(device)
                 bits[rows, probe] = bits_per_dim(log_likelihood(net, x, signs, labels, **flow).cpu(), dims)
                 bar.update(len(rows))
+                dist.sign_of_life()
     dist.all_reduce_(bits)
     means = bits.mean(1)
     return dict(bits_per_dim=means.mean().item(), images=count, probes=probes,
