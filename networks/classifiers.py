@@ -7,7 +7,7 @@ import torch
 from diffusion.vpsde import VPSDE
 from dnnlib.files import resolve_path
 from guided_diffusion import Architecture, create_classifier, read_architecture, set_precision
-from torch_utils.checkpoint import load_state, read_network
+from torch_utils.checkpoint import limited, load_state, read_network
 
 FEATURE_SIZE = 8  # height and width of the features that published discriminators read
 
@@ -72,9 +72,10 @@ def read_classifier(path, what: str, image_size: int, dtype, device, eval: bool 
     state, metadata, recorded = _read(path, what)
     try:
         architecture = read_architecture(state, recorded or image_size)
-        net = architecture.build()
+        with limited(state):
+            net = architecture.build()
         net.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # shapes and names of any kind can fail anywhere
         raise ValueError(f'{what} {path}: {" ".join(str(error).split())[:300]}') from None
     net.metadata = metadata
     return _ready(net, dtype, device, eval), architecture

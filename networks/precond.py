@@ -26,7 +26,10 @@ class Precond(torch.nn.Module):
 
     `body_dtype` is the dtype in which activations flow through the U-Net; embeddings and preconditioning are float32.
     `use_fp16`, which published networks carry, is kept but decides nothing: the precision is the caller's choice.
+    `process` is the forward process that the network was trained with, for the samplers that follow it.
     """
+
+    process = 've'  # or 'vp', 'subvp'
 
     def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, model_type='SongUNet',
                  out_multiple=1, **model_kwargs):
@@ -82,14 +85,17 @@ class EDMPrecond(Precond):
 class VPPrecond(Precond):
     """Variance preserving (Song et al., ICLR 2021): sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1.
 
-    `time_input`: 'linear', the network is fed (M - 1) t; 'unbounded', (M - 1) times log(1 - exp(-B) + 0.001) + B,
-    scaled to 0 at t = epsilon_t and 1 at t = 1, where B = log(1 + sigma^2) (Soft-Truncation, Kim et al., ICML 2022).
+    `time_input`: what the network is fed, times M - 1: 'edm': t, in float32 as in EDM, 5 % off at sigma 0.001;
+    'linear': t, in float64; 'unbounded': log(1 - exp(-B) + 0.001) + B, scaled to 0 at t = epsilon_t and 1 at t = 1,
+    where B = log(1 + sigma^2) (Soft-Truncation, Kim et al., ICML 2022), in float64.
     """
 
+    process = 'vp'
+
     def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, beta_d=19.9, beta_min=0.1, M=1000,
-                 epsilon_t=1e-5, model_type='SongUNet', time_input='linear', **model_kwargs):
+                 epsilon_t=1e-5, model_type='SongUNet', time_input='edm', **model_kwargs):
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, **model_kwargs)
-        self.time_input = _known('time_input', time_input, ('linear', 'unbounded'))
+        self.time_input = _known('time_input', time_input, ('edm', 'linear', 'unbounded'))
         self.beta_d, self.beta_min, self.M, self.epsilon_t = beta_d, beta_min, M, epsilon_t
         # In float32, as published: the cancellation in exp(.) - 1 gives 0.0009766 instead of 0.0010005, and the
         # published time steps start from there.
@@ -105,16 +111,17 @@ class VPPrecond(Precond):
         """Time at a noise level."""
         return ((self.beta_min**2 + 2 * self.beta_d * (1 + sigma**2).log()).sqrt() - self.beta_min) / self.beta_d
 
-    def _unbounded(self, sigma):
-        """The time of 'unbounded' in [0, 1], computed in float64."""
+    def _exact_time(self, sigma):
+        """'linear' or 'unbounded' time in [0, 1], computed in float64."""
         B = torch.log1p(sigma.double()**2)
-        ends = torch.tensor([self.epsilon_t, 1.0], dtype=torch.float64)
-        ends = 0.5 * self.beta_d * ends**2 + self.beta_min * ends
-        first, last = ((0.001 - torch.expm1(-ends)).log() + ends).tolist()
+        if self.time_input == 'linear':
+            return (2 * B / (self.beta_min + (self.beta_min**2 + 2 * self.beta_d * B).sqrt())).float()
+        ends = [self.beta_min * t + 0.5 * self.beta_d * t**2 for t in (self.epsilon_t, 1)]
+        first, last = (math.log(0.001 - math.expm1(-end)) + end for end in ends)
         return (((0.001 - torch.expm1(-B)).log() + B - first) / (last - first)).float()
 
     def coefficients(self, sigma):
-        time = self.sigma_inv(sigma) if self.time_input == 'linear' else self._unbounded(sigma)
+        time = self.sigma_inv(sigma) if self.time_input == 'edm' else self._exact_time(sigma)
         return 1, -sigma, 1 / (sigma**2 + 1).sqrt(), (self.M - 1) * time
 
 
@@ -123,6 +130,8 @@ class SubVPPrecond(Precond):
 
     Times and means are computed in float64: at small noise levels float32 would cancel.
     """
+
+    process = 'subvp'
 
     def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, beta_d=19.9, beta_min=0.1, M=1000,
                  epsilon_t=1e-5, model_type='SongUNet', **model_kwargs):
@@ -157,6 +166,12 @@ class VEPrecond(Precond):
         return 1, sigma, 1, time
 
 
+def _level_count(M: int) -> int:
+    if not 0 < M <= 100_000:
+        raise ValueError(f'M = {M} noise levels')
+    return M
+
+
 class TablePrecond(Precond):
     """A network that knows the noise levels of a table: `u` [levels], from the largest down. Takes the nearest."""
 
@@ -182,7 +197,8 @@ class VEDiscretePrecond(TablePrecond):
     def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, sigma_min=0.02, sigma_max=100,
                  M=1000, model_type='SongUNet', **model_kwargs):
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, **model_kwargs)
-        self._use_table(torch.linspace(math.log(sigma_max), math.log(sigma_min), M, dtype=torch.float64).exp())
+        ends = math.log(sigma_max), math.log(sigma_min)
+        self._use_table(torch.linspace(*ends, _level_count(M), dtype=torch.float64).exp())
 
     def coefficients(self, sigma):
         return 1, sigma, 1, self._index(sigma).to(torch.float32)
@@ -194,10 +210,13 @@ class VPDiscretePrecond(TablePrecond):
     beta grows linearly from beta_min / M to beta_max / M; the network is fed k, M - 1 for the largest level.
     """
 
+    process = 'vp'
+
     def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, beta_min=0.1, beta_max=20, M=1000,
                  model_type='SongUNet', **model_kwargs):
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, **model_kwargs)
-        betas = torch.linspace(beta_min / M, beta_max / M, M, dtype=torch.float64)
+        self.beta_min, self.beta_max = beta_min, beta_max
+        betas = torch.linspace(beta_min / M, beta_max / M, _level_count(M), dtype=torch.float64)
         self._use_table(torch.expm1(-torch.log1p(-betas).cumsum(0)).sqrt().flip(0))  # sqrt(1 / alpha_bar - 1)
 
     def coefficients(self, sigma):
@@ -212,7 +231,7 @@ class iDDPMPrecond(TablePrecond):
                  model_type='DhariwalUNet', **model_kwargs):
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, out_multiple=2,
                          **model_kwargs)
-        self.M = M
+        self.M = _level_count(M)
 
         def alpha_bar(j):
             return (0.5 * math.pi * torch.as_tensor(j) / M / (C_2 + 1)).sin() ** 2

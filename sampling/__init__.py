@@ -12,16 +12,18 @@ from .interval import GuidanceInterval
 from .levels import Levels, edm_levels
 from .multistep import multistep_sampler
 from .particles import particle_sampler
+from .predictor_corrector import predictor_corrector
 from .restart import Restarts, restart_sampler
 from .samples import Samples, sample, stream
 
 # What generate.py --sampler runs. A sampler of your own becomes one line here (docs/extending.md).
 SAMPLERS = {
     'edm': edm_sampler,
+    'predictor_corrector': predictor_corrector,
     'restart': restart_sampler,
 }
 
 __all__ = ['SAMPLERS', 'At', 'Autoguidance', 'Boosting', 'ClassifierFree', 'ClassifierGuidance', 'Denoiser',
            'DiscriminatorGuidance', 'GuidanceInterval', 'GuidedDenoiser', 'Levels', 'Restarts', 'Samples',
            'ablation_sampler', 'calibrate', 'diffrs_sampler', 'edm_levels', 'edm_sampler', 'multistep_sampler',
-           'nested', 'particle_sampler', 'restart_sampler', 'sample', 'stream']
+           'nested', 'particle_sampler', 'predictor_corrector', 'restart_sampler', 'sample', 'stream']

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from torch_utils.checkpoint import NetworkFile, load_state
+from torch_utils.checkpoint import NetworkFile, limited, load_state
 
 from ..layers import FourierEmbedding, GroupNorm, UNetBlock
-from ..precond import MODELS
+from ..precond import construct
 from .song_config import describe, find_config
 from .text import shown
 
@@ -72,7 +72,9 @@ def read(path, preset=None) -> NetworkFile:
     try:
         model, sigmas = _averaged(data)
         _check_sigmas(sigmas, config)
-        state = _renamed(model, kwargs)
+        with limited(model):
+            unet = construct(constructor, kwargs).model
+        state = renamed(model, unet)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from None
     metadata = dict(source=Path(path).name, step=int(data['step']), weights='ema')
@@ -80,11 +82,14 @@ def read(path, preset=None) -> NetworkFile:
 
 
 def _is_checkpoint(data) -> bool:
-    parts = [data.get(key) for key in ('model', 'ema')] if isinstance(data, dict) else []
-    if 'step' not in data or not all(isinstance(part, dict) for part in parts):
+    if not isinstance(data, dict):
+        return False
+    parts = [data.get(key) for key in ('model', 'ema')]
+    if type(data.get('step')) is not int or not all(isinstance(part, dict) for part in parts):
         return False
     averages = parts[1].get('shadow_params')
-    return isinstance(averages, list) and all(map(torch.is_tensor, [*averages, *parts[0].values()]))
+    return (isinstance(averages, list) and all(isinstance(key, str) for key in parts[0])
+            and all(map(torch.is_tensor, [*averages, *parts[0].values()])))
 
 
 def _averaged(data) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -128,19 +133,22 @@ def _modules(unet) -> list[tuple[str, str]]:
             elif isinstance(module, GroupNorm):
                 found.append(('layer', prefix))
             elif module.weight is not None:
-                found.append((CONVOLUTIONS.get(name.split('_')[-1], 'layer'), prefix))
+                kind = CONVOLUTIONS.get(name.split('_')[-1], 'layer')
+                plain = kind == 'strided convolution' and module.resample_filter.shape[-1] < 4  # without a filter
+                found.append(('resampling convolution' if plain else kind, prefix))
     return found
 
 
-def _renamed(model: dict[str, torch.Tensor], kwargs: dict) -> dict[str, torch.Tensor]:
-    """The state dict of our U-Net."""
-    model_type = kwargs['model_type']
-    kinds = KINDS | {'block with a shortcut': KINDS['block'] | SKIPS[model_type]}
+def renamed(model: dict[str, torch.Tensor], unet) -> dict[str, torch.Tensor]:
+    """The state dict of `unet`, a SongUNet or DDPMUNet, from tensors named <number of the module>.<name in it>.
+
+    Raises ValueError, in one line, unless each tensor is used, has the right shape, and none is missing.
+    """
+    kinds = KINDS | {'block with a shortcut': KINDS['block'] | SKIPS[type(unet).__name__]}
     numbered: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in model.items():
         number, _, name = key.partition('.')
         numbered.setdefault(int(number) if number.isdigit() else -1, {})[name] = value
-    unet = _empty_unet(kwargs)
     expected, shapes = _modules(unet), {key: value.shape for key, value in unet.state_dict().items()}
     state = {}
     for number in range(max(len(expected), len(numbered))):
@@ -151,8 +159,8 @@ def _renamed(model: dict[str, torch.Tensor], kwargs: dict) -> dict[str, torch.Te
             keys = {DECIDES[k] for k in (kind, found) if k in DECIDES}
             raise ValueError(f'all_modules.{number} is {found} ({shown(", ".join(tensors))}), the configuration has '
                              f'{kind} there; see its {" or ".join(sorted(keys))}')
-        renamed = {f'{prefix}.{kinds[kind][name]}': _turned(name, value) for name, value in tensors.items()}
-        state.update(_join_attention(renamed, prefix) if kind == 'attention' else renamed)
+        ours = {f'{prefix}.{kinds[kind][name]}': _turned(name, value) for name, value in tensors.items()}
+        state.update(_join_attention(ours, prefix) if kind == 'attention' else ours)
     for key, value in state.items():
         if value.shape != shapes[key]:
             raise ValueError(f'{key} has shape {list(value.shape)}, the configuration gives it {list(shapes[key])}; '
@@ -171,12 +179,3 @@ def _join_attention(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, 
     return tensors | {f'{prefix}.qkv.weight': torch.stack(W[:3], dim=1).flatten(0, 1),
                       f'{prefix}.qkv.bias': torch.stack(b[:3], dim=1).flatten(), f'{prefix}.proj.weight': W[3],
                       f'{prefix}.proj.bias': b[3]}
-
-
-def _empty_unet(kwargs: dict):
-    """The U-Net that a preconditioner with these arguments builds, for its names, shapes and filters."""
-    own = ('img_resolution', 'img_channels', 'model_type', 'sigma_min', 'sigma_max', 'beta_min', 'beta_max', 'beta_d',
-           'M', 'time_input')
-    arguments = {key: value for key, value in kwargs.items() if key not in own}
-    channels = kwargs['img_channels']
-    return MODELS[kwargs['model_type']](kwargs['img_resolution'], channels, channels, **arguments)
