@@ -12,7 +12,6 @@ from commands.machine import blame_machine, compile_for_sampling, start
 from dnnlib.cli import SectionedCommand, blame
 from dnnlib.files import resolve_output
 from generation.diffrs_warmup import draw_warmup
-from generation.folder import MOVABLE
 from generation.run import reserve
 from sampling import calibrate, diffrs_report, diffrs_sampler, nested, stream
 from sampling import diffrs_rules as rules
@@ -24,6 +23,8 @@ from torch_utils import distributed as dist
 LOW_ACCEPTANCE = 0.02  # of a step; below it a run gets a warning
 ORIGIN = ('network_sha256', 'classifier_sha256', 'discriminator_sha256', 'cond', 'class_idx', 'log_ratio',
           'dg_weight_1st_order', 'dg_weight_2nd_order', 'S_churn')
+GUIDED = ('guiding_network_sha256', 'guiding_weight', 'w', 'guiding_classifier_sha256', 'classifier_weight',
+          'guidance_interval')
 
 
 @click.command(cls=SectionedCommand, sections={
@@ -68,7 +69,7 @@ def main(**opts):
     record |= dict(compile=compiled)
     record |= {name: opts[name] for name in (*options.RULE_NAMES, *options.DG_NAMES)}
     outdir = resolve_output(opts['outdir'])
-    made_with = origin_of(record) | {name: value for name, value in guided_by.items() if name not in MOVABLE}
+    made_with = origin_of(record)
     calibration = load_warmup(opts, outdir, levels, made_with)
     with blame('--outdir'):  # until the script ends
         click.get_current_context().with_resource(reserve(
@@ -107,7 +108,7 @@ def origin_of(record: dict) -> dict:
         names += ['S_min', 'S_max', 'S_noise']
     if record['dg_weight_1st_order'] or record['dg_weight_2nd_order']:
         names += ['time_min', 'time_max']
-    return {name: record[name] for name in names}
+    return {name: record[name] for name in names} | {name: record.get(name) for name in GUIDED}
 
 
 def warm_up(opts, outdir, origin: dict, machine: dict, draw_part) -> rules.Calibration:

@@ -5,7 +5,7 @@ from .interval import GuidanceInterval, IntervalGuided
 
 
 class Autoguidance:
-    """D = D_g + w (D - D_g) with a guide D_g (Karras et al. 2024, eq. 3); 1 is no guidance.
+    """D = D_g + w (D - D_g) with a guide D_g (Karras et al. 2024); 1 is no guidance.
 
     guide: a score network for the same images, given the same labels, or one without labels (then this is
     classifier-free guidance by a network of its own). Called with a score network or a denoiser, it gives the guided

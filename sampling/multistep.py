@@ -2,7 +2,7 @@
 
 All of them advance x by weights on the last few network outputs that are known beforehand, so each is a function that
 gives its weights. Two forms of the same equation dx/dsigma = (x - D) / sigma are in use. With the noise
-e = (x - D) / sigma, x(t) = x(s) + integral of e dsigma. With lambda = -log sigma (Lu et al. 2022b, eq. 8),
+e = (x - D) / sigma, x(t) = x(s) + integral of e dsigma. With lambda = -log sigma (Lu et al. 2022b, proposition 4.1),
 x(t) = (t / s) x(s) + t integral of exp(lambda) D dlambda. A polynomial through the last outputs is integrated exactly.
 """
 
@@ -49,7 +49,7 @@ def _exponential_moments(h: float, count: int) -> list[float]:
 
 
 def dpmpp_3m(levels: Sequence[float], i: int) -> list[float]:
-    """DPM-Solver++(3M) (Lu et al. 2022b, section 4.2): on D at levels i, i - 1, i - 2.
+    """DPM-Solver++(3M) (Lu et al. 2022b): on D at levels i, i - 1, i - 2.
 
     The published code weighs the second difference by half of its integral, which makes its order 2.
     """
@@ -57,15 +57,15 @@ def dpmpp_3m(levels: Sequence[float], i: int) -> list[float]:
 
 
 def unipc(levels: Sequence[float], i: int) -> list[float]:
-    """UniPC's corrector UniC-3 (Zhao et al. 2023, section 3.1): on D at levels i + 1, i, i - 1, i - 2.
+    """UniPC's corrector UniC-3 (Zhao et al. 2023, section 3): on D at levels i + 1, i, i - 1, i - 2.
 
-    B(h) cancels, since the weights solve eq. 5; the published code puts 1/2 for them in its first two steps.
+    B(h) cancels, since the weights solve its order conditions; the published code puts 1/2 for them in two first steps.
     """
     return exponential_weights(levels[i], levels[i + 1], levels[i + 1::-1][:4])
 
 
 def deis(levels: Sequence[float], i: int) -> list[float]:
-    """tAB-DEIS with cubic polynomials (Zhang and Chen 2023, eq. 15): on e at levels i, ..., i - 3."""
+    """tAB-DEIS with cubic polynomials (Zhang and Chen 2023): on e at levels i, ..., i - 3."""
     h = levels[i + 1] - levels[i]
     nodes = [(node - levels[i]) / h for node in levels[i::-1][:4]]
     return [h * weight for weight in polynomial_weights(nodes, [1 / (k + 1) for k in range(4)])]
@@ -75,7 +75,7 @@ ADAMS_BASHFORTH = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24,
 
 
 def ipndm(levels: Sequence[float], i: int) -> list[float]:
-    """iPNDM (Zhang and Chen 2023, appendix; Liu et al. 2022): Adams and Bashforth's weights for equal steps, on e."""
+    """iPNDM (Zhang and Chen 2023; Liu et al. 2022): Adams and Bashforth's weights for equal steps, on e."""
     return [(levels[i + 1] - levels[i]) * weight for weight in ADAMS_BASHFORTH[min(i, 3)]]
 
 

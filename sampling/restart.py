@@ -171,7 +171,7 @@ def _restart(net, levels: Levels, index: int, interval: Interval, gamma: float) 
 @torch.no_grad()
 def restart_sampler(net, latents, class_labels=None, *, levels: Levels | None = None,
                     restarts: Restarts | None = None, randn_like=None, callback=None):
-    """Images as those of `edm_sampler`, with restarts (Xu et al. 2023, algorithm 2 of the appendix).
+    """Images as those of `edm_sampler`, with restarts (Xu et al. 2023).
 
     restarts: by default the paper's shortest for CIFAR-10, '18; [3,2,0.06,0.30]', 43 evaluations. `levels` and their
     churn are those of the main path, by default `edm_levels(net)`. Boosted guidance doubles its weight in every other

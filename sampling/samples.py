@@ -84,7 +84,8 @@ def stream(sampler, net, *, batch: int, device, class_idx: int | None = None, gu
     """`sampler` as a function (iterator of seeds, progress) -> iterator of `Samples` in the order of the seeds.
 
     guidance: wraps the denoiser of each batch (`DiscriminatorGuidance`, or any callable denoiser -> denoiser).
-    pad: fill the last batch up with copies of its last seed, so that the networks see one shape.
+    pad: fill the last batch up with copies of its last seed (or every call's with its last row, if the sampler takes
+    seeds), so that the networks see one shape.
     """
     if getattr(sampler, 'takes_seeds', False):
         if pad:

@@ -276,3 +276,17 @@ def test_two_processes_draw_the_same_samples(files, run, tmp_path):
     expected, found = samples(run[0]), samples(tmp_path / 'out')
     assert np.array_equal(found['nfe'], expected['nfe'])
     assert np.abs(found['samples'].astype(int) - expected['samples']).max() <= 1
+
+
+def test_a_weaker_network_may_guide(files, tmp_path):
+    """In an interval of noise levels; the warm-up remembers it, so another guidance makes another one."""
+    guide = [f'--guiding_network={files / "uncond.safetensors"}', '--guiding_weight=1.5', '--guidance_interval=0.5,100']
+    code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-3', *guide)
+    assert code == 0, output
+    report = report_of(tmp_path / 'out')
+    assert 0 < report['guiding_calls']['mean'] < report['nfe']['mean']
+    code, output = invoke(files, f'--outdir={tmp_path}/other', '--seeds=0-3',
+                          f'--thresholds={tmp_path}/out/thresholds.json')
+    assert code == 1 and '--thresholds' in output and 'guiding' in output
+    code, output = invoke(files, f'--outdir={tmp_path}/steps', '--seeds=0-3', *guide[:2], '--guidance_interval=[1,2]')
+    assert code == 1 and output.strip().splitlines()[-1].startswith('Error: --guidance_interval'), output
