@@ -4,7 +4,7 @@ import click
 
 from commands import options
 from commands.draw import draw, open_folder
-from commands.loading import check_conditional, guidance_of, load_discriminator, load_network
+from commands.loading import check_conditional, guidance_of, load_discriminator, load_network, record_of_boosting
 from commands.machine import blame_machine, compile_for_sampling, start
 from diffusion.schedules import time_schedule
 from dnnlib.cli import SectionedCommand, blame
@@ -17,7 +17,7 @@ from sampling.levels import level_range
     'Samples': 'network', 'EDM sampler': 'num_steps', 'Other samplers': 'sampler',
     'Discriminator guidance': 'dg_weight_1st_order', 'Machine': 'device'})
 @options.with_options(options.SAMPLES, options.EDM, options.ABLATION, options.guidance(first_weight=2.0),
-                      options.DISCRIMINATORS, options.MACHINE)
+                      options.BOOSTING, options.DISCRIMINATORS, options.MACHINE)
 @blame_machine('--batch')
 def main(**opts):
     """Draw samples from a score network, guided by a discriminator unless both weights are 0.
@@ -68,8 +68,8 @@ def load_guidance(opts, net, machine):
         check_conditional(opts, net)
         return None, None, weights
     log_ratio, files = load_discriminator(opts, net, machine)
-    names = ('boosting', 'time_min', 'time_max')
-    return log_ratio, guidance_of(opts, log_ratio), weights | files | {name: opts[name] for name in names}
+    record = weights | files | record_of_boosting(opts) | {name: opts[name] for name in ('time_min', 'time_max')}
+    return log_ratio, guidance_of(opts, log_ratio), record
 
 
 def choose_sampler(opts, net, guidance):

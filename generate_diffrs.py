@@ -99,7 +99,7 @@ def load_guidance(opts, log_ratio):
 
 def origin_of(record: dict) -> dict:
     """The entries of options.json on which a warm-up depends, beside its levels."""
-    names = [*ORIGIN]
+    names = [*ORIGIN, *(['lora_sha256'] if 'lora_sha256' in record else [])]
     if record['S_churn']:
         names += ['S_min', 'S_max', 'S_noise']
     if record['dg_weight_1st_order'] or record['dg_weight_2nd_order']:

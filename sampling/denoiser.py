@@ -43,9 +43,9 @@ class Costs(dict):
         super().__init__(nfe=np.zeros(size, dtype=np.int64), discriminator_calls=np.zeros(size, dtype=np.int64))
         self.size = size
 
-    def count(self, name: str, rows: np.ndarray | None = None) -> None:
-        """One more evaluation of `rows` (None: of all samples)."""
-        self.setdefault(name, np.zeros(self.size, dtype=np.int64))[slice(None) if rows is None else rows] += 1
+    def count(self, name: str, rows: np.ndarray | None = None, times: int = 1) -> None:
+        """`times` more evaluations of `rows` (None: of all samples)."""
+        self.setdefault(name, np.zeros(self.size, dtype=np.int64))[slice(None) if rows is None else rows] += times
 
 
 class Denoiser(Wrapper):
