@@ -7,7 +7,7 @@ import numpy as np
 
 from commands import options
 from commands.draw import draw, open_folder
-from commands.loading import guidance_of, load_discriminator, load_network, load_warmup
+from commands.loading import check_value, guidance_of, load_discriminator, load_network, load_warmup
 from commands.machine import blame_machine, compile_for_sampling, start
 from dnnlib.cli import SectionedCommand, blame
 from dnnlib.files import resolve_output
@@ -54,6 +54,7 @@ def main(**opts):
     machine = start(opts['device'], opts['precision'], opts['compile_mode'])
     net, origin = load_network(opts['network'], machine, opts['class_idx'])
     log_ratio, files = load_discriminator(opts, net, machine)
+    check_value(log_ratio, '--discriminator_ckpt')
     levels = options.levels_of(opts, net)
     with blame('--max_iter'):
         rules.check_cap(opts['max_iter'], levels.num_steps)

@@ -86,6 +86,13 @@ def load_discriminator(opts: dict, net, machine: Machine) -> Loaded:
     return Loaded(log_ratio, record)
 
 
+def check_value(log_ratio, option: str) -> None:
+    """Refuse a log-ratio of which only the gradient means anything, for what `option` names."""
+    if log_ratio.only_gradient:
+        raise click.ClickException(f'{option}: the discriminator was trained with --loss=score and knows the gradient '
+                                   f'of the log-ratio, but not its value, which is needed here')
+
+
 def _one_or_all(values: list):
     """What options.json says of a repeatable option: as if it were not repeatable, if that is possible."""
     return values if len(values) > 1 else values[0] if values else None
@@ -93,9 +100,12 @@ def _one_or_all(values: list):
 
 def guidance_of(opts: dict, log_ratio) -> DiscriminatorGuidance:
     """Discriminator guidance as the options ask for it."""
+    boosting = boosting_of(opts)
+    if boosting:
+        check_value(log_ratio, '--boosting')
     with blame('--time_min'):
-        return DiscriminatorGuidance(log_ratio, opts['dg_weight_1st_order'], opts['dg_weight_2nd_order'],
-                                     boosting_of(opts), opts['time_min'], opts['time_max'])
+        return DiscriminatorGuidance(log_ratio, opts['dg_weight_1st_order'], opts['dg_weight_2nd_order'], boosting,
+                                     opts['time_min'], opts['time_max'])
 
 
 def boosting_of(opts: dict) -> Boosting | None:

@@ -34,15 +34,17 @@ class LogRatio:
         clip: DG's variant, the logit of a probability clipped to [1e-5, 1 - 1e-5] (its gradient is 0 where it
             clips); the default is the raw logit, as DiffRS has it. See docs/equations.md.
         conditional: whether the discriminator is given class_labels; otherwise they are ignored.
+        only_gradient: that the value means nothing, since training fitted the gradient; for who needs the value.
     Raises ValueError for another time.
     """
 
-    def __init__(self, classifier, discriminator, time: str = 'linear', clip: bool = False, conditional: bool = False):
+    def __init__(self, classifier, discriminator, time: str = 'linear', clip: bool = False, conditional: bool = False,
+                 only_gradient: bool = False):
         if time not in TIMES:
             raise ValueError(f'time {time!r} is not one of {", ".join(TIMES)}')
         self.classifier = classifier
         self.discriminators = tuple(discriminator) if isinstance(discriminator, Sequence) else (discriminator,)
-        self.time, self.clip, self.conditional = time, clip, conditional
+        self.time, self.clip, self.conditional, self.only_gradient = time, clip, conditional, only_gradient
         self.sde = VPSDE()
         self._logit_and_grad = functools.partial(value_and_grad, self._logit)
 
@@ -128,7 +130,8 @@ def load_log_ratio(net, classifier: str | os.PathLike | None = None,
     found = [_read_discriminator(path, images, net, conditional, adapters, dtype, device) for path in paths]
     time = _time_of([(f'classifier {classifier}', image_net), *((f'discriminator {path}', feature_net)
                     for path, feature_net in zip(paths, found, strict=True))], net.img_resolution)
-    return LogRatio(image_net, found, time=time, clip=clip, conditional=bool(conditional))
+    return LogRatio(image_net, found, time=time, clip=clip, conditional=bool(conditional),
+                    only_gradient=any(feature_net.metadata.get('loss') == 'score' for feature_net in found))
 
 
 def _read_discriminator(path, images, net, conditional, adapters, dtype, device):
