@@ -4,17 +4,22 @@ import hashlib
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
 import tqdm
+import urllib3
 
 from .files import atomic_write, file_sha256, resolve_path
 
 TIMEOUT_SEC = 30
 TRIES = 3
-CHUNK = 1 << 20
+CHUNK = 1 << 16
+MAX_BYTES = 1 << 36  # of a file; published networks have less than a tenth of it
+MAX_UNKNOWN = 1 << 33  # of a file whose server does not say how long it is
+PATIENCE_SEC, LEAST_RATE = 60, 10_000  # after so long, bytes per second
 
 
 def cache_folder() -> Path:
@@ -31,7 +36,7 @@ def fetch(url, sha256: str | None = None, quiet: bool = False) -> Path:
     """The local file behind `url`, downloaded once into the cache; a path is only resolved.
 
     A file that is cut short, or whose SHA-256 is not `sha256` (hexadecimal), never gets its name in the cache.
-    Raises ValueError for a wrong checksum, OSError if the file cannot be had.
+    Raises ValueError for a wrong checksum and for a file without end, OSError if the file cannot be had.
     """
     if not is_url(url):
         return resolve_path(url)
@@ -54,7 +59,7 @@ def fetch(url, sha256: str | None = None, quiet: bool = False) -> Path:
 
 
 def _download(url: str, path: Path, sha256: str | None, quiet: bool) -> None:
-    digest, count = hashlib.sha256(), 0
+    digest, count, started = hashlib.sha256(), 0, time.monotonic()
     with requests.get(url, stream=True, timeout=TIMEOUT_SEC) as response:
         response.raise_for_status()
         expected = int(response.headers.get('Content-Length', 0))
@@ -62,7 +67,15 @@ def _download(url: str, path: Path, sha256: str | None, quiet: bool) -> None:
             expected = 0
         with atomic_write(path) as file, tqdm.tqdm(total=expected or None, desc=path.name[17:], unit='B',
                                                    unit_scale=True, disable=quiet, file=sys.stderr) as bar:
-            for chunk in response.iter_content(CHUNK):
+            most = expected or MAX_UNKNOWN
+            if expected > MAX_BYTES:
+                raise ValueError(f'{url} has {expected:,} bytes, more than any network; give a local path')
+            while chunk := _read(response):
+                if count + len(chunk) > most:
+                    raise ValueError(f'{url} does not end after {most:,} bytes')
+                seconds = time.monotonic() - started
+                if seconds > PATIENCE_SEC and count < LEAST_RATE * seconds:
+                    raise requests.ConnectionError(f'{count} bytes in {seconds:.0f} s')
                 file.write(chunk)
                 digest.update(chunk)
                 count += len(chunk)
@@ -71,6 +84,16 @@ def _download(url: str, path: Path, sha256: str | None, quiet: bool) -> None:
                 raise requests.ConnectionError(f'only {count} of {expected} bytes came')
             if sha256 is not None and digest.hexdigest() != sha256:
                 raise ValueError(f'{url} has SHA-256 {digest.hexdigest()}, expected {sha256}')
+
+
+def _read(response) -> bytes:
+    """Whatever has come, at most CHUNK; requests itself would wait for all of it."""
+    try:
+        return response.raw.read1(CHUNK, decode_content=True)
+    except urllib3.exceptions.ReadTimeoutError as error:
+        raise requests.ReadTimeout(str(error)) from error
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.ConnectionError(f'{error} (bytes)') from error
 
 
 def _reason(error: requests.RequestException) -> str:

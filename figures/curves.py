@@ -8,21 +8,16 @@ from matplotlib.figure import Figure
 from .canvas import DPI
 
 
-def distance_curve(x: list[float], results: list[dict], names: list[str], y_name: str) -> Figure:
-    """One line per name through (x, results[y_name]), with error bars if there are deviations.
+def distance_curve(x: list[float], results: list[dict], names: list[str]) -> Figure:
+    """One line per name through (x, value), with error bars if there are errors.
 
-    results: entries of the JSON of fid_npzs.py, of which `names` says the line of each.
-    Raises ValueError for a result that lacks the quantity.
+    results: those of `results.read_results`, of which `names` says the line of each.
     """
     figure = Figure(figsize=(6, 4), dpi=2 * DPI, layout='constrained')
     axes = figure.subplots()
     for name in dict.fromkeys(names):
-        points = []
-        for value, result, other in zip(x, results, names, strict=True):
-            if other == name:
-                if result.get(y_name) is None:
-                    raise ValueError(f'{result["name"]} was measured without {y_name}')
-                points.append((value, result[y_name], result.get(f'{y_name}_deviation') or 0.0))
+        points = [(value, result['value'], result['error'] or 0.0)
+                  for value, result, other in zip(x, results, names, strict=True) if other == name]
         px, py, error = np.array(sorted(points)).T
         axes.errorbar(px, py, error if error.any() else None, marker='o', markersize=4, capsize=3, label=name or None)
     if any(names):

@@ -10,7 +10,7 @@ import yaml
 from dnnlib.files import file_digest
 from torch_utils.checkpoint import load_state
 
-from .layers import UNetBlock
+from .formats import score_sde
 from .song_unet import SongUNet
 
 CONFIG = Path('.hydra') / 'config.yaml'
@@ -119,55 +119,8 @@ def _is_buffer(name: str) -> bool:
 def renamed(net, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The state of `net` (ReflectedPrecond) from tensors under their published names. Raises ValueError."""
     if isinstance(net.model, SongUNet):
-        return {f'model.{name}': tensor for name, tensor in _song_names(net.model, tensors).items()}
+        numbered = {name.removeprefix('all_modules.'): tensor for name, tensor in tensors.items() if name != 'sigmas'}
+        return {f'model.{name}': tensor for name, tensor in score_sde.renamed(numbered, net.model).items()}
     if all(name.startswith('model.') for name in tensors):
         return tensors
     return {f'model.{name}': tensor for name, tensor in tensors.items() if name != 'image_fourier.freqs'}
-
-
-BLOCK = dict(GroupNorm_0='norm0', Conv_0='conv0', Dense_0='affine', GroupNorm_1='norm1', Conv_1='conv1', Conv_2='skip')
-
-
-def _song_names(unet: SongUNet, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """NCSN++ numbers its modules in the order of evaluation; SongUNet's attention is a part of the block before it."""
-    left, state, number = {name: t for name, t in tensors.items() if name != 'sigmas'}, {}, 0
-
-    def take(target, parts):
-        """The tensors of the next module: `parts` maps its names to ours."""
-        nonlocal number
-        for theirs, ours in parts.items():
-            for kind in ('weight', 'bias'):
-                key = f'all_modules.{number}.{theirs}{kind}'
-                if key in left:
-                    state[f'{target}.{ours}{kind}'] = left.pop(key)
-        number += 1
-
-    def take_attention(target):
-        module = f'all_modules.{number}.NIN'
-        try:
-            weights = [left.pop(f'{module}_{i}.W').mT for i in range(4)]
-            biases = [left.pop(f'{module}_{i}.b') for i in range(4)]
-        except KeyError as error:
-            raise ValueError(f'the checkpoint lacks {error}, a part of an attention') from None
-        # Ours are interleaved: channel by channel q, k, v.
-        state[f'{target}.qkv.weight'] = torch.stack(weights[:3], dim=1).flatten(0, 1)[:, :, None, None]
-        state[f'{target}.qkv.bias'] = torch.stack(biases[:3], dim=1).flatten()
-        state[f'{target}.proj.weight'], state[f'{target}.proj.bias'] = weights[3][:, :, None, None], biases[3]
-        take(target, {'GroupNorm_0.': 'norm2.'})
-
-    state['map_noise.freqs'] = left.pop('all_modules.0.W', torch.empty(0))
-    number += 1
-    take('map_layer0', {'': ''})
-    take('map_layer1', {'': ''})
-    for side in ('enc', 'dec'):
-        for name, module in getattr(unet, side).items():
-            if isinstance(module, UNetBlock):
-                take(f'{side}.{name}', {f'{theirs}.': f'{ours}.' for theirs, ours in BLOCK.items()})
-                if module.num_heads:
-                    take_attention(f'{side}.{name}')
-            else:
-                take(f'{side}.{name}', {'Conv_0.': ''} if 'aux_residual' in name else {'': ''})
-    if left:
-        raise ValueError(f'the checkpoint holds {len(left)} more tensors than the network, first {min(left)}')
-    buffers = {name: buffer for name, buffer in unet.named_buffers() if name.endswith('resample_filter')}
-    return state | buffers  # constants, which the published files do not hold

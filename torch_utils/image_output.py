@@ -27,13 +27,26 @@ def image_name(index: int) -> str:
 
 
 @contextlib.contextmanager
+def _new_folders(folder: Path) -> Iterator[None]:
+    """After an error, folders on the way to `folder` that were not there before are gone again, where empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def open_output(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
     """Yields `add(name, blob)` for files in a new zip (a `dest` that ends so) or folder; it is whole or not there.
 
     The same files give the same zip. Raises OSError, and ValueError for a folder that is not empty.
     """
     if dest.suffix.lower() == '.zip':
-        with atomic_write(dest) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
+        with _new_folders(dest.parent), atomic_write(dest) as file, zipfile.ZipFile(file, 'w') as archive:
             yield lambda name, blob: archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), blob)
         return
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
@@ -44,12 +57,13 @@ def open_output(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
         (temporary / name).parent.mkdir(parents=True, exist_ok=True)
         (temporary / name).write_bytes(blob)
 
-    try:
-        temporary.mkdir(parents=True)
-        yield add
-        os.replace(temporary, dest)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _new_folders(dest.parent):
+        try:
+            temporary.mkdir(parents=True)
+            yield add
+            os.replace(temporary, dest)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 class Written(NamedTuple):
@@ -107,6 +121,7 @@ def write_npz(names: dict[Path, str], blocks: Iterator[np.ndarray], count: int, 
     The names of the classes go into a JSON file beside `labelled`.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_new_folders(labelled.parent))
         archives = {path: stack.enter_context(zipfile.ZipFile(stack.enter_context(atomic_write(path)), 'w'))
                     for path in names}
         first = next(blocks)

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 KEYS = (str, bytes, int, float, type(None))  # what a dictionary or a set may be indexed by; also short tuples of these
 MAX_INTEGER = 64  # bytes of an integer
 MAX_ITEMS = 1000  # of a set that is made at once
+MAX_DEPTH = 10_000  # of objects within objects that are not yet complete
 
 
 class UnsafePickle(ValueError):
@@ -58,7 +59,7 @@ class SafeUnpickler(pickle._Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in self.ALLOWED:
-            asked = ascii(f'{module}.{name}')[1:-1][:100]
+            asked = ascii(' '.join(f'{module}.{name}'.split()))[1:-1][:100]
             raise UnsafePickle(f'it asks for {asked}, which is not a part of such a file')
         found = self.ALLOWED[module, name]
         # a function's attributes can be written by a pickle, those of its bound __call__ cannot
@@ -69,6 +70,18 @@ class SafeUnpickler(pickle._Unpickler):
 
     def _refuse(self):
         raise UnsafePickle('it uses an instruction that such files do without')
+
+    def _mark(self):
+        if len(self.metastack) > MAX_DEPTH:
+            raise UnsafePickle('objects nested too deep')
+        pickle._Unpickler.load_mark(self)
+
+    def _checked_put(load):
+        def put(self):
+            load(self)
+            if next(reversed(self.memo)) > 2 * len(self.memo) + MAX_ITEMS:  # the last index that was written
+                raise UnsafePickle('an index of its memo that lies far beyond the others')
+        return put
 
     def _setitem(self):
         check_key(self.stack[-2])
@@ -95,6 +108,8 @@ class SafeUnpickler(pickle._Unpickler):
             raise UnsafePickle('an integer of many digits')
 
     dispatch.update({
+        pickle.MARK[0]: _mark, pickle.PUT[0]: _checked_put(pickle._Unpickler.load_put),
+        pickle.LONG_BINPUT[0]: _checked_put(pickle._Unpickler.load_long_binput),
         pickle.SETITEM[0]: _setitem, pickle.SETITEMS[0]: _setitems, pickle.ADDITEMS[0]: _additems,
         pickle.DICT[0]: _dict, pickle.LONG4[0]: _long4,
         **dict.fromkeys(b''.join((pickle.FROZENSET, pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER,

@@ -1,8 +1,10 @@
 """Downloads into the cache, from a server of our own: whole or not at all, offline the second time."""
 
+import contextlib
 import hashlib
 import http.server
 import threading
+import time
 
 import pytest
 
@@ -13,7 +15,10 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """/good... serves CONTENT, /short breaks off, /flaky breaks off the first time, the rest is 404."""
+    """/good... serves CONTENT, /short breaks off, /flaky breaks off the first time, the rest is 404.
+
+    /endless has no end, /drip sends a byte now and then, /elsewhere points to a file of this machine.
+    """
 
     def do_GET(self):
         self.server.requests.append(self.path)
@@ -21,6 +26,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header('Location', '/good')
             self.end_headers()
+            return
+        if self.path.startswith('/elsewhere'):
+            self.send_response(302)
+            self.send_header('Location', 'file:///etc/passwd')
+            self.end_headers()
+            return
+        if self.path.startswith(('/endless', '/drip')):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):  # until the other side has had enough
+                while True:
+                    self.wfile.write(CONTENT if self.path.startswith('/endless') else b'x')
+                    time.sleep(0 if self.path.startswith('/endless') else 0.02)
             return
         known = self.path.startswith(('/good', '/short', '/flaky', '/chunked'))
         self.send_response(200 if known else 404)
@@ -137,3 +155,27 @@ def test_an_unwritable_cache(server, tmp_path, monkeypatch):
 def test_a_path_is_no_url(tmp_path):
     assert download.fetch(tmp_path / 'x.pkl') == tmp_path / 'x.pkl'
     assert not download.is_url('C:/x.pkl') and not download.is_url('/https/x') and download.is_url('https://x/y')
+
+
+def test_a_file_without_end(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, 'MAX_UNKNOWN', 3 << 20)
+    fails(server.url + '/endless', ValueError, 'does not end after 3,145,728 bytes')
+    assert not cached(tmp_path) and len(server.requests) == 1
+
+
+def test_a_file_that_is_too_long(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, 'MAX_BYTES', 1 << 20)
+    fails(server.url + '/good', ValueError, 'has 1,280,000 bytes, more than any network')
+    assert not cached(tmp_path)
+
+
+def test_a_byte_now_and_then(server, tmp_path, monkeypatch):
+    """Each byte would restart the clock of the connection."""
+    monkeypatch.setattr(download, 'PATIENCE_SEC', 0.1)
+    fails(server.url + '/drip', OSError, 'the connection broke')
+    assert not cached(tmp_path) and len(server.requests) == download.TRIES
+
+
+def test_a_way_to_a_local_file(server, tmp_path):
+    fails(server.url + '/elsewhere', OSError, 'no connection')
+    assert not cached(tmp_path)

@@ -9,11 +9,13 @@ import torch
 import metrics
 from dnnlib import demo
 from metrics.compare import compare
-from metrics.detectors import load_detector
+from metrics.detectors import DETECTORS, DetectorKind, Made, load_detector
+from metrics.estimate import from_terms
+from metrics.evaluate import METRICS, Metric
 from metrics.frechet import frechet_distance
 from metrics.kid import kernel_distance
 from metrics.measure import measure
-from metrics.reference import load_reference
+from metrics.reference import Reference, load_reference
 from metrics.sources import open_source
 from metrics.stream import ImageStream, as_source
 from torch_utils.images import from_uint8
@@ -53,6 +55,37 @@ def test_a_distance_needs_no_file(images, folder):
         np.testing.assert_allclose([found.value, found.kid, found.kid_error], [distance, *kid], rtol=1e-4)
     assert str(found) == f'FD-CIFAR10 {distance:.4g}, KID x 1000 {1000 * kid.value:.4g} +- {1000 * kid.error:.2g} ' \
                          '(50 images)'
+
+
+def test_every_metric_from_python(images, folder):
+    expected = metrics.all_metrics(folder, device='cpu')
+    assert set(expected) == {'FD-CIFAR10', 'KID (CIFAR10)', 'IS (CIFAR10)', 'precision (CIFAR10)', 'recall (CIFAR10)',
+                             'density (CIFAR10)', 'coverage (CIFAR10)', 'MIND (CIFAR10)', 'FD-CIFAR10-inf'}
+    assert expected['FD-CIFAR10'].value == pytest.approx(metrics.distance(folder, device='cpu').value, rel=1e-9)
+    found = metrics.all_metrics((part for part in from_uint8(torch.from_numpy(images).permute(0, 3, 1, 2)).split(9)),
+                                names=['fd', 'mind'], device='cpu')
+    assert list(found) == ['FD-CIFAR10', 'MIND (CIFAR10)']
+    for name, each in found.items():
+        assert each.value == pytest.approx(expected[name].value, rel=1e-4)
+        torch.testing.assert_close(each.terms, expected[name].terms, rtol=1e-2, atol=1e-3)
+
+
+def test_a_metric_and_a_detector_of_ones_own(images, monkeypatch):
+    """An entry in a table each; nothing else changes."""
+    def make(path, device, dtype):
+        return Made(lambda u: u.float().mean(dim=[2, 3]) / 255, feature_dim=3, fingerprint='mean')
+
+    def brightness(case):
+        return dict(brightness=from_terms(case.x.mean(), case.x.mean(dim=1)))
+
+    monkeypatch.setitem(DETECTORS, 'colours', DetectorKind(make, 'FD-COLOURS'))
+    monkeypatch.setitem(METRICS, 'brightness', Metric({'brightness': 'brightness'}, brightness))
+    ref = Reference(np.zeros(3), np.eye(3), 'colours', 'mean')
+    found = metrics.all_metrics(images, ref, ['fd_colours', 'brightness'], device='cpu')
+    means = images.reshape(50, -1).mean(axis=1) / 255
+    assert list(found) == ['FD-COLOURS', 'brightness (COLOURS)']
+    assert found['brightness (COLOURS)'].value == pytest.approx(means.mean(), rel=1e-5)
+    assert found['brightness (COLOURS)'].error == pytest.approx(means.std(ddof=1) / np.sqrt(50), rel=1e-4)
 
 
 def test_blocks_of_a_stream_are_those_of_the_files(images, folder):

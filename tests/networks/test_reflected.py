@@ -132,9 +132,9 @@ def test_a_checkpoint_with_more_or_fewer_modules(tmp_path):
     names = list(state['model'])
     state['model']['all_modules.20.weight'] = torch.zeros(3)
     torch.save(state, path)
-    with pytest.raises(ValueError, match='1 more tensors than the network'):
+    with pytest.raises(ValueError, match='all_modules.20 is .*the configuration has nothing there'):
         load_reflected(folder, raw=True)
     del state['model']['all_modules.20.weight'], state['model']['all_modules.8.NIN_1.W'], state['model'][names[-1]]
     torch.save(state, path)
-    with pytest.raises(ValueError, match="lacks 'all_modules.8.NIN_1.W'"):
+    with pytest.raises(ValueError, match='all_modules.8 is nothing .*the configuration has attention there'):
         load_reflected(folder, raw=True)

@@ -18,7 +18,12 @@ from diffusion.losses import EDMLoss
 from diffusion.vpsde import VPSDE
 from dnnlib import demo
 from networks.classifiers import load_classifier, load_discriminator
+from sampling.autoguidance import Autoguidance
 from sampling.guidance import DiscriminatorGuidance
+from sampling.interval import GuidanceInterval
+from sampling.levels import edm_levels
+from sampling.multistep import multistep_sampler
+from sampling.restart import parse_restarts, restart_sampler
 from training import randomness
 from training.augment import AugmentPipe
 from training.discriminator import DiscriminatorLoss
@@ -31,6 +36,8 @@ COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 VP = dict(solver='heun', discretization='vp', schedule='vp', scaling='vp')
 SAMPLERS = [(run_edm, False, {}), (run_edm, False, dict(S_churn=10)), (run_edm, True, dict(S_churn=10)),
             (run_ablation, False, VP)]
+COMPOSED = [(restart_sampler, dict(restarts=parse_restarts('2; [2,1,0.002,2]')), 2),  # stretches: down, up, down
+            (multistep_sampler, dict(solver='unipc'), 0)]
 SAMPLER_NAMES = ['plain', 'churn', 'guided', 'ablation']
 
 
@@ -77,6 +84,17 @@ def test_samplers(loaded, sampler, guided, options, steps):
                          guidance=guidance if guided else None, randn_like=torch.zeros_like, **options)
     assert images.shape == (2, 3, 32, 32) and images.dtype == torch.float64
     assert transfers.count == {('cpu', 'meta'): 1}
+
+
+@pytest.mark.parametrize('sampler, options, more', COMPOSED)
+def test_composed_samplers(loaded, sampler, options, more):
+    """One transfer per stretch of a path; an interval of guidance is decided on the host."""
+    net, _ = loaded
+    denoise = Autoguidance(net, 2, GuidanceInterval(0.3, 10))(net)
+    with Transfers() as transfers:
+        images = sampler(denoise, torch.empty(2, 3, 32, 32, device='meta'), levels=edm_levels(net, 2),
+                         randn_like=torch.zeros_like, **options)
+    assert images.shape == (2, 3, 32, 32) and transfers.count == {('cpu', 'meta'): 1 + more}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')

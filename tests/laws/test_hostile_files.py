@@ -1,0 +1,175 @@
+"""Files that mean harm: every reader refuses each in one line, within seconds, without its memory, doing nothing else.
+
+Each file is given to each command that takes it, in a child with a gigabyte beyond an idle process and ten seconds of
+work.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hostile_files as hostile
+import numpy as np
+import pytest
+import torch
+from script_runs import ROOT
+
+import networks
+
+CPU = '--device=cpu'
+SLOW = 5  # seconds of work; most take a tenth of one
+IMAGES = {
+    'zip': lambda path: ['dataset_tool', 'zip', f'--source={path}', '--dest=out.zip'],
+    'npz': lambda path: ['dataset_tool', 'npz', f'--source={path}', '--outdir=out'],
+    'stats': lambda path: ['dataset_tool', 'stats', f'--source={path}', '--dest=out.npz', CPU],
+    'fid': lambda path: ['fid_npzs', f'--images={path}', '--num_samples=4', CPU],
+    'train': lambda path: ['train_score', f'--data={path}', '--outdir=out', '--cond=1', '--dry_run', CPU],
+}
+NETWORKS = {
+    'convert': lambda path: ['convert', str(path), 'out.safetensors'],
+    'classifier': lambda path: ['classifier', str(path)],
+    'detector': lambda path: ['dataset_tool', 'stats', '--source=../good.npz', '--dest=out.npz',
+                              f'--detector_ckpt={path}', CPU],
+}
+STATES = {'convert': NETWORKS['convert'], 'classifier': NETWORKS['classifier'],
+          'state': lambda path: ['state', str(path)],
+          'inception': lambda path: ['inception', str(path)]}
+REFERENCES = {'ref': lambda path: ['fid_npzs', f'--ref={path}', '--images=../good.npz', '--num_samples=4', CPU]}
+
+
+@pytest.fixture(scope='module')
+def give(tmp_path_factory):
+    """give(make, *readers): what readers say of the file that make(place) leaves, and what is left of them."""
+    room = tmp_path_factory.mktemp('hostile')
+    np.savez(room / 'good.npz', samples=np.random.RandomState(0).randint(256, size=[5, 32, 32, 3], dtype=np.uint8),
+             label=np.arange(5))
+    path = f'{ROOT}:{ROOT / "tests/helpers"}'
+    environment = os.environ | dict(PYTHONPATH=path, OMP_NUM_THREADS='1', MALLOC_ARENA_MAX='1', CUDA_VISIBLE_DEVICES='',
+                                    DIFFUSION_CACHE=str(room / 'cache'))
+    worker = subprocess.Popen([sys.executable, ROOT / 'tests/helpers/hostile_worker.py'], env=environment, text=True,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    worker.stdout.readline()
+    count = 0
+
+    def call(make, *commands):
+        """Answers of several commands about one file."""
+        nonlocal count
+        place = room / f'{count}'
+        folder = place / 'here'
+        folder.mkdir(parents=True)
+        (place / 'good.npz').symlink_to(room / 'good.npz')
+        count += 1
+        given = make(place)
+        before = sorted(place.rglob('*'))
+        for command in commands:
+            print(json.dumps(dict(command=command(given), folder=str(folder))), file=worker.stdin, flush=True)
+            answer = json.loads(worker.stdout.readline())
+            yield answer | dict(left=sorted(set(place.rglob('*')) - set(before)), cache=(room / 'cache').exists())
+
+    with worker:
+        yield call
+        worker.stdin.close()
+
+
+def problems(answer):
+    """What is wrong with how a file was refused; '' if nothing is."""
+    lines = [line for line in answer['output'].splitlines() if line.startswith(('Error', 'Usage', 'Traceback'))]
+    errors = [line for line in lines if line.startswith('Error: --') or line.startswith(('Error: PATH', 'Error: SRC'))]
+    found = dict(code=answer['code'] != 1, time=answer['code'] > 128, lines=len(lines) != 1 or len(errors) != 1,
+                 long=any(len(line) > 700 for line in lines), left=bool(answer['left']), cache=answer['cache'],
+                 advice='allow_pickle' in answer['output'] or 'weights_only' in answer['output'],
+                 slow=answer['seconds'] > SLOW)
+    return ', '.join(name for name, wrong in found.items() if wrong)
+
+
+def refuse_all(give, files, readers):
+    """Every file is refused by every reader as it should be; all that are not are shown."""
+    wrong = []
+    for name, make in files.items():
+        for reader, answer in zip(readers, give(make, *readers.values()), strict=True):
+            if found := problems(answer):
+                wrong.append(f'{name} by {reader}: {found} (code {answer["code"]}, {answer["seconds"]:.1f} s, left '
+                             f'{answer["left"]}): {answer["output"][-800:]}')
+    assert not wrong, f'{len(wrong)} files\n' + '\n'.join(wrong)
+
+
+def of(blobs, name='given'):
+    """Builders of files with these contents."""
+    return {key: lambda place, blob=blob: hostile.written(place / name, blob) for key, blob in blobs.items()}
+
+
+def test_good_files_pass(give):
+    """The limits are not what refuses the others."""
+    weights = hostile.saved(torch.nn.Linear(1, 1).state_dict())
+    for make, commands in [
+            (lambda place: place / 'good.npz', IMAGES.values()),
+            (lambda place: hostile.written(place / 'a.pt', weights), [STATES['state']]),
+            (lambda place: ROOT / 'checkpoints/demo/score.safetensors', [NETWORKS['convert']]),
+            (lambda place: ROOT / 'checkpoints/demo/classifier.safetensors', [NETWORKS['classifier']]),
+            (lambda place: ROOT / 'checkpoints/demo/features.safetensors', [NETWORKS['detector']]),
+            (lambda place: ROOT / 'stats/cifar10-demo.npz', REFERENCES.values())]:
+        for answer in give(make, *commands):
+            assert answer['code'] == 0, answer['output']
+
+
+def test_images(give):
+    refuse_all(give, {name: lambda place, name=name: hostile.image_in_folder(place, name) for name in hostile.IMAGES},
+               {name: IMAGES[name] for name in ('zip', 'fid')})
+    refuse_all(give, {name: lambda place, name=name: hostile.image_in_zip(place, name) for name in hostile.IMAGES},
+               {'npz': IMAGES['npz']})
+
+
+def test_zips(give):
+    labels = ('nested', 'label', 'two labels', 'json', 'digits')
+    refuse_all(give, {name: make for name, make in hostile.ZIPS.items() if name not in labels},
+               {name: IMAGES[name] for name in ('zip', 'fid', 'train')})
+    refuse_all(give, {name: hostile.ZIPS[name] for name in labels}, {name: IMAGES[name] for name in ('zip', 'train')})
+
+
+def test_arrays(give):
+    labels = ('object labels', 'labels', 'many labels')
+    refuse_all(give, {name: make for name, make in hostile.ARRAYS.items() if name not in labels},
+               {name: IMAGES[name] for name in ('npz', 'fid', 'train')})
+    refuse_all(give, {name: hostile.ARRAYS[name] for name in labels}, {'train': IMAGES['train']})
+    refuse_all(give, {'inflating': hostile.inflating_array}, {'train': IMAGES['train']})
+
+
+def test_places_that_are_no_files(give):
+    refuse_all(give, hostile.PLACES, {name: IMAGES[name] for name in ('zip', 'fid', 'train')})
+    refuse_all(give, {name: hostile.PLACES[name] for name in ('fifo.npz', 'zero.npz', 'loop.npz', 'folder.npz')},
+               REFERENCES | NETWORKS | dict(state=STATES['state']))
+
+
+def test_references(give):
+    refuse_all(give, hostile.REFERENCES | {'objects': hostile.ARRAYS['objects']}, REFERENCES)
+
+
+def test_pickles(give):
+    refuse_all(give, of(hostile.PICKLES), {name: NETWORKS[name] for name in ('convert', 'classifier')})
+
+
+def test_safetensors(give):
+    refuse_all(give, of(hostile.SAFETENSORS, 'given.safetensors'), NETWORKS)
+
+
+def test_state_files(give):
+    refuse_all(give, of({name: blob for name, blob in hostile.STATES.items() if name != 'numbers'}, 'given.pt'), STATES)
+    refuse_all(give, of({'numbers': hostile.STATES['numbers']}, 'given.pt'),
+               {name: STATES[name] for name in ('convert', 'classifier', 'inception')})
+
+
+def test_a_pickle_cut_at_every_instruction(tmp_path):
+    for index, blob in enumerate(hostile.cut_at_every_opcode()):
+        path = Path(tmp_path / f'{index}.pkl')
+        path.write_bytes(blob)
+        with pytest.raises(ValueError) as caught:
+            networks.load_network(path)
+        assert '\n' not in str(caught.value) and path.name in str(caught.value)
+
+
+def test_there_are_enough():
+    counts = [len(files) for files in (hostile.IMAGES, hostile.ZIPS, hostile.ARRAYS, hostile.PLACES, hostile.REFERENCES,
+                                       hostile.PICKLES, hostile.SAFETENSORS, hostile.STATES)]
+    assert sum(counts) >= 40 and min(counts) >= 8
