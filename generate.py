@@ -4,7 +4,15 @@ import click
 
 from commands import options, samplers
 from commands.draw import draw, open_folder
-from commands.loading import check_conditional, guidance_of, load_discriminator, load_guides, load_network
+from commands.loading import (
+    check_conditional,
+    check_value,
+    guidance_of,
+    load_discriminator,
+    load_guides,
+    load_network,
+    record_of_boosting,
+)
 from commands.machine import blame_machine, compile_for_sampling, start
 from dnnlib.cli import SectionedCommand, blame
 from dnnlib.files import resolve_output
@@ -15,7 +23,8 @@ from sampling import nested, stream
     'Samples': 'network', 'EDM sampler': 'num_steps', 'Other samplers': 'sampler', 'Restart and particles': 'sigmas',
     'Discriminator guidance': 'dg_weight_1st_order', 'Other guidance': 'guiding_network', 'Machine': 'device'})
 @options.with_options(options.SAMPLES, options.EDM, options.ABLATION, options.COMPOSED,
-                      options.guidance(first_weight=2.0), options.DISCRIMINATORS, options.GUIDES, options.MACHINE)
+                      options.guidance(first_weight=2.0), options.BOOSTING, options.DISCRIMINATORS, options.GUIDES,
+                      options.MACHINE)
 @blame_machine('--batch')
 def main(**opts):
     """Draw samples from a score network, guided by a discriminator unless both weights are 0.
@@ -76,10 +85,12 @@ def load_guidance(opts, net, machine):
         check_conditional(opts, net)
         return None, None, weights
     log_ratio, files = load_discriminator(opts, net, machine)
+    if opts['num_particles'] > 1:
+        check_value(log_ratio, '--num_particles')
     if not any(weights.values()):
         return log_ratio, None, weights | files
-    names = ('boosting', 'time_min', 'time_max')
-    return log_ratio, guidance_of(opts, log_ratio), weights | files | {name: opts[name] for name in names}
+    record = weights | files | record_of_boosting(opts) | {name: opts[name] for name in ('time_min', 'time_max')}
+    return log_ratio, guidance_of(opts, log_ratio), record
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ import numpy as np
 
 from commands import options
 from commands.draw import draw, open_folder
-from commands.loading import guidance_of, load_discriminator, load_guides, load_network, load_warmup
+from commands.loading import check_value, guidance_of, load_discriminator, load_guides, load_network, load_warmup
 from commands.machine import blame_machine, compile_for_sampling, start
 from dnnlib.cli import SectionedCommand, blame
 from dnnlib.files import resolve_output
@@ -56,6 +56,7 @@ def main(**opts):
     machine = start(opts['device'], opts['precision'], opts['compile_mode'])
     net, origin = load_network(opts['network'], machine, opts['class_idx'])
     log_ratio, files = load_discriminator(opts, net, machine)
+    check_value(log_ratio, '--discriminator_ckpt')
     guides, guided_by = load_guides(opts, net, machine)
     levels = options.levels_of(opts, net)
     with blame('--max_iter'):
@@ -103,7 +104,7 @@ def load_guidance(opts, log_ratio):
 
 def origin_of(record: dict) -> dict:
     """The entries of options.json on which a warm-up depends, beside its levels."""
-    names = [*ORIGIN]
+    names = [*ORIGIN, *(['lora_sha256'] if 'lora_sha256' in record else [])]
     if record['S_churn']:
         names += ['S_min', 'S_max', 'S_noise']
     if record['dg_weight_1st_order'] or record['dg_weight_2nd_order']:

@@ -1,5 +1,6 @@
 """Loads what a sampling script names, blames the option that is at fault, and notes the digests of the files."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from networks.log_ratio import load_log_ratio
 from sampling import Autoguidance, Boosting, ClassifierFree, ClassifierGuidance, DiscriminatorGuidance, Levels
 from sampling import diffrs_rules as rules
 from sampling.autoguidance import check_guide
+from sampling.guidance import BOOSTINGS
 from sampling.interval import parse_interval
 from sampling.samples import check_class
 from torch_utils import distributed as dist
@@ -24,6 +26,7 @@ from torch_utils import distributed as dist
 from .machine import Machine
 
 CLASSIFIER = '/checkpoints/ADM_classifier/32x32_classifier.pt'
+CLASSIFIER_OF_REPRODUCTION = 'guided_diffusion/model/32x32_classifier.pt'  # where DG's LoRA reproduction has the same
 DISCRIMINATOR = '/checkpoints/discriminator/cifar_uncond/discriminator_60.pt'
 
 
@@ -53,27 +56,75 @@ def check_conditional(opts: dict, net) -> None:
                                    'unconditional; use --cond=0')
 
 
+def find_classifier(path: str) -> str:
+    """The place of a classifier: as given, but that of DG's reproduction if the file is there and not in DG's place."""
+    if path == CLASSIFIER and not resolve_path(path).exists() and resolve_path(CLASSIFIER_OF_REPRODUCTION).is_file():
+        return CLASSIFIER_OF_REPRODUCTION
+    return path
+
+
 def load_discriminator(opts: dict, net, machine: Machine) -> Loaded:
     """The log-ratio of classifier and discriminator: as given, the demo's for the demo network, else DG's places."""
     check_conditional(opts, net)
     places = (demo.DEMO_CLASSIFIER, demo.DEMO_DISCRIMINATOR) if opts['network'] is None else (CLASSIFIER, DISCRIMINATOR)
-    classifier = opts['pretrained_classifier_ckpt'] or places[0]
-    discriminator = opts['discriminator_ckpt'] or places[1]
-    dist.print0(f'Loading discriminator from {discriminator}')
-    with blame('--pretrained_classifier_ckpt, --discriminator_ckpt'):
-        log_ratio = load_log_ratio(net, classifier, discriminator, conditional=bool(opts['cond']),
-                                   device=machine.device, dtype=machine.dtype, clip=opts['log_ratio'] == 'clipped')
-    names = ('pretrained_classifier_ckpt', 'discriminator_ckpt', 'cond', 'log_ratio')
-    return Loaded(log_ratio, {name: opts[name] for name in names} | dict(
-        classifier_sha256=file_digest(resolve_path(classifier)),
-        discriminator_sha256=file_digest(resolve_path(discriminator))))
+    classifier = find_classifier(opts['pretrained_classifier_ckpt'] or places[0])
+    named = [path for path in opts['discriminator_ckpt'] if path]
+    discriminators = named or [places[1]]
+    rank = opts['lora_rank'] if (opts['lora_rank'] or 0) > 0 else None
+    if rank and not opts['lora_checkpoint']:
+        raise click.ClickException('--lora_rank: goes with --lora_checkpoint; give the file of the adapters too')
+    dist.print0(f'Loading discriminator from {", ".join(map(str, discriminators))}')
+    with blame('--pretrained_classifier_ckpt, --discriminator_ckpt'
+               + (', --lora_checkpoint' if opts['lora_checkpoint'] else '')):
+        log_ratio = load_log_ratio(net, classifier, discriminators, conditional=bool(opts['cond']),
+                                   device=machine.device, dtype=machine.dtype, clip=opts['log_ratio'] == 'clipped',
+                                   lora=opts['lora_checkpoint'], lora_rank=rank)
+    digests = [file_digest(resolve_path(path)) for path in discriminators]
+    record = {name: opts[name] for name in ('pretrained_classifier_ckpt', 'cond', 'log_ratio')} | dict(
+        discriminator_ckpt=_one_or_all(named), classifier_sha256=file_digest(resolve_path(classifier)),
+        discriminator_sha256=_one_or_all(digests))
+    if opts['lora_checkpoint']:
+        record |= dict(lora_checkpoint=opts['lora_checkpoint'],
+                       lora_sha256=file_digest(resolve_path(opts['lora_checkpoint'])))
+    return Loaded(log_ratio, record)
+
+
+def check_value(log_ratio, option: str) -> None:
+    """Refuse a log-ratio of which only the gradient means anything, for what `option` names."""
+    if log_ratio.only_gradient:
+        raise click.ClickException(f'{option}: the discriminator was trained with --loss=score and knows the gradient '
+                                   f'of the log-ratio, but not its value, which is needed here')
+
+
+def _one_or_all(values: list):
+    """What options.json says of a repeatable option: as if it were not repeatable, if that is possible."""
+    return values if len(values) > 1 else values[0] if values else None
 
 
 def guidance_of(opts: dict, log_ratio) -> DiscriminatorGuidance:
     """Discriminator guidance as the options ask for it."""
+    boosting = boosting_of(opts)
+    if boosting:
+        check_value(log_ratio, '--boosting')
     with blame('--time_min'):
-        return DiscriminatorGuidance(log_ratio, opts['dg_weight_1st_order'], opts['dg_weight_2nd_order'],
-                                     Boosting() if opts['boosting'] else None, opts['time_min'], opts['time_max'])
+        return DiscriminatorGuidance(log_ratio, opts['dg_weight_1st_order'], opts['dg_weight_2nd_order'], boosting,
+                                     opts['time_min'], opts['time_max'])
+
+
+def boosting_of(opts: dict) -> Boosting | None:
+    """Boosting as the options ask for it; --adaptive_weight is the reproduction's, unless a schedule is named."""
+    if not opts['boosting'] and not opts.get('adaptive_weight'):
+        return None
+    default = 'reproduction' if opts.get('adaptive_weight') else 'dg'
+    schedule = BOOSTINGS[opts.get('boosting_schedule') or default]
+    return replace(schedule, S_churn=opts.get('S_churn_manual', schedule.S_churn))
+
+
+def record_of_boosting(opts: dict) -> dict:
+    """What options.json says of boosting; of DG's only that it is on, so that older folders can be finished."""
+    boosting = boosting_of(opts)
+    record = dict(boosting=opts['boosting'] or int(boosting is not None))
+    return record if boosting in (None, Boosting()) else record | dict(boosting_schedule=asdict(boosting))
 
 
 def load_guides(opts: dict, net, machine: Machine) -> Loaded:

@@ -13,6 +13,7 @@ from generation.run import choose_seeds
 from sampling import SAMPLERS
 from sampling.ablation import SOLVERS
 from sampling.diffrs_rules import RULES
+from sampling.guidance import BOOSTINGS
 from sampling.levels import Churn, Levels, edm_levels, listed_levels
 from sampling.multistep import MULTISTEP
 from sampling.particles import RESAMPLING
@@ -37,8 +38,8 @@ SAMPLES = [
                  type=click.IntRange(min=0)),
     click.option('--batch', help='Images per batch and file', metavar='INT', type=click.IntRange(min=1),
                  default=100, show_default=True),
-    click.option('--save_type', help='Shards of --batch images, or a picture per seed', metavar='png|npz',
-                 type=click.Choice(['png', 'npz']), default='npz', show_default=True),
+    click.option('--save_type', '--save_format', help='Shards of --batch images, or a picture per seed',
+                 metavar='png|npz', type=click.Choice(['png', 'npz']), default='npz', show_default=True),
     click.option('--overwrite', help='Replace the samples in --outdir', is_flag=True),
 ]
 
@@ -114,12 +115,13 @@ GUIDES = [
 def guidance(first_weight: float) -> list:
     """Options of discriminator guidance, `first_weight` being the default of the first-order weight."""
     return [
-        click.option('--dg_weight_1st_order', help='Weight in the first evaluation of a step; both 0: no guidance',
-                     metavar='FLOAT', type=FloatRange(min=0), default=first_weight, show_default=True),
-        click.option('--dg_weight_2nd_order', help='Weight in the second one', metavar='FLOAT',
+        click.option('--dg_weight_1st_order', '--w_dg_1', metavar='FLOAT', type=FloatRange(min=0),
+                     help='Weight in the first evaluation of a step; both 0: no guidance', default=first_weight,
+                     show_default=True),
+        click.option('--dg_weight_2nd_order', '--w_dg_2', help='Weight in the second one', metavar='FLOAT',
                      type=FloatRange(min=0), default=0., show_default=True),
-        click.option('--time_min', help='Least VP time to guide at', metavar='FLOAT', type=FloatRange(0, 1),
-                     default=0.01, show_default=True),
+        click.option('--time_min', '--time_mid', help='Least VP time to guide at', metavar='FLOAT',
+                     type=FloatRange(0, 1), default=0.01, show_default=True),
         click.option('--time_max', help='Largest VP time to guide at', metavar='FLOAT', type=FloatRange(0, 1),
                      default=1.0, show_default=True),
         click.option('--boosting', help='1: guide samples with a negative log-ratio harder', metavar='INT',
@@ -127,12 +129,31 @@ def guidance(first_weight: float) -> list:
     ]
 
 
+BOOSTING = [
+    click.option('--boosting_schedule', help='Steps that boosting acts in, see docs/equations.md  [default: dg]',
+                 type=click.Choice([*BOOSTINGS])),
+    click.option('--adaptive_weight', help='1: boosting by the schedule of the reproduction', metavar='INT',
+                 type=click.IntRange(min=0), default=0, show_default=True),
+    click.option('--S_churn_manual', 'S_churn_manual', help='Churn of boosted samples', metavar='FLOAT',
+                 type=FloatRange(min=0), default=4, show_default=True),
+]
+
+
+def _none_if_named(ctx, param, value):
+    """'None', the published default of these options, means that they are not given."""
+    return None if value == 'None' else value
+
+
 DISCRIMINATORS = [
     click.option('--pretrained_classifier_ckpt', metavar='PATH', type=str,
                  help=f'ADM classifier  [default: the demo\'s; with --network {CLASSIFIER}]'),
-    click.option('--discriminator_ckpt', metavar='PATH', type=str,
-                 help=f'Discriminator  [default: the demo\'s; with --network {DISCRIMINATOR}]'),
-    click.option('--cond', help='1: the discriminator is conditional on the class', metavar='INT',
+    click.option('--discriminator_ckpt', '--discriminator_checkpoint', metavar='PATH', type=str, multiple=True,
+                 help=f'Discriminator; of several, the mean  [default: the demo\'s; with --network {DISCRIMINATOR}]'),
+    click.option('--lora_checkpoint', metavar='PATH', type=str, callback=_none_if_named,
+                 help='LoRA adapters of the classifier that the discriminator was trained with'),
+    click.option('--lora_rank', help='Their rank, which is checked  [default: as the file says]', metavar='INT',
+                 type=click.IntRange(min=-1)),
+    click.option('--cond', '--conditional', help='1: the discriminator is conditional on the class', metavar='INT',
                  type=click.IntRange(0, 1), default=0, show_default=True),
     click.option('--log_ratio', type=click.Choice(['raw', 'clipped']), default='raw', show_default=True,
                  help='raw: the discriminator\'s logit; clipped: as DG published, see docs/equations.md'),
@@ -146,13 +167,6 @@ MACHINE = [
     click.option('--compile', 'compile_mode', help='torch.compile; auto: for runs that are long enough',
                  type=click.Choice(['auto', 'on', 'off']), default='auto', show_default=True),
 ]
-
-
-
-def _none_if_named(ctx, param, value):
-    """'None', the published default of these options, means that they are not given."""
-    return None if value == 'None' else value
-
 
 REJECTION = [
     click.option('--rej_percentile', help='Percentile gamma of the warm-up that sets the thresholds', metavar='FLOAT',

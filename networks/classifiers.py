@@ -9,6 +9,8 @@ from dnnlib.files import resolve_path
 from guided_diffusion import Architecture, create_classifier, read_architecture, set_precision
 from torch_utils.checkpoint import limited, load_state, read_network
 
+from .lora import Adapters, merge
+
 FEATURE_SIZE = 8  # height and width of the features that published discriminators read
 
 
@@ -63,10 +65,12 @@ def load_discriminator(ckpt_path, device, condition, eval=False, channel=512, *,
     return net
 
 
-def read_classifier(path, what: str, image_size: int, dtype, device, eval: bool = True):
+def read_classifier(path, what: str, image_size: int, dtype, device, eval: bool = True,
+                    adapters: Adapters | None = None):
     """(network, its architecture) from a file; the network carries the file's metadata. `what` is for messages.
 
-    If the shapes leave a choice of image size, the size that the file records decides, else `image_size`.
+    If the shapes leave a choice of image size, the size that the file records decides, else `image_size`. `adapters`
+    are added to the weights.
     Raises ValueError and OSError.
     """
     state, metadata, recorded = _read(path, what)
@@ -74,7 +78,7 @@ def read_classifier(path, what: str, image_size: int, dtype, device, eval: bool 
         architecture = read_architecture(state, recorded or image_size)
         with limited(state):
             net = architecture.build()
-        net.load_state_dict(state)
+        net.load_state_dict(state if adapters is None else merge(state, adapters))
     except Exception as error:  # shapes and names of any kind can fail anywhere
         raise ValueError(f'{what} {path}: {" ".join(str(error).split())[:300]}') from None
     net.metadata = metadata

@@ -55,10 +55,10 @@ class Costs(dict):
         super().__init__(nfe=np.zeros(size, dtype=np.int64), discriminator_calls=np.zeros(size, dtype=np.int64))
         self.size = size
 
-    def count(self, name: str, rows: np.ndarray | None = None) -> None:
-        """One more evaluation of `rows` (None: of all samples)."""
+    def count(self, name: str, rows: np.ndarray | None = None, times: int = 1) -> None:
+        """`times` more evaluations of `rows` (None: of all samples)."""
         self.register(name)
-        self[name][slice(None) if rows is None else rows] += 1
+        self[name][slice(None) if rows is None else rows] += times
 
     def register(self, name: str) -> None:
         """Begin to count evaluations of this name, if they are not counted yet."""

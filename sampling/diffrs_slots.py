@@ -231,7 +231,7 @@ class SlotMachine:
         self.log_ratio_prev[index] = torch.where(rejected, before, log_ratio)
         rejected = rejected.cpu().numpy()  # the one copy that the host waits for
 
-        self.costs.count('discriminator_calls', rows)
+        self.costs.count('discriminator_calls', rows, getattr(self.log_ratio, 'discriminator_calls', 1))
         self.costs['tests'][rows, level] += 1
         self.costs['rejections'][rows, level] += rejected
         self.proceed(rows[~rejected])

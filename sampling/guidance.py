@@ -17,17 +17,29 @@ from .levels import Churn
 class Boosting:
     """More for rows with a negative log-ratio: twice the first weight in some steps, more churn in others.
 
-    The periods, in steps, are those of DG's code; docs/equations.md has those of the paper beside them.
+    The defaults are those of DG's code; docs/equations.md has the schedules of BOOSTINGS side by side.
     """
 
     weight_period: int = 2  # steps between doubled guidance
     churn_period: int = 5  # steps between renewed noise
+    first: int = 0  # the first step of both, counted from 0; below the periods
     S_churn: float = 4.0
     S_noise: float = 1.0
+
+    def doubles(self, step: int) -> bool:
+        """Whether boosted rows get twice the weight in a step."""
+        return step % self.weight_period == self.first
+
+    def renews(self, step: int) -> bool:
+        """Whether boosted rows get more churn in a step."""
+        return step % self.churn_period == self.first
 
     def churn(self, churn: Churn) -> Churn:
         """The churn of boosted rows; it acts between the levels that `churn` names."""
         return replace(churn, S_churn=self.S_churn, S_noise=self.S_noise)
+
+
+BOOSTINGS = dict(dg=Boosting(), reproduction=Boosting(churn_period=2), paper=Boosting(churn_period=2, first=1))
 
 
 class DiscriminatorGuidance:
@@ -37,9 +49,10 @@ class DiscriminatorGuidance:
 
     log_ratio(x, sigma, class_labels=None) -> [N], log p_data(x; sigma) - log p_model(x; sigma) of images x with
     noise sigma ([] or [N]), differentiable in x; if it has `value_and_grad` with the same arguments, that is
-    used. `weight_1st` scales the guidance of a step's first evaluation, `weight_2nd` that of Heun's second one
-    (1 in both is exact). `boosting`: a Boosting, or True for DG's. Guidance acts if the VP time of sigma lies in
-    [time_min, time_max], for each row by itself. Raises ValueError for an empty time range.
+    used, and if it has `discriminator_calls`, an evaluation counts as that many. `weight_1st` scales the guidance
+    of a step's first evaluation, `weight_2nd` that of Heun's second one (1 in both is exact). `boosting`: a Boosting,
+    or True for DG's. Guidance acts if the VP time of sigma lies in [time_min, time_max], for each row by itself.
+    Raises ValueError for an empty time range.
     """
 
     def __init__(self, log_ratio, weight_1st: float = 2.0, weight_2nd: float = 0.0,
@@ -47,6 +60,7 @@ class DiscriminatorGuidance:
         if not time_min < time_max:
             raise ValueError(f'guidance would never act: time_min {time_min:g} is not below time_max {time_max:g}')
         self.log_ratio, self.boosting = log_ratio, Boosting() if boosting is True else boosting or None
+        self.calls = getattr(log_ratio, 'discriminator_calls', 1)  # discriminators that it evaluates
         self.weight_1st, self.weight_2nd = float(weight_1st), float(weight_2nd)
         mean, std = VPSDE().marginal(torch.tensor([time_min, time_max], dtype=torch.float64))
         low, high = (std / mean).tolist()
@@ -84,7 +98,7 @@ class DiscriminatorGuided(GuidedDenoiser):
 
     def boosted(self, step):
         boosting = self.guidance.boosting
-        if boosting is None or step % boosting.churn_period or self.last_log_ratio is None:
+        if boosting is None or not boosting.renews(step) or self.last_log_ratio is None:
             return super().boosted(step)
         return self.last_log_ratio < 0
 
@@ -112,7 +126,7 @@ class DiscriminatorGuided(GuidedDenoiser):
 
     def _correction(self, weights, x, sigma, class_labels, at: At):
         """The log-ratios [N], infinite outside the time range, and the weighted corrections [N, ...], float64."""
-        self.costs.count('discriminator_calls', at.rows)
+        self.costs.count('discriminator_calls', at.rows, self.guidance.calls)
         value, gradient = self.guidance.value_and_grad(x, sigma, class_labels)
         alike = (weights == weights[0]).all()
         weight = weights[0].item() if alike else per_row(upload(torch.from_numpy(weights), x.device), x)
@@ -122,6 +136,6 @@ class DiscriminatorGuided(GuidedDenoiser):
             correction = torch.where(per_row(inside, x), correction, 0.0)
             value = torch.where(inside, value, float('inf'))
         boosting = self.guidance.boosting
-        if boosting is not None and at.step is not None and not at.second and at.step % boosting.weight_period == 0:
+        if boosting is not None and at.step is not None and not at.second and boosting.doubles(at.step):
             correction = correction * per_row(1 + (value < 0).to(x.dtype), x)
         return value, correction.to(torch.float64)

@@ -59,7 +59,7 @@ class Groups:
 
     def weigh(self, x, sigma: float) -> None:
         """Multiply the weights by the ratio's change since it was last asked; x [G P, C, H, W] has noise sigma."""
-        self.costs.count('discriminator_calls')
+        self.costs.count('discriminator_calls', times=getattr(self.log_ratio, 'discriminator_calls', 1))
         level = torch.full([len(x)], sigma, dtype=torch.float64, device=x.device)
         value = self.log_ratio(x, level, self.labels).to(torch.float64).reshape(self.last.shape)
         self.log_weight, self.last = self.log_weight + value - self.last, value

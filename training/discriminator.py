@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusion.vpsde import VPSDE
 from torch_utils.rng import step_generator
@@ -29,6 +30,11 @@ class Pairs:
 
     def __len__(self):
         return len(self.images)
+
+    def only_real(self) -> 'Pairs':
+        """The real ones of them."""
+        rows = self.is_real > 0
+        return Pairs(self.images[rows], self.is_real[rows], None if self.labels is None else self.labels[rows])
 
     @property
     def targets(self) -> torch.Tensor:
@@ -68,23 +74,48 @@ class DiscriminatorLoss:
     """BCE with logits of one batch: draws t and noise, perturbs, extracts features, asks the discriminator.
 
     discriminator(features, t, condition=None) -> logits [N] or [N, 1].
-    features(x_t, t) -> [N, C', H', W'] is the frozen extractor; it runs without gradients.
+    features(x_t, t) -> [N, C', H', W'] is the extractor; whatever of it requires gradients (adapters) gets them.
     time_map turns the linear VP time into the time that both networks are fed (identity, or `VPSDE.t_cos`).
-    xflip mirrors half of the images (DG does not).
+    xflip mirrors half of the images (DG does not); augment(images, rng) -> (images, ...) changes real and generated
+    ones alike.
+    denoise(x, sigma, classes) is the score network whose samples the generated images are, in the variance-exploding
+    space, classes being indices [N] or None: with it, `correction_error` can be measured.
     """
 
     def __init__(self, discriminator: Callable, features: Callable, sde: VPSDE, time_map: Callable | None = None,
-                 xflip: bool = False, t_min: float = 1e-5):
+                 xflip: bool = False, augment: Callable | None = None, denoise: Callable | None = None,
+                 t_min: float = 1e-5):
         self.discriminator, self.features, self.sde = discriminator, features, sde
         self.time_map = time_map or (lambda t: t)
-        self.xflip, self.t_min = xflip, t_min
+        self.xflip, self.augment, self.denoise, self.t_min = xflip, augment, denoise, t_min
 
     def logits(self, images, classes, t, noise) -> torch.Tensor:
         """Logits [N] of `images` [N, C, H, W] in [-1, 1] at linear times `t` [N]; classes: [N] or None."""
+        return self._logits(self.sde.perturb(images, t, noise), classes, t)
+
+    def _logits(self, perturbed, classes, t) -> torch.Tensor:
         fed = self.time_map(t)
+        return self.discriminator(self.features(perturbed, fed).float(), fed, condition=classes).flatten()
+
+    def correction_error(self, images, classes, t, noise, create_graph: bool = False):
+        """(logits [N], error [N], error without guidance [N]) of the guided denoised images; for real images.
+
+        The last two are the mean squares, over pixels, of (D + sigma^2 grad L - y) / sigma and of (D - y) / sigma, the
+        first of them less the second: negative where guidance helps. On average over real images and the times of
+        training, the error bounds the KL divergence of the guided model from the data (docs/equations.md).
+        """
+        mean, std = (factor.to(images)[:, None, None, None] for factor in self.sde.marginal(t))
+        perturbed, sigma = mean * images + std * noise, std / mean
         with torch.no_grad():
-            features = self.features(self.sde.perturb(images, t, noise), fed)
-        return self.discriminator(features.float(), fed, condition=classes).flatten()
+            missing = (images - self.denoise(perturbed / mean, sigma.flatten(), classes)) / sigma
+        # fused attention has no second derivative
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            perturbed.requires_grad_()
+            logits = self._logits(perturbed, classes, t)
+            gradient, = torch.autograd.grad(logits.sum(), perturbed, create_graph=create_graph)
+        correction = std * gradient  # sigma grad L, in the units of `missing`
+        error = (correction.square() - 2 * correction * missing).flatten(1).mean(1)
+        return logits.detach(), error, missing.square().flatten(1).mean(1)
 
     def times(self, u: torch.Tensor) -> torch.Tensor:
         """Importance-sampled times float32 [N] from uniforms [N]."""
@@ -92,13 +123,44 @@ class DiscriminatorLoss:
 
     def __call__(self, images, targets, rng):
         """(loss [N], {'accuracy': [N]}) for images in [-1, 1] and `Pairs.targets` of the same rows."""
-        if self.xflip:
-            images = mirror(images, rng)
-        t = self.times(rng.rand([len(images)]))
+        images, t, noise = self._draw(images, rng)
         is_real, classes = split_targets(targets)
-        logits = self.logits(images, classes, t, rng.randn_like(images))
+        logits = self.logits(images, classes, t, noise)
         loss = F.binary_cross_entropy_with_logits(logits, is_real, reduction='none')
         return loss, dict(accuracy=((logits > 0) == (is_real > 0.5)).float())
+
+    def _draw(self, images, rng):
+        """The images as they are used, times [N] and noise."""
+        if self.xflip:
+            images = mirror(images, rng)
+        if self.augment is not None:
+            images = self.augment(images, rng)[0]
+        return images, self.times(rng.rand([len(images)])), rng.randn_like(images)
+
+
+class CorrectionLoss(DiscriminatorLoss):
+    """Score matching of the correction: what guidance by the gradient of the logit leaves of the score's error.
+
+    It needs `denoise`, and only real images. Its minimiser has the gradient of the log-ratio of data and score network;
+    the logit itself stays unknown up to a function of the time.
+    """
+
+    def __call__(self, images, targets, rng):
+        """(loss [N], {'unguided_error': [N]}) for real images in [-1, 1] and their `Pairs.targets`."""
+        images, t, noise = self._draw(images, rng)
+        _, error, unguided = self.correction_error(images, split_targets(targets)[1], t, noise, create_graph=True)
+        return error, dict(unguided_error=unguided)
+
+
+class WithAdapters(torch.nn.Module):
+    """A discriminator and the parameters of its feature extractor that are trained, and saved, together with it."""
+
+    def __init__(self, discriminator: torch.nn.Module, adapters):
+        super().__init__()
+        self.discriminator, self.adapters = discriminator, torch.nn.ParameterList(adapters)
+
+    def forward(self, features, t, condition=None):
+        return self.discriminator(features, t, condition=condition)
 
 
 def epoch_length(count: int, batch_size: int) -> int:

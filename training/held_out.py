@@ -14,6 +14,7 @@ from training.discriminator import DiscriminatorLoss, Pairs, split_targets
 from training.run import TickContext
 
 PICTURE = 'training.png'
+LORA_FILES = ('lora_adm_final.pt', 'lora_adm_final.safetensors', 'lora_best.pt', 'lora_best.safetensors')
 # sigma = std / mean of VP noise, the noise level in EDM's terms; the importance sampling of t is uniform in its log.
 SIGMA_EDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 160.0)
 
@@ -42,7 +43,8 @@ def calibration_error(probability: np.ndarray, positive: np.ndarray) -> float:
 @torch.no_grad()
 def held_out_logits(loss: DiscriminatorLoss, held_out: Pairs, batch_size: int, seed: int, device,
                     batch_gpu: int | None = None):
-    """Logits, targets and noise levels sigma of the held-out images: numpy arrays [M]; the same noise each call.
+    """Logits, targets, noise levels sigma and, if the loss has a `denoise`, errors of the correction of the held-out
+    images: numpy arrays [M] (else None); the same noise each call.
 
     Times are stratified draws from the training distribution, always the same, so that two calls differ by what the
     discriminator has learned in between. The ranks divide the work; each gets the whole result. Noise is drawn for
@@ -53,7 +55,7 @@ def held_out_logits(loss: DiscriminatorLoss, held_out: Pairs, batch_size: int, s
     generator = step_generator(seed, 11)
     strata = torch.randperm(count, generator=generator)
     times = loss.times((strata + torch.rand(count, generator=generator)) / count)
-    logits = torch.zeros(count, dtype=torch.float64, device=device)
+    logits, errors = torch.zeros([2, count], dtype=torch.float64, device=device)
     targets = held_out.targets
     for number, start in enumerate(range(0, count, batch_size)):
         if number % dist.get_world_size() != dist.get_rank():
@@ -65,23 +67,32 @@ def held_out_logits(loss: DiscriminatorLoss, held_out: Pairs, batch_size: int, s
             part = slice(low, min(low + size, stop))
             images = from_uint8(held_out.images[part].to(device))
             _, classes = split_targets(targets[part].to(device))
-            logits[part] = loss.logits(images, classes, times[part].to(device),
-                                       noise[low - start:part.stop - start]).double()
+            given = images, classes, times[part].to(device), noise[low - start:part.stop - start]
+            if loss.denoise is None:
+                logits[part] = loss.logits(*given).double()
+            else:
+                logits[part], errors[part], _ = loss.correction_error(*given)
     dist.all_reduce_(logits)
+    dist.all_reduce_(errors)
     mean, std = loss.sde.marginal(times.double())
-    return logits.cpu().numpy(), held_out.is_real.numpy(), (std / mean).numpy()
+    return (logits.cpu().numpy(), held_out.is_real.numpy(), (std / mean).numpy(),
+            None if loss.denoise is None else errors.cpu().numpy())
 
 
-def held_out_scores(logits: np.ndarray, target: np.ndarray, sigma: np.ndarray) -> dict:
-    """Loss, accuracy, AUC and ECE over all held-out images, and the last three per noise level (`levels`)."""
+def held_out_scores(logits: np.ndarray, target: np.ndarray, sigma: np.ndarray,
+                    errors: np.ndarray | None = None) -> dict:
+    """Loss (BCE), accuracy, AUC, ECE and, if `errors` are given, `correction` over all held-out images, and all but the
+    loss per noise level (`levels`). The correction is the mean error of real images, negative where guidance helps."""
     loss = np.logaddexp(0, logits) - target * logits
     probability = np.exp(-np.logaddexp(0, -logits))
 
     def scores(chosen):
         right = (logits[chosen] > 0) == (target[chosen] > 0.5)
-        return dict(loss=float(loss[chosen].mean()), accuracy=float(right.mean()),
-                    auc=area_under_curve(logits[chosen], target[chosen]),
-                    ece=calibration_error(probability[chosen], target[chosen]))
+        found = dict(loss=float(loss[chosen].mean()), accuracy=float(right.mean()),
+                     auc=area_under_curve(logits[chosen], target[chosen]),
+                     ece=calibration_error(probability[chosen], target[chosen]))
+        real = chosen & (target > 0.5)
+        return found if errors is None or not real.any() else found | dict(correction=float(errors[real].mean()))
 
     result = scores(np.ones(len(logits), dtype=bool))
     result['levels'] = []
@@ -94,11 +105,13 @@ def held_out_scores(logits: np.ndarray, target: np.ndarray, sigma: np.ndarray) -
 
 def scores_table(scores: dict) -> str:
     """Held-out scores per noise level as text, and a note on why 0.5 is expected at large noise."""
-    lines = [f'{"sigma":>15}  {"images":>6}  {"accuracy":>8}  {"AUC":>6}  {"ECE":>6}']
+    corrected = 'correction' in scores
+    lines = [f'{"sigma":>15}  {"images":>6}  {"accuracy":>8}  {"AUC":>6}  {"ECE":>6}'
+             + f'  {"correction":>10}' * corrected]
     for level in scores['levels']:
         span = f'{level["sigma_from"]:g} - {level["sigma_to"]:g}'
         lines.append(f'{span:>15}  {level["count"]:6d}  {level["accuracy"]:8.3f}  {level["auc"]:6.3f}  '
-                     f'{level["ece"]:6.3f}')
+                     f'{level["ece"]:6.3f}' + f'  {level.get("correction", math.nan):10.5f}' * corrected)
     lines.append('At large noise real and generated images are alike: accuracy and AUC of 0.5 are expected there.')
     return '\n'.join(lines)
 
@@ -107,10 +120,11 @@ class EpochHooks:
     """`on_tick` and `on_snapshot` of a discriminator's run, once per epoch: measure, keep the best network, stop early.
 
     Args:
-        loss, held_out: what is measured, and on which images; without any nothing is measured.
+        loss, held_out: what is measured, and on which images; without any nothing is measured. The best network is
+            that of the least error of the correction if the loss can measure it, else of the least BCE.
         batch_size, seed: of the run; they fix the noise on the held-out images.
         epoch_nimg, epochs: images per epoch, and the number of epochs of the run.
-        patience: stop after this many epochs without a better held-out loss; 0 = never.
+        patience: stop after this many epochs without a better network; 0 = never.
         save_every: epochs between files discriminator_<epoch>.pt; the last epoch always gets one.
         save: `save(name, net, **measured)` writes a network file of this name.
     """
@@ -129,14 +143,15 @@ class EpochHooks:
         scores = held_out_scores(*held_out_logits(self.loss, self.held_out, self.batch_size, self.seed, device,
                                                   context.batch_gpu))
         memory = context.memory
-        if scores['loss'] < memory.get('best_loss', math.inf):
-            memory.update(best_loss=scores['loss'], best_epoch=epoch)
+        measure = 'correction' if 'correction' in scores else 'loss'
+        if scores[measure] < memory.get('best_loss', math.inf):
+            memory.update(best_loss=scores[measure], best_epoch=epoch)
             if dist.get_rank() == 0:
                 for name in ('best.pt', 'best.safetensors'):
-                    self.save(name, context.module, epoch=epoch, held_out_loss=scores['loss'])
+                    self.save(name, context.module, **{'epoch': epoch, f'held_out_{measure}': scores[measure]})
         dist.print0(f'epoch {epoch}, held out:\n{scores_table(scores)}')
         if self.patience and epoch - memory.get('best_epoch', 0) >= self.patience:
-            dist.print0(f'no better held-out loss for {self.patience} epochs: stopping')
+            dist.print0(f'no better held-out {measure} for {self.patience} epochs: stopping')
             context.stop()
         return dict(epoch=epoch) | {f'held_out_{name}': value for name, value in scores.items()}
 
@@ -148,7 +163,7 @@ class EpochHooks:
 
 def owns(config: dict, name: str) -> bool:
     """Whether a run of train.py writes a file of this name; discriminators of later epochs may be published ones."""
-    numbered = re.fullmatch(r'discriminator_(\d+)\.pt', name)
+    numbered = re.fullmatch(r'(discriminator|lora_adm)_(\d+)\.pt', name)
     if numbered:
-        return int(numbered[1]) <= config.get('epoch', 0)
-    return name in ('best.pt', 'best.safetensors', PICTURE)
+        return int(numbered[2]) <= config.get('epoch', 0)
+    return name in ('best.pt', 'best.safetensors', PICTURE, *LORA_FILES)

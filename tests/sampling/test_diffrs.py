@@ -40,6 +40,16 @@ def test_always_accepting_is_edm(rule, schedule):
     assert (run['nfe'] == 2 * STEPS - 1).all() and (run['tests'] == 1).all() and not run['rejections'].any()
 
 
+def test_several_discriminators_cost_as_many_calls():
+    """Also behind the padding of scripts."""
+    def three(x, sigma, class_labels=None):
+        return LOG_RATIO(x, sigma)
+
+    three.discriminator_calls = 3
+    run = sample(range(8), log_ratio=Padded(three, 8), thresholds=always(-math.inf), batch=8)
+    assert (run['discriminator_calls'] == 3 * (STEPS + 1)).all() and (run['nfe'] == 2 * STEPS - 1).all()
+
+
 def test_guidance_composes_with_rejection():
     guidance = DiscriminatorGuidance(LOG_RATIO, weight_1st=1.0, weight_2nd=1.0)
     run = sample(range(40), thresholds=always(-math.inf), batch=8, guidance=guidance)

@@ -14,7 +14,7 @@ import networks
 from diffusion.mixtures import GaussianMixture, MixtureNet, exact_log_ratio
 from diffusion.schedules import edm_steps
 from sampling.denoiser import At
-from sampling.guidance import DiscriminatorGuidance
+from sampling.guidance import BOOSTINGS, DiscriminatorGuidance
 
 DG_CASES = ['dg_uncond_steps6_churn40', 'dg_boost_cond_steps6_churn0', 'dg_boost_cond_steps6_churn40']
 LONG_CASES = ['dg_uncond_steps6_churn0', 'dg_boost_uncond_steps6_churn0', 'dg_uncond_steps18_churn0',
@@ -176,6 +176,44 @@ def test_boosting_doubles_the_guidance_of_rejected_rows():
     assert rejected.any() and not rejected.all()
     torch.testing.assert_close(boosted[rejected], double[rejected], rtol=0, atol=0)
     torch.testing.assert_close(boosted[~rejected], plain[~rejected], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('name, doubled, renewed', [
+    ('dg', [0, 2, 4, 6, 8, 10], [5, 10]), ('reproduction', [0, 2, 4, 6, 8, 10], [2, 4, 6, 8, 10]),
+    ('paper', [1, 3, 5, 7, 9, 11], [1, 3, 5, 7, 9, 11])])
+def test_boosting_schedules(name, doubled, renewed):
+    """Steps, counted from 0, in which a disliked sample is guided twice as hard, and in which its noise is renewed."""
+    def log_ratio(x, sigma, class_labels=None):
+        return -1.0 + 1e-3 * x.flatten(1).sum(1)
+
+    evaluations, draws = [], []
+
+    class Net(MixtureNet):
+        def __call__(self, x, sigma, class_labels=None):
+            evaluations.append(x)
+            return torch.zeros_like(x)  # all that is left is the correction
+
+    denoise = DiscriminatorGuidance(log_ratio, 1, boosting=BOOSTINGS[name], time_min=0)(Net(WRONG))
+    run_edm(denoise, latents(1) * 0, num_steps=12, callback=None,
+            randn_like=lambda x: draws.append(len(evaluations) // 2) or torch.zeros_like(x))
+    assert draws == renewed
+    levels, strength = edm_steps(12), []
+    for step in range(12):
+        denoised = denoise(torch.zeros(1, 2, 1, 1), levels[step], at=At(levels[step:step + 1], step=step))
+        strength.append(round(float(denoised.abs().max() / levels[step] ** 2 / 1e-3)))
+    assert [step for step, found in enumerate(strength) if found == 2] == doubled and set(strength) == {1, 2}
+
+
+def test_several_discriminators_cost_as_many_calls():
+    class Pair:
+        discriminator_calls = 2
+
+        def __call__(self, x, sigma, class_labels=None):
+            return exact_log_ratio(RIGHT, WRONG)(x, sigma)
+
+    denoise = DiscriminatorGuidance(Pair(), 2, time_min=0)(MixtureNet(WRONG))
+    run_edm(denoise, latents(), num_steps=6)
+    assert (denoise.costs['discriminator_calls'] == 12).all() and (denoise.costs['nfe'] == 11).all()
 
 
 @pytest.mark.parametrize('boosting', [False, True])

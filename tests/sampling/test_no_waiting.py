@@ -70,7 +70,7 @@ def loaded():
     net = networks.load_network(demo.DEMO_SCORE, dtype=torch.bfloat16).to('meta')
     log_ratio = networks.load_log_ratio(net, dtype=torch.bfloat16, device='cpu')
     log_ratio.classifier.to('meta')
-    log_ratio.discriminator.to('meta')
+    log_ratio.discriminators[0].to('meta')
     return net, DiscriminatorGuidance(log_ratio, 2.0, 1.0, boosting=True)
 
 
