@@ -22,14 +22,18 @@ test: setup
 	$(BIN)/python -m pytest -n 2
 
 demo: setup
-	@echo "1/4  500 vanilla samples"
+	@echo "1/5  500 vanilla samples"
 	$(BIN)/python generate.py --outdir=$(DEMO)/vanilla --seeds=0-499 --steps=9 --dg_weight_1st_order=0
-	@echo "2/4  500 guided samples, from the same seeds"
+	@echo "2/5  500 guided samples, from the same seeds"
 	$(BIN)/python generate.py --outdir=$(DEMO)/guided --seeds=0-499 --steps=9
-	@echo "3/4  their distances to CIFAR-10"
+	@echo "3/5  their distances to CIFAR-10"
 	$(BIN)/python fid_npzs.py --images=$(DEMO)/vanilla --images=$(DEMO)/guided --num_samples=500
-	@echo "4/4  both grids side by side"
+	@echo "4/5  both grids side by side"
 	$(BIN)/python plot.py grid $(DEMO)/vanilla $(DEMO)/guided --out=$(DEMO)/grids.png
+	@echo "5/5  every metric with its error, on one page"
+	$(BIN)/python calc_metrics.py calc --images=$(DEMO)/vanilla --images=$(DEMO)/guided --num=500 --json=$(DEMO)/metrics.json
+	$(BIN)/python plot.py report $(DEMO)/vanilla $(DEMO)/guided $(DEMO)/metrics.json --out=$(DEMO)/report.html
+	@echo "Open $(DEMO)/report.html, or look at $(DEMO)/grids.png"
 
 clean-demo:
 	rm -rf $(DEMO)

@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ('generate', 'generate_diffrs', 'generate_reflected', 'train', 'train_score', 'train_classifier',
-           'train_reflected', 'fid_npzs', 'dataset_tool', 'plot')
+SCRIPTS = sorted({path.stem for path in ROOT.glob('*.py')} - {'classifier_lib'})  # which is no script
 WIDTH = 118
 
 
