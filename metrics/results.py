@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dnnlib.files import atomic_write, read_options
+from dnnlib.files import atomic_write
+from dnnlib.run_folder import read_options
 
 from .compare import aligned
 from .estimate import Estimate, difference
