@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from dnnlib.cli import blame
-from dnnlib.files import atomic_write, read_options, resolve_output, resolve_path
+from dnnlib.files import atomic_write, resolve_output, resolve_path
+from dnnlib.run_folder import read_options
 from figures.canvas import save
 from figures.curves import distance_curve, training_curves
 from figures.grids import side_by_side
