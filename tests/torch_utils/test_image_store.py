@@ -60,7 +60,8 @@ def test_rows(place):
     store = open_images(path).images
     assert store.shape == images.shape and len(store) == 600 and store.numel() == images.numel()
     if store.random_access:
-        for index in (slice(None), slice(3, 300, 7), torch.tensor([599, 0, 10, 10, 11, 12]), np.arange(9, 13), [5, 599, 4], 0, 11):
+        for index in (slice(None), slice(3, 300, 7), torch.tensor([599, 0, 10, 10, 11, 12]), np.arange(9, 13),
+                      [5, 599, 4], 0, 11):
             assert torch.equal(store[index], images[index])
     for part in (slice(5, 590), np.array([0, 9, 10, 11, 30, 599]), slice(2), slice(20, 21)):
         selected = store.select(part)
