@@ -26,7 +26,7 @@ from networks import convert
 from torch_utils.checkpoint import load_state
 
 MEMORY = 1 << 30  # beyond what the idle process has
-WORK, WAITING = 10, 40  # seconds; tests that run side by side share the cores
+WORK, WAITING = 10, 120  # seconds; tests that run side by side share the cores
 
 
 def library(function):

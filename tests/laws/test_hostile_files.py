@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import hostile_files as hostile
+import hostile_networks
 import numpy as np
 import pytest
 import torch
@@ -103,7 +104,7 @@ def of(blobs, name='given'):
 
 def test_good_files_pass(give):
     """The limits are not what refuses the others."""
-    weights = hostile.saved(torch.nn.Linear(1, 1).state_dict())
+    weights = hostile_networks.saved(torch.nn.Linear(1, 1).state_dict())
     for make, commands in [
             (lambda place: place / 'good.npz', IMAGES.values()),
             (lambda place: hostile.written(place / 'a.pt', weights), [STATES['state']]),
@@ -148,21 +149,22 @@ def test_references(give):
 
 
 def test_pickles(give):
-    refuse_all(give, of(hostile.PICKLES), {name: NETWORKS[name] for name in ('convert', 'classifier')})
+    refuse_all(give, of(hostile_networks.PICKLES), {name: NETWORKS[name] for name in ('convert', 'classifier')})
 
 
 def test_safetensors(give):
-    refuse_all(give, of(hostile.SAFETENSORS, 'given.safetensors'), NETWORKS)
+    refuse_all(give, of(hostile_networks.SAFETENSORS, 'given.safetensors'), NETWORKS)
 
 
 def test_state_files(give):
-    refuse_all(give, of({name: blob for name, blob in hostile.STATES.items() if name != 'numbers'}, 'given.pt'), STATES)
-    refuse_all(give, of({'numbers': hostile.STATES['numbers']}, 'given.pt'),
-               {name: STATES[name] for name in ('convert', 'classifier', 'inception')})
+    files = of(hostile_networks.STATES, 'given.pt')
+    numbers = files.pop('numbers')  # as a state they are fine
+    refuse_all(give, files, STATES)
+    refuse_all(give, dict(numbers=numbers), {name: STATES[name] for name in ('convert', 'classifier', 'inception')})
 
 
 def test_a_pickle_cut_at_every_instruction(tmp_path):
-    for index, blob in enumerate(hostile.cut_at_every_opcode()):
+    for index, blob in enumerate(hostile_networks.cut_at_every_opcode()):
         path = Path(tmp_path / f'{index}.pkl')
         path.write_bytes(blob)
         with pytest.raises(ValueError) as caught:
@@ -172,5 +174,5 @@ def test_a_pickle_cut_at_every_instruction(tmp_path):
 
 def test_there_are_enough():
     counts = [len(files) for files in (hostile.IMAGES, hostile.ZIPS, hostile.ARRAYS, hostile.PLACES, hostile.REFERENCES,
-                                       hostile.PICKLES, hostile.SAFETENSORS, hostile.STATES)]
+                                       hostile_networks.PICKLES, hostile_networks.SAFETENSORS, hostile_networks.STATES)]
     assert sum(counts) >= 40 and min(counts) >= 8
