@@ -210,3 +210,32 @@ class HeldStore(ImageStore):
 
     def map(self, function):
         return _mapped(function, (self.images[row] for row in self.rows))
+
+
+class JoinedStore(ImageStore):
+    """Stores or tensors of equal shapes, one after the other."""
+
+    def __init__(self, parts: list):
+        self.parts = parts
+        self.starts = np.cumsum([0, *map(len, parts)])
+        self.rows = np.arange(self.starts[-1])
+
+    @property
+    def image_shape(self):
+        return tuple(self.parts[0].shape[1:])
+
+    def read(self, positions, out):
+        for part, start, stop in zip(self.parts, self.starts[:-1], self.starts[1:], strict=True):
+            inside = np.flatnonzero((positions >= start) & (positions < stop))
+            if len(inside):
+                out[inside] = part[torch.from_numpy(positions[inside] - start)].numpy()
+
+
+def take(images, rows: torch.Tensor):
+    """Rows of a tensor, or of a store as a store: nothing that is not in memory comes there."""
+    return images.select(rows.numpy()) if isinstance(images, ImageStore) else images[rows]
+
+
+def join(parts: list):
+    """Tensors as a tensor; if there is a store among them, all of them as a store."""
+    return torch.cat(parts) if all(map(torch.is_tensor, parts)) else JoinedStore(parts)

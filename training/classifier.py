@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from diffusion.vpsde import VPSDE
 from torch_utils import distributed as dist
+from torch_utils.image_store import take
 from torch_utils.images import from_uint8
 from torch_utils.rng import step_generator
 from training.augment import mirror_and_shift
@@ -97,8 +98,8 @@ def hold_out(data, val_fraction: float, val_images: int, seed: int) -> tuple[tup
     if len(data) - split < 1:
         raise ValueError(f'nothing is left to train on of {len(data)} images')
     train_rows, rows = order[split:], order[:split][:val_images]
-    held_out = (data.images[rows], data.labels[rows]) if split else None
-    return (data.images[train_rows], data.labels[train_rows]), held_out
+    held_out = (take(data.images, rows), data.labels[rows]) if split else None
+    return (take(data.images, train_rows), data.labels[train_rows]), held_out
 
 
 def _device(net: torch.nn.Module) -> torch.device:

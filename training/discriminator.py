@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusion.vpsde import VPSDE
+from torch_utils.image_store import join, take
 from torch_utils.rng import step_generator
 from training.augment import mirror
 
@@ -33,8 +34,8 @@ class Pairs:
 
     def only_real(self) -> 'Pairs':
         """The real ones of them."""
-        rows = self.is_real > 0
-        return Pairs(self.images[rows], self.is_real[rows], None if self.labels is None else self.labels[rows])
+        rows = self.is_real.nonzero()[:, 0]
+        return Pairs(take(self.images, rows), self.is_real[rows], None if self.labels is None else self.labels[rows])
 
     @property
     def targets(self) -> torch.Tensor:
@@ -61,13 +62,13 @@ def split_pairs(real, generated, val_fraction: float, seed: int) -> tuple[Pairs,
         split = round(count * val_fraction)
         for part, rows in zip(parts, (order[split:], order[:split]), strict=True):
             labels = None if source.labels is None else source.labels[rows]
-            part.append(Pairs(source.images[rows], torch.full([len(rows)], is_real), labels))
+            part.append(Pairs(take(source.images, rows), torch.full([len(rows)], is_real), labels))
 
-    def join(part):
+    def joined(part):
         labels = None if part[0].labels is None else torch.cat([side.labels for side in part])
-        return Pairs(torch.cat([side.images for side in part]), torch.cat([side.is_real for side in part]), labels)
+        return Pairs(join([side.images for side in part]), torch.cat([side.is_real for side in part]), labels)
 
-    return join(parts[0]), join(parts[1])
+    return joined(parts[0]), joined(parts[1])
 
 
 class DiscriminatorLoss:

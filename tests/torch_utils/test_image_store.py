@@ -3,6 +3,7 @@
 import io
 import tracemalloc
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -12,7 +13,10 @@ import torch
 import training.data
 from torch_utils import archives, image_store
 from torch_utils.image_source import open_images
+from torch_utils.image_store import ImageStore
+from training.classifier import hold_out
 from training.data import BatchLoader, ImageData
+from training.discriminator import split_pairs
 
 PIXELS = np.random.RandomState(0).randint(256, size=[600, 6, 6, 3], dtype=np.uint8)  # [N, H, W, C]
 LABELS = np.arange(600) % 7
@@ -152,3 +156,27 @@ def test_a_stored_array_is_checked_against_its_sum(tmp_path):
     path.write_bytes(blob)
     with pytest.raises(ValueError, match='set.npz is damaged: Bad CRC'):
         list(open_images(path).images.blocks())
+
+
+class Held(SimpleNamespace):
+    def __init__(self, images, labels):
+        super().__init__(images=images, labels=labels)
+
+    def __len__(self):
+        return len(self.images)
+
+
+def test_discriminators_train_on_what_is_not_in_memory(place, monkeypatch):
+    """The same pairs in the same order, without reading them; parts in memory and on disk join."""
+    path, images, labels = place
+    generated = SimpleNamespace(images=images[:99], labels=labels[:99])
+    expected = split_pairs(Held(images, labels), generated, 0.2, seed=3)
+    data = ImageData(path, quiet=True)
+    for found, pairs in zip(split_pairs(data, generated, 0.2, seed=3), expected, strict=True):
+        assert torch.is_tensor(found.images) != isinstance(data.images, ImageStore)
+        rows = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[:50]
+        assert found.images.shape == pairs.images.shape and torch.equal(found.images[rows], pairs.images[rows])
+        assert torch.equal(found.only_real().images[:], pairs.only_real().images)
+    for found, part in zip(hold_out(data, 0.2, 30, seed=0), hold_out(Held(images, labels), 0.2, 30, seed=0),
+                             strict=True):
+        assert torch.equal(found[0][:], part[0]) and torch.equal(found[1], part[1])
