@@ -19,15 +19,17 @@ SIGNATURES = {b'PK': 'a zip archive (a .pt or .npz file?)', b'\x89PNG': 'a PNG i
 
 
 def load_network(path_or_url: str | os.PathLike = demo.DEMO_SCORE, device: torch.device | str = 'cpu',
-                 dtype: torch.dtype = torch.float32, sha256: str | None = None) -> Precond:
-    """A score network from an EDM pickle or this project's safetensors; nothing in the file is executed.
+                 dtype: torch.dtype = torch.float32, sha256: str | None = None,
+                 preset: str | os.PathLike | None = None) -> Precond:
+    """A score network from a file of a format in networks/formats/; nothing in the file is executed.
 
     Without a path it is the bundled network for CIFAR-10. `dtype` is that of the U-Net's body; published networks with
-    `use_fp16` run in float32 too unless it is given. The network is in evaluation mode, frozen. Raises ValueError or
-    OSError, in one line.
+    `use_fp16` run in float32 too unless it is given. `preset` is the configuration of a score_sde or Soft-Truncation
+    checkpoint: a name (formats/song_config.py) or a YAML; None: the name of the checkpoint's folder. The network is in
+    evaluation mode, frozen. Raises ValueError or OSError, in one line.
     """
     path = fetch(path_or_url, sha256=sha256)
-    net = build_network(read_network_file(path), path)
+    net = build_network(read_network_file(path, preset), path)
     return set_precision(net.to(device), dtype).eval().requires_grad_(False)
 
 
@@ -42,8 +44,11 @@ def build_network(file: checkpoint.NetworkFile, path) -> Precond:
     return net
 
 
-def read_network_file(path) -> checkpoint.NetworkFile:
-    """Class name, arguments, tensors and metadata of a network file; its content, not its name, says which kind."""
+def read_network_file(path, preset=None) -> checkpoint.NetworkFile:
+    """Class name, arguments, tensors and metadata of a network file; its content, not its name, says which kind.
+
+    `preset` as in `load_network`. Raises ValueError and OSError.
+    """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f'{path} does not exist')
@@ -53,9 +58,13 @@ def read_network_file(path) -> checkpoint.NetworkFile:
         head = file.read(HEAD)
     for format in FORMATS:
         if format.recognises(head, path):
+            if format.NEEDS_PRESET:
+                return format.read(path, preset)
+            if preset is not None:
+                raise ValueError(f'{path} describes itself; it takes no preset')
             return format.read(path)
     kinds = [what for signature, what in SIGNATURES.items() if head.lstrip().startswith(signature)] + ['something else']
-    raise ValueError(f'{path} is {kinds[0]}, not a score network (an EDM pickle or safetensors)')
+    raise ValueError(f'{path} is {kinds[0]}, not a score network (EDM pickle, score_sde checkpoint, safetensors)')
 
 
 def save_network(path, net: Precond, metadata: dict | None = None, half: bool = False) -> None:

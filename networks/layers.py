@@ -147,7 +147,7 @@ def level_resolutions(img_resolution: int, levels: int) -> list[int]:
 
 
 class GroupNorm(torch.nn.Module):
-    """Group normalisation (Wu and He, 2018) in at most 32 groups of at least 4 channels."""
+    """Group normalisation (Wu and He, 2018) in `num_groups`, or fewer of `min_channels_per_group` channels."""
 
     def __init__(self, num_channels, num_groups=32, min_channels_per_group=4, eps=1e-5):
         super().__init__()
@@ -184,7 +184,8 @@ class UNetBlock(torch.nn.Module):
 
     def __init__(self, in_channels, out_channels, emb_channels, up=False, down=False, attention=False, num_heads=None,
                  channels_per_head=64, dropout=0.0, skip_scale=1.0, eps=1e-5, resample_filter=(1, 1),
-                 resample_proj=False, adaptive_scale=True, init=None, init_zero=None, init_attn=None):
+                 resample_proj=False, adaptive_scale=True, min_channels_per_group=4, init=None, init_zero=None,
+                 init_attn=None):
         super().__init__()
         init, init_zero = init or {}, init_zero or dict(init_weight=0.0)
         self.in_channels, self.out_channels = in_channels, out_channels
@@ -192,17 +193,18 @@ class UNetBlock(torch.nn.Module):
         self.dropout, self.skip_scale, self.adaptive_scale = dropout, float(skip_scale), adaptive_scale
         resample = dict(up=up, down=down, resample_filter=resample_filter)
 
-        self.norm0 = GroupNorm(in_channels, eps=eps)
+        norm = dict(eps=eps, min_channels_per_group=min_channels_per_group)
+        self.norm0 = GroupNorm(in_channels, **norm)
         self.conv0 = Conv2d(in_channels, out_channels, kernel=3, **resample, **init)
         self.affine = Linear(emb_channels, out_channels * (2 if adaptive_scale else 1), **init)
-        self.norm1 = GroupNorm(out_channels, eps=eps)
+        self.norm1 = GroupNorm(out_channels, **norm)
         self.conv1 = Conv2d(out_channels, out_channels, kernel=3, **init_zero)
         self.skip = None
         if out_channels != in_channels or up or down:
             kernel = 1 if resample_proj or out_channels != in_channels else 0
             self.skip = Conv2d(in_channels, out_channels, kernel=kernel, **resample, **init)
         if self.num_heads:
-            self.norm2 = GroupNorm(out_channels, eps=eps)
+            self.norm2 = GroupNorm(out_channels, **norm)
             self.qkv = Conv2d(out_channels, out_channels * 3, kernel=1, **(init if init_attn is None else init_attn))
             self.proj = Conv2d(out_channels, out_channels, kernel=1, **init_zero)
 

@@ -1,14 +1,21 @@
-"""Preconditioning: one denoiser interface D(x, sigma) for VP, VE, iDDPM and EDM networks (EDM, Table 1)."""
+"""Preconditioning: one denoiser interface D(x, sigma) for EDM, iDDPM and score_sde networks (EDM, Table 1)."""
 
 import math
 
 import torch
 
+from .ddpm_unet import DDPMUNet
 from .dhariwal_unet import DhariwalUNet
 from .layers import Conv2d
 from .song_unet import SongUNet
 
-MODELS = {'SongUNet': SongUNet, 'DhariwalUNet': DhariwalUNet}
+MODELS = {'SongUNet': SongUNet, 'DhariwalUNet': DhariwalUNet, 'DDPMUNet': DDPMUNet}
+
+
+def _known(name: str, value: str, known) -> str:
+    if value not in known:
+        raise ValueError(f'{name} {value!r} is not one of {", ".join(known)}')
+    return value
 
 
 class Precond(torch.nn.Module):
@@ -24,13 +31,12 @@ class Precond(torch.nn.Module):
     def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, model_type='SongUNet',
                  out_multiple=1, **model_kwargs):
         super().__init__()
-        if model_type not in MODELS:
-            raise ValueError(f'model_type {model_type!r} is not one of {", ".join(MODELS)}')
         self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
         self.use_fp16 = use_fp16
         self.body_dtype = torch.float32
-        self.model = MODELS[model_type](img_resolution=img_resolution, in_channels=img_channels,
-                                        out_channels=img_channels * out_multiple, label_dim=label_dim, **model_kwargs)
+        model = MODELS[_known('model_type', model_type, MODELS)]
+        self.model = model(img_resolution=img_resolution, in_channels=img_channels,
+                           out_channels=img_channels * out_multiple, label_dim=label_dim, **model_kwargs)
 
     def coefficients(self, sigma):
         """sigma [N, 1, 1, 1] -> c_skip, c_out, c_in, c_noise (each broadcastable to [N, 1, 1, 1])."""
@@ -51,7 +57,7 @@ class Precond(torch.nn.Module):
         return c_skip * x + c_out * F_x[:, :self.img_channels].to(torch.float32)
 
     def round_sigma(self, sigma):
-        """The nearest noise level that the network knows; all of them, except for iDDPM."""
+        """The nearest noise level that the network knows: sigma itself, unless it knows only a table of levels."""
         return torch.as_tensor(sigma)
 
     def decode(self, x):
@@ -74,11 +80,16 @@ class EDMPrecond(Precond):
 
 
 class VPPrecond(Precond):
-    """Variance preserving (Song et al., ICLR 2021): sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1."""
+    """Variance preserving (Song et al., ICLR 2021): sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1.
+
+    `time_input`: 'linear', the network is fed (M - 1) t; 'unbounded', (M - 1) times log(1 - exp(-B) + 0.001) + B,
+    scaled to 0 at t = epsilon_t and 1 at t = 1, where B = log(1 + sigma^2) (Soft-Truncation, Kim et al., ICML 2022).
+    """
 
     def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, beta_d=19.9, beta_min=0.1, M=1000,
-                 epsilon_t=1e-5, model_type='SongUNet', **model_kwargs):
+                 epsilon_t=1e-5, model_type='SongUNet', time_input='linear', **model_kwargs):
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, **model_kwargs)
+        self.time_input = _known('time_input', time_input, ('linear', 'unbounded'))
         self.beta_d, self.beta_min, self.M, self.epsilon_t = beta_d, beta_min, M, epsilon_t
         # In float32, as published: the cancellation in exp(.) - 1 gives 0.0009766 instead of 0.0010005, and the
         # published time steps start from there.
@@ -94,23 +105,107 @@ class VPPrecond(Precond):
         """Time at a noise level."""
         return ((self.beta_min**2 + 2 * self.beta_d * (1 + sigma**2).log()).sqrt() - self.beta_min) / self.beta_d
 
+    def _unbounded(self, sigma):
+        """The time of 'unbounded' in [0, 1], computed in float64."""
+        B = torch.log1p(sigma.double()**2)
+        ends = torch.tensor([self.epsilon_t, 1.0], dtype=torch.float64)
+        ends = 0.5 * self.beta_d * ends**2 + self.beta_min * ends
+        first, last = ((0.001 - torch.expm1(-ends)).log() + ends).tolist()
+        return (((0.001 - torch.expm1(-B)).log() + B - first) / (last - first)).float()
+
     def coefficients(self, sigma):
-        return 1, -sigma, 1 / (sigma**2 + 1).sqrt(), (self.M - 1) * self.sigma_inv(sigma)
+        time = self.sigma_inv(sigma) if self.time_input == 'linear' else self._unbounded(sigma)
+        return 1, -sigma, 1 / (sigma**2 + 1).sqrt(), (self.M - 1) * time
+
+
+class SubVPPrecond(Precond):
+    """Sub-VP (Song et al., ICLR 2021): mean m(t) and standard deviation 1 - m^2, so sigma = 2 sinh(-log m).
+
+    Times and means are computed in float64: at small noise levels float32 would cancel.
+    """
+
+    def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, beta_d=19.9, beta_min=0.1, M=1000,
+                 epsilon_t=1e-5, model_type='SongUNet', **model_kwargs):
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, **model_kwargs)
+        self.beta_d, self.beta_min, self.M = beta_d, beta_min, M
+        self.sigma_min, self.sigma_max = (2 * math.sinh(t * (beta_min + beta_d * t / 2) / 2) for t in (epsilon_t, 1))
+
+    def coefficients(self, sigma):
+        half = torch.asinh(sigma.double() / 2)  # -log m, half the integral of beta
+        t = 4 * half / (self.beta_min + (self.beta_min**2 + 4 * self.beta_d * half).sqrt())
+        return 1, -sigma, (-half).exp().float(), ((self.M - 1) * t).float()
 
 
 class VEPrecond(Precond):
-    """Variance exploding (Song et al., ICLR 2021)."""
+    """Variance exploding (Song et al., ICLR 2021).
+
+    `time_input`: 'log', the network is fed log(sigma / 2); 'reciprocal', only above sigma / 2 = 0.01, and below
+    log(0.01) + 1 - 0.01 / (sigma / 2 + 0.0001) (Soft-Truncation's paper; its released code feeds 'log').
+    """
 
     def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, sigma_min=0.02, sigma_max=100,
-                 model_type='SongUNet', **model_kwargs):
+                 model_type='SongUNet', time_input='log', **model_kwargs):
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, **model_kwargs)
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.time_input = _known('time_input', time_input, ('log', 'reciprocal'))
 
     def coefficients(self, sigma):
-        return 1, sigma, 1, (0.5 * sigma).log()
+        time = (0.5 * sigma).log()
+        if self.time_input == 'reciprocal':
+            low = math.log(0.01) + 1 - 0.01 / (0.5 * sigma + 0.0001)
+            time = torch.where(sigma < 0.02, low, time)
+        return 1, sigma, 1, time
 
 
-class iDDPMPrecond(Precond):
+class TablePrecond(Precond):
+    """A network that knows the noise levels of a table: `u` [levels], from the largest down. Takes the nearest."""
+
+    u: torch.Tensor
+
+    def _index(self, sigma):
+        return (sigma.to(self.u.device, torch.float32).reshape(-1, 1) - self.u).abs().argmin(1)
+
+    def round_sigma(self, sigma):
+        """The nearest noise level of the table, in the shape and dtype of `sigma`."""
+        sigma = torch.as_tensor(sigma)
+        return self.u[self._index(sigma)].to(sigma.device, sigma.dtype).reshape(sigma.shape)
+
+    def _use_table(self, u):
+        """Take a table [levels] that the arguments give, so that files need not hold it."""
+        self.register_buffer('u', u, persistent=False)
+        self.sigma_min, self.sigma_max = float(u.min()), float(u.max())
+
+
+class VEDiscretePrecond(TablePrecond):
+    """Variance exploding with M levels at equal ratios; the network is fed the index, 0 for the largest level."""
+
+    def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, sigma_min=0.02, sigma_max=100,
+                 M=1000, model_type='SongUNet', **model_kwargs):
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, **model_kwargs)
+        self._use_table(torch.linspace(math.log(sigma_max), math.log(sigma_min), M, dtype=torch.float64).exp())
+
+    def coefficients(self, sigma):
+        return 1, sigma, 1, self._index(sigma).to(torch.float32)
+
+
+class VPDiscretePrecond(TablePrecond):
+    """DDPM's M levels (Ho et al., NeurIPS 2020): alpha_bar_k is the product of 1 - beta_j up to j = k.
+
+    beta grows linearly from beta_min / M to beta_max / M; the network is fed k, M - 1 for the largest level.
+    """
+
+    def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, beta_min=0.1, beta_max=20, M=1000,
+                 model_type='SongUNet', **model_kwargs):
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, **model_kwargs)
+        betas = torch.linspace(beta_min / M, beta_max / M, M, dtype=torch.float64)
+        self._use_table(torch.expm1(-torch.log1p(-betas).cumsum(0)).sqrt().flip(0))  # sqrt(1 / alpha_bar - 1)
+
+    def coefficients(self, sigma):
+        level = (len(self.u) - 1 - self._index(sigma)).to(torch.float32)
+        return 1, -sigma, 1 / (sigma**2 + 1).sqrt(), level
+
+
+class iDDPMPrecond(TablePrecond):
     """Improved DDPM (Nichol and Dhariwal, ICML 2021): M discrete noise levels, kept in the buffer `u` [M + 1]."""
 
     def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, C_1=0.001, C_2=0.008, M=1000,
@@ -132,19 +227,13 @@ class iDDPMPrecond(Precond):
     def _read_range(self):
         self.sigma_min, self.sigma_max = float(self.u[self.M - 1]), float(self.u[0])
 
-    def _index(self, sigma):
-        return (sigma.to(self.u.device, torch.float32).reshape(-1, 1) - self.u).abs().argmin(1)
-
-    def round_sigma(self, sigma):
-        sigma = torch.as_tensor(sigma)
-        return self.u[self._index(sigma)].to(sigma.device, sigma.dtype).reshape(sigma.shape)
-
     def coefficients(self, sigma):
         level = self._index(sigma).to(torch.float32)
         return 1, -sigma, 1 / (sigma**2 + 1).sqrt(), self.M - 1 - level
 
 
-PRECONDITIONERS = {cls.__name__: cls for cls in (EDMPrecond, VPPrecond, VEPrecond, iDDPMPrecond)}
+PRECONDITIONERS = {cls.__name__: cls for cls in (EDMPrecond, VPPrecond, VEPrecond, iDDPMPrecond, SubVPPrecond,
+                                                 VEDiscretePrecond, VPDiscretePrecond)}
 
 
 def construct(constructor: str, kwargs: dict) -> Precond:

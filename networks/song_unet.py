@@ -16,7 +16,7 @@ class SongUNet(torch.nn.Module):
         label_dim: number of classes, 0 for none.
         augment_dim: length of the augmentation label, 0 for none.
         model_channels, channel_mult, num_blocks: width, its multiples per resolution, residual blocks per resolution.
-        channel_mult_emb, channel_mult_noise: widths of the embedding and of the noise-level embedding.
+        channel_mult_emb, channel_mult_noise: multiples (fractions too) for the embedding and the noise-level embedding.
         attn_resolutions: resolutions with self-attention.
         dropout: of intermediate activations; label_dropout: of class labels, for classifier-free guidance.
         embedding_type: 'positional' | 'fourier'; encoder_type: 'standard' | 'skip' | 'residual';
@@ -36,8 +36,8 @@ class SongUNet(torch.nn.Module):
             if value not in known:
                 raise ValueError(f'SongUNet: {name} {value!r} is not one of {", ".join(known)}')
         self.label_dropout = label_dropout
-        emb_channels = model_channels * channel_mult_emb
-        noise_channels = model_channels * channel_mult_noise
+        emb_channels = round(model_channels * channel_mult_emb)
+        noise_channels = round(model_channels * channel_mult_noise)
         init = dict(init_mode='xavier_uniform')
         init_zero = dict(init_mode='xavier_uniform', init_weight=1e-5)
         init_attn = dict(init_mode='xavier_uniform', init_weight=math.sqrt(0.2))

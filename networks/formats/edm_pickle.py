@@ -22,6 +22,8 @@ from torch_utils.checkpoint import NetworkFile
 from ..precond import PRECONDITIONERS
 from .text import shown
 
+NEEDS_PRESET = False
+
 
 class UnsafePickle(ValueError):
     """The file asks for a name that is not on the list."""

@@ -4,6 +4,8 @@ from torch_utils.checkpoint import NetworkFile, read_network
 
 from ..precond import PRECONDITIONERS
 
+NEEDS_PRESET = False
+
 
 def recognises(head: bytes, path) -> bool:
     return head[8:9] == b'{'

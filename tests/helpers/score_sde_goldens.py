@@ -1,0 +1,40 @@
+"""Checkpoints of small score_sde and Soft-Truncation networks, made by the weight recipe, and their golden arrays."""
+
+import functools
+import json
+
+import numpy as np
+import torch
+from goldens import GOLDENS, load, recipe_tensor
+
+import networks
+from networks.formats.song_config import read_yaml
+
+NAMES = [f'{folder}/{path.stem}' for folder in ('score_sde', 'soft_truncation')
+         for path in sorted((GOLDENS / folder).glob('*.yaml'))]
+
+
+def config_path(name):
+    return GOLDENS / f'{name}.yaml'
+
+
+def make_checkpoint(name) -> dict:
+    """What the reference would save: raw weights of seed 0, averages of seed 1, a table of noise levels."""
+    d, config = load(f'{name}.npz'), read_yaml(config_path(name))
+    keys = json.loads(str(d['keys']))
+    model = {key: recipe_tensor(key, shape) for key, shape in keys.items()}
+    ends = np.log([config['sigma_max'], config['sigma_min']])
+    model['module.sigmas'] = torch.from_numpy(np.exp(np.linspace(*ends, config['num_scales'])))
+    averages = [recipe_tensor(key, keys[f'module.{key.removeprefix("module.")}'], 1)
+                for key in json.loads(str(d['parameter_order_ema']))]
+    ema = dict(decay=0.999, num_updates=7, shadow_params=averages)
+    return dict(optimizer=dict(state={}, param_groups=[]), model=model, ema=ema, step=1234)
+
+
+@functools.cache
+def golden(name, folder):
+    """(the network, read from a checkpoint written to `folder`, and its golden arrays as tensors)."""
+    path = folder / f'{name.replace("/", "-")}.pth'
+    torch.save(make_checkpoint(name), path)
+    arrays = {key: torch.as_tensor(value) for key, value in load(f'{name}.npz').items() if value.dtype.kind in 'fi'}
+    return networks.load_network(path, preset=config_path(name)), arrays
