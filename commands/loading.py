@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
-from networks.formats.edm_pickle import read_pickle
-from networks.log_ratio import load_log_ratio
 
 import networks
 from dnnlib import demo
@@ -13,6 +11,8 @@ from dnnlib.cli import blame
 from dnnlib.download import fetch
 from dnnlib.files import file_digest, resolve_path
 from generation.diffrs_warmup import find_thresholds
+from networks.formats.edm_pickle import read_pickle
+from networks.log_ratio import load_log_ratio
 from sampling import Boosting, DiscriminatorGuidance, Levels
 from sampling import diffrs_rules as rules
 from sampling.samples import check_class

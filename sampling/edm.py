@@ -46,7 +46,7 @@ def edm_sampler(net, latents, class_labels=None, *, levels: Levels | None = None
 
 @torch.no_grad()
 def heun(net, x, class_labels=None, *, levels: Levels, randn_like=None, callback=None):
-    """Images [N, C, H, W], float64, from states x [N, C, H, W] with the noise levels.sigmas[0]; the rest as edm_sampler.
+    """Images [N, C, H, W], float64, from states x [N, C, H, W] of noise levels.sigmas[0]; the rest as edm_sampler.
 
     The rows may have levels of their own, see `Levels`.
     """

@@ -29,7 +29,8 @@ CHURN = Churn(S_churn=80, S_min=0.1, S_max=2.0, S_noise=1.007)
 def kar1(net, x, sigma, class_labels=None, *, sigma_min: float, num_steps: int = 19, rho: float = 7, randn_like=None,
          callback=None):
     """Heun's method on the probability flow (Karras et al. 2022, algorithm 1); 2 num_steps - 1 evaluations."""
-    return heun(net, x, class_labels, levels=_levels(net, sigma, sigma_min, num_steps, rho), callback=callback)
+    return heun(net, x, class_labels, levels=_levels(net, sigma, sigma_min, num_steps, rho, Churn()),
+                callback=callback)
 
 
 def kar2(net, x, sigma, class_labels=None, *, sigma_min: float, num_steps: int = 19, rho: float = 7,
@@ -39,7 +40,7 @@ def kar2(net, x, sigma, class_labels=None, *, sigma_min: float, num_steps: int =
     return heun(net, x, class_labels, levels=levels, randn_like=randn_like, callback=callback)
 
 
-def _levels(net, sigma, sigma_min, num_steps, rho, churn=Churn()):
+def _levels(net, sigma, sigma_min, num_steps, rho, churn):
     """Levels [num_steps + 1, N] from sigma [N] to sigma_min and then 0."""
     steps = edm_steps(num_steps, sigma_min, sigma.to(torch.float64).clamp(min=sigma_min), rho)
     return levels_from(net, rounded(net, steps), churn)

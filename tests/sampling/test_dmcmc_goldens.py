@@ -1,4 +1,4 @@
-"""Denoising MCMC against the published code, whose images are in [0, 1]; ours are in [-1, 1], noise levels twice as large.
+"""Denoising MCMC against the published code, whose images are in [0, 1]; ours are in [-1, 1], levels twice as large.
 
 Tolerance: 1e-3 of the noise level at the start, as for other chains of float32 evaluations.
 """
