@@ -1,14 +1,12 @@
 """Turns raw images into what the other scripts read: data/*.npz, EDM-style zips and stats/*.npz."""
 
-import re
 from pathlib import Path
 
 import click
-import numpy as np
 
 from commands.machine import blame_machine
-from dnnlib.cli import blame
-from dnnlib.files import atomic_write, resolve_output
+from dnnlib.cli import Resolution, blame
+from dnnlib.files import resolve_output
 from metrics.detectors import DETECTORS, load_detector
 from metrics.measure import measure
 from metrics.reference import make_reference
@@ -20,6 +18,7 @@ from torch_utils.image_source import Source, open_images
 from torch_utils.image_transforms import TRANSFORMS, make_transform, over, parse_color
 from torch_utils.images import png_bytes
 from torch_utils.progress import progress
+from torch_utils.published_sets import download_cifar10
 
 source_option = click.option(
     '--source', help='A zip, a folder or an npz of images; cifar10 or cifar10-test: downloaded by torchvision; '
@@ -31,18 +30,6 @@ labels_option = click.option(
     '--labels', help='Where labels come from. data: dataset.json, else folders, or the arrays of an npz; names: file '
     'names <class>_<anything>.png, as ADM\'s', type=click.Choice(['data', 'names', 'none']), default='data',
     show_default=True)
-
-
-class Resolution(click.ParamType):
-    """Width and height, as 64x64 or 64,64."""
-
-    name = 'WxH'
-
-    def convert(self, value, param, ctx):
-        match = re.fullmatch(r'([1-9]\d{0,4})[x,]([1-9]\d{0,4})', str(value))
-        if match is None:
-            self.fail(f'{value!r} is not a width and a height, such as 64x64', param, ctx)
-        return int(match[1]), int(match[2])
 
 
 class EdmGroup(click.Group):
@@ -208,22 +195,6 @@ def load(source: str, max_images: int | None, labels: str) -> Source:
     for note in found.describe():
         dist.print0(note)
     return found
-
-
-def download_cifar10(train: bool) -> Path:
-    """data/cifar10-{train,test}.npz with `samples` and `label`, made by torchvision's download on first use."""
-    path = Path('data') / f'cifar10-{"train" if train else "test"}.npz'
-    if not path.exists():
-        import torchvision  # slow to import, and only needed here
-
-        try:
-            raw = torchvision.datasets.CIFAR10(str(path.parent / 'cifar10-raw'), train=train, download=True)
-        except (RuntimeError, OSError) as error:
-            raise ValueError(f'CIFAR-10 could not be downloaded ({error}); give a local zip or folder') from None
-        with atomic_write(path) as file:
-            np.savez(file, samples=raw.data, label=np.asarray(raw.targets, dtype=np.int64))
-        click.echo(f'{path}: {len(raw.data)} images')
-    return path
 
 
 if __name__ == '__main__':

@@ -7,13 +7,14 @@ import numpy as np
 
 from commands import options
 from commands.draw import draw, open_folder
-from commands.loading import guidance_of, load_discriminator, load_network, load_warmup
+from commands.loading import guidance_of, load_discriminator, load_guides, load_network, load_warmup
 from commands.machine import blame_machine, compile_for_sampling, start
 from dnnlib.cli import SectionedCommand, blame
 from dnnlib.files import resolve_output
 from generation.diffrs_warmup import draw_warmup
+from generation.folder import MOVABLE
 from generation.run import reserve
-from sampling import calibrate, diffrs_report, diffrs_sampler, stream
+from sampling import calibrate, diffrs_report, diffrs_sampler, nested, stream
 from sampling import diffrs_rules as rules
 from sampling.diffrs import warmup_seeds
 from sampling.diffrs_slots import HopelessSample
@@ -27,9 +28,9 @@ ORIGIN = ('network_sha256', 'classifier_sha256', 'discriminator_sha256', 'cond',
 
 @click.command(cls=SectionedCommand, sections={
     'Samples': 'network', 'EDM sampler': 'num_steps', 'Rejection': 'rej_percentile',
-    'Discriminator guidance': 'dg_weight_1st_order', 'Machine': 'device'})
+    'Discriminator guidance': 'dg_weight_1st_order', 'Other guidance': 'guiding_network', 'Machine': 'device'})
 @options.with_options(options.SAMPLES, options.EDM, options.REJECTION, options.guidance(first_weight=0.0),
-                      options.DISCRIMINATORS, options.MACHINE)
+                      options.DISCRIMINATORS, options.GUIDES, options.MACHINE)
 @blame_machine('--batch')
 def main(**opts):
     """Draw samples whose every step is accepted or rejected by a discriminator.
@@ -54,18 +55,20 @@ def main(**opts):
     machine = start(opts['device'], opts['precision'], opts['compile_mode'])
     net, origin = load_network(opts['network'], machine, opts['class_idx'])
     log_ratio, files = load_discriminator(opts, net, machine)
+    guides, guided_by = load_guides(opts, net, machine)
     levels = options.levels_of(opts, net)
     with blame('--max_iter'):
         rules.check_cap(opts['max_iter'], levels.num_steps)
     compiled = compile_for_sampling(machine, net, log_ratio, len(seeds) * (2 * levels.num_steps - 1))
     width = min(opts['batch'], len(seeds))
     net, log_ratio = Padded(net, width), Padded(log_ratio, width)
-    guidance = load_guidance(opts, log_ratio)
+    guidance = nested(*guides, load_guidance(opts, log_ratio))
 
-    record = options.given(opts, *options.LEVEL_NAMES) | origin | files | machine.record() | dict(compile=compiled)
+    record = options.given(opts, *options.LEVEL_NAMES) | origin | files | guided_by | machine.record()
+    record |= dict(compile=compiled)
     record |= {name: opts[name] for name in (*options.RULE_NAMES, *options.DG_NAMES)}
     outdir = resolve_output(opts['outdir'])
-    made_with = origin_of(record)
+    made_with = origin_of(record) | {name: value for name, value in guided_by.items() if name not in MOVABLE}
     calibration = load_warmup(opts, outdir, levels, made_with)
     with blame('--outdir'):  # until the script ends
         click.get_current_context().with_resource(reserve(

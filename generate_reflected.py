@@ -11,7 +11,7 @@ from commands.draw import draw, open_folder
 from commands.likelihood import likelihood
 from commands.loading import Loaded
 from commands.machine import blame_machine, compile_for_sampling, start
-from commands.reflected_words import SamplingCommand
+from commands.reflected_words import WordsCommand, sampling_arguments
 from dnnlib import demo
 from dnnlib.cli import FloatRange, blame
 from dnnlib.download import fetch
@@ -62,7 +62,8 @@ LIKELIHOOD = [
 ]
 
 
-@click.command(cls=SamplingCommand, sections={
+@click.command(cls=WordsCommand, options_metavar='[OPTIONS] [KEY=VALUE]...',
+               understand=lambda words, rest: sampling_arguments(words, rest) + rest, sections={
     'Samples': 'network', 'Reflected diffusion': 'label', 'Likelihood': 'data', 'Machine': 'device'})
 @options.with_options(options.SAMPLES, REFLECTED, LIKELIHOOD, options.MACHINE)
 @blame_machine('--batch')
@@ -129,7 +130,8 @@ def load_guidance(opts: dict, net) -> ClassifierFree | None:
         return None
     if not net.label_dim:
         raise click.ClickException('--w: guidance needs a network with classes, and this one is unconditional')
-    return ClassifierFree(opts['w'], torch.eye(net.label_dim)[0] if opts['published_sampler'] else None)
+    empty = torch.eye(net.label_dim)[0] if opts['published_sampler'] else None
+    return ClassifierFree(opts['w'], empty)
 
 
 def choose_sampler(opts: dict, net, machine):

@@ -5,12 +5,13 @@ from pathlib import Path
 import click
 
 from dnnlib.cli import blame
-from dnnlib.files import resolve_output, resolve_path
+from dnnlib.files import atomic_write, read_options, resolve_output, resolve_path
 from figures.canvas import save
 from figures.curves import distance_curve, training_curves
 from figures.grids import side_by_side
 from figures.rejections import profile_curves
-from figures.results import number, option, read_report, short_names
+from figures.report import report_page
+from figures.results import number, option, read_report, read_summaries, short_names
 from metrics.sources import open_source
 from torch_utils.images import image_grid
 from torch_utils.stats import JsonLines
@@ -40,6 +41,10 @@ def main():
     \b
     # where diffusion rejection sampling rejects, and what it costs
     python plot.py profile samples/diffrs --out=profile.png
+
+    \b
+    # one page about an experiment, for a browser
+    python plot.py report demo/vanilla demo/guided demo/metrics.json runs/score --out=demo/report.html
     """
 
 
@@ -143,6 +148,37 @@ def profile(runs, out):
             if 'levels' not in found:
                 raise ValueError(f'{path} has no report of generate_diffrs.py; the same command again writes it')
     write(profile_curves(reports), out)
+
+
+@main.command()
+@click.argument('inputs', nargs=-1, required=True)
+@click.option('--out', help='The page to write', metavar='HTML', type=str, required=True)
+@click.option('--num', help='Samples of each run in its grid', metavar='INT', type=click.IntRange(min=1), default=64,
+              show_default=True)
+@click.option('--title', help='Heading of the page', metavar='STR', type=str, default='Results', show_default=True)
+def report(inputs, out, num, title):
+    """One page about an experiment, with everything inside: tables, grids, costs, curves, options.
+
+    INPUTS: folders of samples, folders of training runs (with a stats.jsonl), and JSON of calc_metrics.py or
+    fid_npzs.py.
+    """
+    summaries, grids, options, lines = [], {}, {}, {}
+    paths = [resolve_path(path) for path in inputs]
+    with blame('INPUTS'):
+        for name, path in zip(short_names(paths), paths, strict=True):
+            if path.suffix == '.json':
+                summaries += read_summaries(path)
+            elif (path / 'stats.jsonl').is_file():
+                lines[name] = JsonLines(path / 'stats.jsonl').read()
+            else:
+                source = open_source(path)
+                images = next(source.batches(0, min(num, len(source)), num)).permute(0, 2, 3, 1).numpy()
+                grids[name] = image_grid(images)  # [H, W, 3]
+                options[name] = read_options(path / 'options.json')
+    page = report_page(title, summaries, grids, {name: each for name, each in options.items() if each}, lines)
+    with blame('--out'), atomic_write(resolve_output(out)) as file:
+        file.write(page.encode())
+    click.echo(f'{resolve_output(out)}')
 
 
 def write(figure, out: str) -> None:

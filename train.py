@@ -9,8 +9,9 @@ import torch
 
 from commands import fit, options
 from commands.machine import blame_machine, start
+from commands.reflected_words import WordsCommand
 from diffusion.vpsde import VPSDE
-from dnnlib.cli import FloatRange, SectionedCommand, blame
+from dnnlib.cli import FloatRange, blame
 from dnnlib.files import file_digest, resolve_output, resolve_path
 from figures.training import draw_training
 from guided_diffusion import create_classifier
@@ -68,7 +69,12 @@ FILES = [
 ]
 
 
-@click.command(cls=SectionedCommand, sections={
+def refuse_words(words, rest):
+    raise ValueError(f'{words[0]} is a word of reflected diffusion, and this trains discriminators; '
+                     f'use python train_reflected.py {" ".join(words)}')
+
+
+@click.command(cls=WordsCommand, understand=refuse_words, sections={
     'Images and folder': 'savedir', 'Training': 'width', 'Machine': 'device', 'Progress and files': 'save_every'})
 @options.with_options(DATA, TRAINING, fit.hyperparameters(default_batch=128), fit.machine_options(
     'the frozen feature extractor; the discriminator stays in float32, on GPUs in TF32 with any but fp32', PRECISIONS),

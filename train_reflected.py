@@ -9,8 +9,8 @@ import torch
 
 from commands import fit, options
 from commands.machine import blame_machine, start
-from commands.reflected_words import DATA, PRESETS, training_config
-from dnnlib.cli import FloatRange, SectionedCommand, blame
+from commands.reflected_words import DATA, PRESETS, WordsCommand, training_config
+from dnnlib.cli import FloatRange, blame
 from dnnlib.files import atomic_write, resolve_output
 from networks import save_network, set_precision
 from networks.reflected import construct_reflected
@@ -39,6 +39,7 @@ IMAGES = [
                  show_default=True),
     click.option('--seed', help='Seed of weights, order and noise', metavar='INT', type=click.IntRange(min=0),
                  default=0, show_default=True),
+    click.option('--word', 'words', hidden=True, multiple=True),
 ]
 SAVING = [
     click.option('--save_minutes', help='Interval of the training state', metavar='FLOAT', type=FloatRange(min=0),
@@ -46,9 +47,9 @@ SAVING = [
 ]
 
 
-@click.command(cls=SectionedCommand, sections={
+@click.command(cls=WordsCommand, options_metavar='[OPTIONS] [KEY=VALUE]...',
+               understand=lambda words, rest: rest + [f'--word={word}' for word in words], sections={
     'Images and network': 'outdir', 'Machine': 'device', 'Progress and files': 'save_minutes'})
-@click.argument('words', nargs=-1, metavar='[KEY=VALUE]...')
 @options.with_options(IMAGES, fit.machine_options(
     'the U-Net; weights stay in float32', except_for=' and, with model.dropout, its masks'), SAVING, fit.PROGRESS)
 @blame_machine('--batch_gpu')

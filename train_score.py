@@ -36,6 +36,8 @@ PRESETS = {
 }
 PRECONDITIONS = {'edm': ('EDMPrecond', 'EDMLoss'), 'vp': ('VPPrecond', 'VPLoss'), 've': ('VEPrecond', 'VELoss')}
 OF_THE_DATA = ('img_resolution', 'img_channels', 'label_dim')  # arguments of a network that the images decide
+OPTIONS = dict(resolution='--data', img_channels='--data', classes='--cond', model_channels='--channels',
+               num_blocks='--blocks', precond='--precond', augment_dim='--augment')  # what a network has to fit
 FRACTION = FloatRange(min=0, max=1)
 
 
@@ -168,17 +170,17 @@ def _adopt(source, config: dict, asked: dict, precond: str | None) -> tuple[str,
     """(preconditioning, arguments of the U-Net) of the network `source`. Raises ValueError if they are not `asked`."""
     found = next((name for name, (made_by, _) in PRECONDITIONS.items() if made_by == source.constructor), None)
     if found is None:
-        raise ValueError(f'a {source.constructor} cannot be trained here, only {", ".join(PRECONDITIONS)}')
+        raise ValueError(f'{source.constructor} cannot be trained here, only {", ".join(PRECONDITIONS)}')
     kwargs = {name: value for name, value in source.init_kwargs.items() if name not in OF_THE_DATA}
     theirs = dict(kwargs, resolution=source.img_resolution, img_channels=source.img_channels,
                   classes=source.label_dim, precond=found, augment_dim=kwargs.get('augment_dim', 0))
     wanted = {name: config[name] for name in ('resolution', 'img_channels', 'classes')} | asked
     wanted |= {} if precond is None else dict(precond=precond)
     wanted |= dict(augment_dim=AugmentPipe.label_dim) if config['augment'] > 0 else {}
-    differences = [f'{name} {theirs.get(name)}, not {value}' for name, value in wanted.items()
+    differences = [f'{name} {theirs.get(name)}, not {value} ({OPTIONS[name]})' for name, value in wanted.items()
                    if theirs.get(name) != value]
     if differences:
-        raise ValueError(f'the network does not fit the images and the options: it has {"; ".join(differences)}')
+        raise ValueError(f'the network does not fit the other options: it has {"; ".join(differences)}')
     return found, kwargs
 
 

@@ -43,7 +43,7 @@ Block = tuple[float, float, int]  # of a rank: when it began and ended (time.mon
               show_default=True)
 @click.option('--steps',        help='Sampling steps', metavar='INT', type=click.IntRange(min=1), default=3,
               show_default=True)
-@click.option('--slowdown',     help='The last rank takes so many times as long, by sleeping', metavar='FLOAT',
+@click.option('--slowdown',     help='The last rank takes this many times as long, by sleeping', metavar='FLOAT',
               type=click.FloatRange(min=1), default=4, show_default=True)
 @click.option('--scaling',      help='Instead: one process with all threads, and several that share them', is_flag=True)
 @click.option('--memory',       help='Instead: memory', is_flag=True)
@@ -90,7 +90,7 @@ def launch(folder: Path, processes: int, threads: int, **work) -> list[list[Bloc
 
 
 def execute(command: list[str], threads: int = 1) -> float:
-    """Run a command with so many threads per process; its largest resident memory in MiB. Its errors are shown."""
+    """Run a command with this many threads per process; its largest resident memory in MiB. Its errors are shown."""
     environment = os.environ | dict(OMP_NUM_THREADS=str(threads), PYTHONPATH=str(ROOT))
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
@@ -198,7 +198,7 @@ def print_scaling(runs: list[tuple[int, int, list[list[Block]]]]) -> None:
 
 
 def print_memory(folder: Path, lengths) -> None:
-    """A table of the memory of generate.py and fid_npzs.py over runs of so many batches of 256 images."""
+    """A table of the memory of generate.py and fid_npzs.py over runs of these numbers of batches of 256 images."""
     networks.save_network(folder / 'small.safetensors', networks.construct('EDMPrecond', SMALL))
     click.echo('\n| batches | images | their float64 images, MiB | generate.py, MiB | fid_npzs.py, MiB |\n'
                '|---|---|---|---|---|')

@@ -105,7 +105,7 @@ def _noise(shape, device):
 
 @torch.no_grad()
 def call_network(evaluate, net, precision: str, batch: int, calls: int, device) -> int:
-    """Call evaluate(images, sigma) so many times with images of the size of `net`'s; the images it was given."""
+    """Call evaluate(images, sigma) `calls` times with images of the size of `net`'s; the images it was given."""
     select_precision(precision, device)
     x = noise(net, batch, device).to(torch.float64)  # as samplers call it
     sigma = torch.ones([batch], dtype=torch.float64, device=device)

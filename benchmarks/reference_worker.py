@@ -264,7 +264,7 @@ class Published:
         return dict(images=batch)
 
     def diffrs(self, batch: int, steps: int, images: int, rej_percentile: float, log_ratio: list) -> dict:
-        """DiffRS's main loop until so many images have ended, with thresholds from log_ratio [steps + 1, n]."""
+        """DiffRS's main loop until this many images have ended, with thresholds from log_ratio [steps + 1, n]."""
         log_ratio = torch.tensor(log_ratio)
         names = {name: str(self.folder / f'{name}.pickle') for name in ('adaptive', 'increments', 'nfe_analysis')}
         for name in names.values():

@@ -11,10 +11,13 @@ from dnnlib.cli import blame
 from dnnlib.download import fetch
 from dnnlib.files import file_digest, resolve_path
 from generation.diffrs_warmup import find_thresholds
+from networks.class_likelihood import load_class_likelihood
 from networks.formats.edm_pickle import read_pickle
 from networks.log_ratio import load_log_ratio
-from sampling import Boosting, DiscriminatorGuidance, Levels
+from sampling import Autoguidance, Boosting, ClassifierFree, ClassifierGuidance, DiscriminatorGuidance, Levels
 from sampling import diffrs_rules as rules
+from sampling.autoguidance import check_guide
+from sampling.interval import parse_interval
 from sampling.samples import check_class
 from torch_utils import distributed as dist
 
@@ -71,6 +74,49 @@ def guidance_of(opts: dict, log_ratio) -> DiscriminatorGuidance:
     with blame('--time_min'):
         return DiscriminatorGuidance(log_ratio, opts['dg_weight_1st_order'], opts['dg_weight_2nd_order'],
                                      Boosting() if opts['boosting'] else None, opts['time_min'], opts['time_max'])
+
+
+def load_guides(opts: dict, net, machine: Machine) -> Loaded:
+    """The guidances beside the discriminator's, as a list: autoguidance, classifier-free, a classifier's."""
+    found, record, interval = [], {}, None
+    if opts['guidance_interval']:
+        with blame('--guidance_interval'):
+            interval = parse_interval(opts['guidance_interval'])
+            if interval.steps and opts.get('sampler') != 'edm':
+                raise ValueError('steps are those of a straight path: restarts and rejection repeat them; '
+                                 'give noise levels LOW,HIGH')
+    if opts['guiding_network']:
+        with blame('--guiding_network'):
+            with dist.rank0_first():
+                guide = networks.load_network(opts['guiding_network'], device=machine.device, dtype=machine.dtype)
+            check_guide(guide, net)
+            record |= dict(guiding_network=opts['guiding_network'], guiding_weight=opts['guiding_weight'],
+                           guiding_network_sha256=file_digest(fetch(opts['guiding_network'])))
+        found.append(Autoguidance(guide, opts['guiding_weight'], interval))
+    if opts['w']:
+        with blame('--w'):
+            check_knows_no_label(net)
+        record |= dict(w=opts['w'])
+        found.append(ClassifierFree(opts['w'], interval=interval))
+    if opts['guiding_classifier']:
+        with blame('--guiding_classifier'):
+            likelihood = load_class_likelihood(net, opts['guiding_classifier'], machine.dtype, machine.device)
+        record |= dict(guiding_classifier=opts['guiding_classifier'], classifier_weight=opts['classifier_weight'],
+                       guiding_classifier_sha256=file_digest(resolve_path(opts['guiding_classifier'])))
+        found.append(ClassifierGuidance(likelihood, opts['classifier_weight'], interval))
+    if interval is not None and not found:
+        raise click.ClickException('--guidance_interval: there is no guidance to limit; give --guiding_network, --w or '
+                                   '--guiding_classifier')
+    return Loaded(found, record | ({} if interval is None else dict(guidance_interval=opts['guidance_interval'])))
+
+
+def check_knows_no_label(net) -> None:
+    """Raise ValueError for a network that has not learnt to do without labels, or has none."""
+    if not net.label_dim:
+        raise ValueError('guidance needs a network with classes, and this one is unconditional')
+    if getattr(net.model, 'label_dropout', None) == 0:
+        raise ValueError('the network was trained without dropping labels (label_dropout is 0), so that it knows '
+                         'nothing of images without one')
 
 
 def load_warmup(opts: dict, outdir: Path, levels: Levels, origin: dict) -> rules.Calibration | None:

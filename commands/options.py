@@ -1,16 +1,21 @@
 """The options that the sampling scripts share, grouped as their help shows them, and the values that follow."""
 
 import inspect
+import re
+from pathlib import Path
 
 import click
 
 from diffusion.schedules import DISCRETIZATIONS, SCALINGS, SCHEDULES
 from dnnlib.cli import FloatRange, IntList, blame
+from dnnlib.files import resolve_path
 from generation.run import choose_seeds
 from sampling import SAMPLERS
 from sampling.ablation import SOLVERS
 from sampling.diffrs_rules import RULES
-from sampling.levels import Levels, edm_levels
+from sampling.levels import Churn, Levels, edm_levels, listed_levels
+from sampling.multistep import MULTISTEP
+from sampling.particles import RESAMPLING
 from torch_utils.device import PRECISIONS
 
 from .loading import CLASSIFIER, DISCRIMINATOR
@@ -58,7 +63,8 @@ ABLATION = [
     click.option('--sampler', help='Sampler', type=click.Choice([*SAMPLERS]), default='edm', show_default=True),
     click.option('--set', 'sampler_options', help="An option of --sampler's own, repeatable", metavar='NAME=VALUE',
                  type=str, multiple=True),
-    click.option('--solver', help='Ablate ODE solver', metavar='|'.join(SOLVERS), type=click.Choice(SOLVERS)),
+    click.option('--solver', help='Ablate ODE solver (euler, heun), or one evaluation per step',
+                 metavar='|'.join((*SOLVERS, *MULTISTEP)), type=click.Choice([*SOLVERS, *MULTISTEP])),
     click.option('--disc', 'discretization', help='Ablate time step discretization {t_i}',
                  metavar='|'.join(DISCRETIZATIONS), type=click.Choice(DISCRETIZATIONS)),
     click.option('--schedule', help='Ablate noise schedule sigma(t)', metavar='|'.join(SCHEDULES),
@@ -68,6 +74,41 @@ ABLATION = [
 ]
 ABLATION_NAMES = ('solver', 'discretization', 'schedule', 'scaling')
 
+COMPOSED = [
+    click.option('--sigmas', help='Noise levels from a file of decreasing numbers, instead of --steps and --sigma_*',
+                 metavar='FILE', type=str),
+    click.option('--restart', '--restart_info', 'restart', help='Where --sampler=restart walks again: steps; '
+                 '[levels,repetitions,t_min,t_max] for each interval, or a name such as cifar10-43 or imagenet64-99 '
+                 '(the evaluations it costs)', metavar='TEXT|NAME', type=str),
+    click.option('--restart_gamma', help='Churn within restarts', metavar='FLOAT', type=FloatRange(min=0),
+                 default=0.05, show_default=True),
+    click.option('--num_particles', help='Samples that a discriminator resamples as a group', metavar='INT',
+                 type=click.IntRange(min=1), default=1, show_default=True),
+    click.option('--method', help='pf: resample; dg: guide; none: neither, for --select  [default: pf if there are '
+                 'particles]', metavar='pf|dg|none', type=click.Choice(['pf', 'dg', 'none'])),
+    click.option('--resample_inds', help='Steps before which to resample; restarts resample at each of them',
+                 metavar='LIST', type=str),
+    click.option('--resampling', type=click.Choice([*RESAMPLING]), default='systematic', show_default=True,
+                 help='How indices are drawn; multinomial: as published'),
+    click.option('--ess', help='Resample a group if its effective sample size is below this part of it '
+                 '[default: always]', metavar='FLOAT', type=FloatRange(0, 1)),
+    click.option('--select', help='Keep the best of each group: one image per seed', is_flag=True),
+]
+
+GUIDES = [
+    click.option('--guiding_network', help='Autoguidance: a weaker score network of the same images',
+                 metavar='PATH|URL', type=str),
+    click.option('--guiding_weight', help='Its weight; 1: none', metavar='FLOAT', type=FloatRange(min=0), default=2.,
+                 show_default=True),
+    click.option('--w', help='Classifier-free guidance: (1 + w) D - w D without label', metavar='FLOAT',
+                 type=FloatRange(min=0), default=0., show_default=True),
+    click.option('--guiding_classifier', help='Classifier guidance: an ADM classifier of noisy images',
+                 metavar='PATH', type=str),
+    click.option('--classifier_weight', help='Its weight', metavar='FLOAT', type=FloatRange(min=0), default=1.,
+                 show_default=True),
+    click.option('--guidance_interval', help='Where these three act: noise levels LOW,HIGH or steps [FIRST, LAST]',
+                 metavar='INTERVAL', type=str),
+]
 
 
 def guidance(first_weight: float) -> list:
@@ -118,7 +159,7 @@ REJECTION = [
                  type=FloatRange(0, 1), default=0., show_default=True),
     click.option('--rule', help='published: test, rewind, test again; exact: one draw for a whole path, see '
                  'docs/equations.md', type=click.Choice([*RULES]), default='published', show_default=True),
-    click.option('--backsteps', help='Steps back after a rejection; 0: test the prior alone', metavar='INT',
+    click.option('--backsteps', help='Steps back after a rejection; 0: test only the prior', metavar='INT',
                  type=click.IntRange(min=0), default=1, show_default=True),
     click.option('--min_backsteps', help='Test only states after more than this many steps', metavar='INT',
                  type=click.IntRange(min=0), default=0, show_default=True),
@@ -165,9 +206,18 @@ def levels_of(opts: dict, net) -> Levels:
     """The noise levels that the options ask for, as far as the network knows them."""
     if opts['S_churn'] and opts['S_min'] > opts['S_max']:
         raise click.ClickException(f'--S_min: {opts["S_min"]:g} is above --S_max, so that --S_churn would never act')
+    if opts.get('sigmas'):
+        with blame('--sigmas'):
+            churn = Churn(*(opts[name] for name in ('S_churn', 'S_min', 'S_max', 'S_noise')))
+            return listed_levels(net, read_numbers(resolve_path(opts['sigmas'])), churn)
     with blame('--sigma_min, --sigma_max, --rho'):
         return edm_levels(net, **{name: opts[name] for name in LEVEL_NAMES},
                           discretization=opts.get('discretization') or 'edm')
+
+
+def read_numbers(path) -> list[float]:
+    """The numbers of a text file, separated by blanks, commas or brackets. Raises ValueError or OSError."""
+    return [float(word) for word in re.split(r'[\s,;\[\]()]+', Path(path).read_text()) if word]
 
 
 def given(opts: dict, *names: str) -> dict:
@@ -178,7 +228,8 @@ def given(opts: dict, *names: str) -> dict:
 def sampler_options(sampler, pairs) -> dict:
     """The options NAME=VALUE of a sampler's own; values become the type of the option's default."""
     known = {name: parameter.default for name, parameter in inspect.signature(sampler).parameters.items()
-             if parameter.kind is parameter.KEYWORD_ONLY and name not in ('levels', 'randn_like', 'callback')}
+             if parameter.kind is parameter.KEYWORD_ONLY
+             and name not in ('levels', 'restarts', 'randn_like', 'callback')}
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition('=')

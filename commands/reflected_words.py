@@ -49,6 +49,27 @@ PRESETS = {
 }
 
 
+WORD = re.compile(r'[A-Za-z_][\w.]*=.*')
+
+
+class WordsCommand(SectionedCommand):
+    """A command that takes words KEY=VALUE beside its options.
+
+    `understand(words, arguments)` gives the arguments that mean the same: words and the rest of the command line.
+    """
+
+    def __init__(self, *args, understand, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.understand = understand
+
+    def parse_args(self, ctx, args):
+        words = [text for text in args if WORD.fullmatch(text)]
+        if words:
+            with blame('KEY=VALUE'):
+                args = self.understand(words, [text for text in args if text not in words])
+        return super().parse_args(ctx, args)
+
+
 def split(words) -> dict[str, str]:
     """{key: text} of words KEY=VALUE, in their order. Raises ValueError for another word."""
     pairs = {}
@@ -136,11 +157,10 @@ PUBLISHED = {  # their defaults
     'sampling.method': 'pc', 'sampling.corrector': 'none', 'sampling.n_steps_each': '1', 'sampling.denoiser': 'none',
     'denoiser_path': '', 'sampling.predictor': 'euler_maruyama', 'sampling.noise_removal': 'True',
     'eval.batch_size': '100', 'eval.rounds': '1'}
-WORD = re.compile(r'[A-Za-z_][\w.]*=.*')
 
 
 def sampling_arguments(words, given) -> list[str]:
-    """Options of generate_reflected.py that mean the same as `words`; `given` are the options that stand beside them.
+    """Options of generate_reflected.py that mean the same as `words`; `given` are the arguments that stand beside them.
 
     A command with load_dir=DIR is a published one: what it leaves out has the published default. Raises ValueError for
     an unknown key.
@@ -167,13 +187,3 @@ def sampling_arguments(words, given) -> list[str]:
     if 'load_dir' in pairs and not any(text.startswith('--outdir') for text in given):
         arguments.append(f'--outdir=samples/{Path(pairs["load_dir"]).name}')
     return arguments
-
-
-class SamplingCommand(SectionedCommand):
-    """A command that takes the published words beside its options, which come first where both say something."""
-
-    def parse_args(self, ctx, args):
-        words = [text for text in args if WORD.fullmatch(text)]
-        rest = [text for text in args if text not in words]
-        with blame('KEY=VALUE'):
-            return super().parse_args(ctx, sampling_arguments(words, rest) + rest)

@@ -44,6 +44,18 @@ class FloatRange(click.FloatRange):
         return number
 
 
+class Resolution(click.ParamType):
+    """Width and height, as 64x64 or 64,64."""
+
+    name = 'WxH'
+
+    def convert(self, value, param, ctx):
+        match = re.fullmatch(r'([1-9]\d{0,4})[x,]([1-9]\d{0,4})', str(value))
+        if match is None:
+            self.fail(f'{value!r} is not a width and a height, such as 64x64', param, ctx)
+        return int(match[1]), int(match[2])
+
+
 class SectionedCommand(click.Command):
     """A command whose help shows its options under headings.
 

@@ -18,6 +18,26 @@ def read_report(file, keys=('metric', 'results'), writer='fid_npzs.py --json') -
     return report
 
 
+def read_summaries(file) -> list[dict]:
+    """What calc_metrics.py or fid_npzs.py --json wrote, as the summaries of the former. Raises ValueError, OSError."""
+    found = read_report(file, (), 'calc_metrics.py or fid_npzs.py --json')
+    if 'summaries' in found:
+        return found['summaries']
+    if not {'metric', 'results'} <= found.keys():
+        raise ValueError(f'{file} was not written by calc_metrics.py or fid_npzs.py --json')
+    results = []
+    for result in found['results']:
+        metrics = dict(fd=dict(label=found['metric'], value=result['distance'], error=None,
+                               deviation=result['distance_deviation']))
+        if result.get('kid') is not None:
+            metrics['kid'] = dict(label='KID x 1000', value=result['kid'], deviation=result['kid_deviation'],
+                                  error=result['blocks'][0]['kid_error'])
+        results.append(dict(name=result['name'], metrics=metrics))
+    return [dict(detector=found['detector'], fingerprint=found['fingerprint'], distance=found['metric'],
+                 ref=found['ref'], ref_count=found['ref_count'], num_samples=found['num_samples'],
+                 blocks=len(found['results'][0]['blocks']), results=results, differences=[])]
+
+
 def option(result: dict, name: str):
     """The value of an option of the samples, that of a group as `report.nfe.mean`. Raises ValueError for none."""
     options = value = result.get('options') or {}
@@ -41,5 +61,5 @@ def number(result: dict, name: str) -> float:
 
 def short_names(folders: list[Path]) -> list[str]:
     """The last part of each path, or the whole path where several end alike."""
-    names = [folder.name for folder in folders]
+    names = [folder.resolve().name for folder in folders]
     return [name if names.count(name) == 1 else str(folder) for name, folder in zip(names, folders, strict=True)]

@@ -23,12 +23,14 @@ COSTS, LABEL = 'counts', 'label'  # texts of a PNG: what the sample has cost, as
 LABEL_FILE = 'dataset.json'  # the classes of PNG files, as EDM's tools write and read them
 # What an options.json calls a file, and the entry that holds its digest: the same file may have moved.
 MOVABLE = dict(network='network_sha256', pretrained_classifier_ckpt='classifier_sha256',
-               discriminator_ckpt='discriminator_sha256', noise_classifier='noise_classifier_sha256')
+               discriminator_ckpt='discriminator_sha256', guiding_network='guiding_network_sha256',
+               guiding_classifier='guiding_classifier_sha256',
+               noise_classifier='noise_classifier_sha256')
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of samples: its place in the run and its seeds, fixed by the list of seeds alone."""
+    """One file of samples: its place in the run and its seeds, fixed by the list of seeds only."""
 
     index: int
     seeds: Sequence[int]

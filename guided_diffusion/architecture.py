@@ -49,6 +49,8 @@ def read_architecture(state: dict, image_size: int | None = None) -> Architectur
     width = state['time_embed.0.weight'].shape[1]
     pooled = round((state['out.2.positional_embedding'].shape[1] - 1) ** 0.5)
     blocks = max(int(m[1]) for m in (re.match(r'input_blocks\.(\d+)\.', key) for key in state) if m)
+    if blocks >= len(state):  # a number in a name, which is no reason to count so far
+        raise ValueError(f'not an ADM classifier or discriminator: {blocks} blocks in {len(state)} tensors')
     found = []
     for levels in CHANNEL_MULT:
         depth, remainder = divmod(blocks + 1 - levels, levels)  # each level but the last ends in a block that halves

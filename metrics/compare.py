@@ -45,14 +45,20 @@ def distance(images, ref=None, *, batch: int = 64, device='auto') -> Distance:
     with which the distance is FD-CIFAR10. The detector is the one that made them.
     Raises ValueError or OSError for images, statistics or weights that cannot be used.
     """
-    if not isinstance(ref, Reference):
-        ref = load_reference(fetch(ref or demo.DEMO_STATS))
-    detector = load_detector(ref.default_detector(), select_device(device))
-    ref.check(detector)
+    detector, ref = load_both(ref, device)
     result, _ = compare(images, ref, detector, batch=batch)
     block = result['blocks'][0]
     return Distance(detector.distance, block['distance'], result['num_samples'], block.get('kid'),
                     block.get('kid_error'))
+
+
+def load_both(ref, device) -> tuple[Detector, Reference]:
+    """The detector that made statistics, and these, given as for `distance`."""
+    if not isinstance(ref, Reference):
+        ref = load_reference(fetch(ref or demo.DEMO_STATS))
+    detector = load_detector(ref.default_detector(), select_device(device))
+    ref.check(detector)
+    return detector, ref
 
 
 def compare(images, ref: Reference, detector: Detector, num_samples: int | None = None, blocks: int = 1,

@@ -1,5 +1,6 @@
 """Detectors: networks that turn uint8 images into the features that distances compare."""
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dnnlib import demo
 from dnnlib.download import fetch
 from torch_utils.transfer import upload
 
+from .dinov2 import load_dinov2
 from .feature_net import load_feature_net
 from .inception import load_inception
 from .nvidia import load_nvidia
@@ -98,10 +100,19 @@ def make_nvidia(path, device, dtype):
     return Made(network, 2048, mark)
 
 
+def make_dinov2(path, device, dtype, resize='torch'):
+    """DINOv2 ViT-L/14, a state dict that is read weights-only."""
+    net = load_dinov2(path, resize)
+    mark = fingerprint(net)
+    return Made(net.to(device=device, dtype=dtype), net.feature_dim, mark)
+
+
 DETECTORS = {
     'inception': DetectorKind(make_inception, 'FID'),
     'nvidia': DetectorKind(make_nvidia, 'FID', runs_code=True),
     'cifar10': DetectorKind(make_cifar10, 'FD-CIFAR10', size=32),
+    'dinov2': DetectorKind(make_dinov2, 'FD-DINOv2'),
+    'dinov2-pil': DetectorKind(functools.partial(make_dinov2, resize='pil'), 'FD-DINOv2'),  # as dgm-eval resizes
 }
 
 

@@ -95,10 +95,11 @@ def load_feature_net(path):
     if file.constructor != CONSTRUCTOR:
         raise ValueError(f'{Path(path).name} holds a {file.constructor}, not a {CONSTRUCTOR}; '
                          'train_classifier.py --preset=cifar10-features makes one')
-    net = FeatureNet(**file.kwargs)
     try:
+        checkpoint.check_size(lambda: FeatureNet(**file.kwargs), file.state)
+        net = FeatureNet(**file.kwargs)
         net.load_state_dict(file.state)
-    except RuntimeError as error:
+    except Exception as error:  # arguments of any kind can fail anywhere
         raise ValueError(f'{Path(path).name} does not fit its own constructor arguments: '
                          f'{str(error).splitlines()[-1].strip()}') from None
     return net.eval().requires_grad_(False)

@@ -1,27 +1,31 @@
 """Reference statistics (stats/*.npz): moments of a data set's features and what made them."""
 
+import datetime
+import json
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from dnnlib.files import atomic_write, resolve_path
+from dnnlib.files import atomic_write, file_digest, resolve_path
 from torch_utils import archives
 
 from .detectors import Detector
 
 MOMENTS = ('mu', 'sigma')
 INCEPTION_DIM = 2048
-TEXTS = ('detector', 'fingerprint', 'source')
+TEXTS = ('detector', 'fingerprint', 'source', 'provenance')
 MAX_DIM = 8192  # features of any detector; 512 MiB of sigma
 MAX_FEATURES = 100_000  # whose features are kept for KID
+ADM_MOMENTS = 'mu_s'  # of spatial features, which only the evaluations of ADM (guided-diffusion) have
 
 
 @dataclass(frozen=True)
 class Reference:
     """mu [D] and sigma [D, D] float64; `features` [n, D] float16, a sample of them for KID, or None.
 
-    `detector` is '' in published files, which hold mu and sigma only; `count` is then 0.
+    `detector` is '' in published files, which hold only mu and sigma; `count` is then 0. `provenance` is JSON text:
+    what made the statistics, from which images and when.
     """
 
     mu: np.ndarray
@@ -31,6 +35,7 @@ class Reference:
     count: int = 0
     source: str = ''
     features: np.ndarray | None = None
+    provenance: str = ''
 
     @property
     def dim(self) -> int:
@@ -58,6 +63,9 @@ class Reference:
                              f'are {detector.name} {detector.fingerprint}; make the statistics again with '
                              'dataset_tool.py stats')
         if not self.detector and detector.name == 'inception':
+            if self.source == 'ADM':
+                return ("the statistics are ADM's, made with TensorFlow's Inception-v3 and its resizing; pytorch-fid's "
+                        'port gives values near the published ones but not identical')
             return ("the statistics name no detector; if they are NVIDIA's, pytorch-fid's Inception-v3 gives values "
                     "near the published ones but not identical (--detector=nvidia gives those)")
         return ''
@@ -65,7 +73,7 @@ class Reference:
     def save(self, path) -> None:
         """Writes the npz, whole or not at all."""
         arrays = dict(mu=self.mu, sigma=self.sigma, detector=self.detector, fingerprint=self.fingerprint,
-                      count=self.count, source=self.source)
+                      count=self.count, source=self.source, provenance=self.provenance)
         if self.features is not None:
             arrays['features'] = self.features
         with atomic_write(path) as file:
@@ -73,7 +81,7 @@ class Reference:
 
 
 def load_reference(path) -> Reference:
-    """Statistics from an npz with `mu` and `sigma`: ours, EDM's or DG's.
+    """Statistics from an npz with `mu` and `sigma`: ours, EDM's, DG's, pytorch-fid's or ADM's (VIRTUAL_*.npz).
 
     Raises FileNotFoundError, and ValueError for a file without these arrays, of other shapes, or with NaN or infinity.
     """
@@ -106,12 +114,23 @@ def load_reference(path) -> Reference:
     for name in (*MOMENTS, 'features'):
         if name in arrays and not np.isfinite(arrays[name]).all():
             raise ValueError(f'{path}: {name} is not finite (NaN or infinity); make the statistics again')
+    texts = {name: str(arrays[name]) for name in TEXTS if name in arrays}
+    if ADM_MOMENTS in names:
+        texts.setdefault('source', 'ADM')
     return Reference(*(arrays[name].astype(np.float64) for name in MOMENTS), count=int(arrays.get('count', 0)),
-                     features=arrays.get('features'), **{name: str(arrays[name]) for name in TEXTS if name in arrays})
+                     features=arrays.get('features'), **texts)
 
 
-def make_reference(measured, detector: Detector, source: str) -> Reference:
+def make_reference(measured, detector: Detector, source: str, provenance: str = '') -> Reference:
     """Statistics of a `metrics.measure.Measured`; its features are stored in half precision."""
     mu, sigma = measured.moments.finish()
     features = measured.features.to(torch.float16).numpy() if len(measured.features) else None
-    return Reference(mu, sigma, detector.name, detector.fingerprint, measured.moments.count, source, features)
+    return Reference(mu, sigma, detector.name, detector.fingerprint, measured.moments.count, source, features,
+                     provenance)
+
+
+def provenance(source, count: int, precision: str) -> str:
+    """JSON text for `Reference.provenance`: images and their digest (of a single file), arithmetic, versions, date."""
+    return json.dumps(dict(images=str(source.path.resolve()), sha256=file_digest(source.path), count=count,
+                           precision=precision, torch=torch.__version__,
+                           date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')))

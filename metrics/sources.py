@@ -71,7 +71,7 @@ class ImageSource:
 
 
 class ShardSource(ImageSource):
-    """npz files with `samples` (or `arr_0`, `images`) uint8 [N, H, W, C]; counted by their headers alone."""
+    """npz files with `samples` (or `arr_0`, `images`) uint8 [N, H, W, C]; counted by their headers only."""
 
     def __init__(self, path: Path, shards: list[Path]):
         self.shards = [image_labels.find_images(shard, channels=(1, 3, 4))[0] for shard in shards]

@@ -2,7 +2,19 @@
 
 from .io import load_network, read_network_file, save_network
 from .log_ratio import LogRatio, load_log_ratio
-from .precond import EDMPrecond, Precond, VEPrecond, VPPrecond, construct, iDDPMPrecond, set_precision
+from .precond import (
+    EDMPrecond,
+    Precond,
+    SubVPPrecond,
+    VEDiscretePrecond,
+    VEPrecond,
+    VPDiscretePrecond,
+    VPPrecond,
+    construct,
+    iDDPMPrecond,
+    set_precision,
+)
 
-__all__ = ['EDMPrecond', 'LogRatio', 'Precond', 'VEPrecond', 'VPPrecond', 'construct', 'iDDPMPrecond',
-           'load_log_ratio', 'load_network', 'read_network_file', 'save_network', 'set_precision']
+__all__ = ['EDMPrecond', 'LogRatio', 'Precond', 'SubVPPrecond', 'VEDiscretePrecond', 'VEPrecond', 'VPDiscretePrecond',
+           'VPPrecond', 'construct', 'iDDPMPrecond', 'load_log_ratio', 'load_network', 'read_network_file',
+           'save_network', 'set_precision']

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 
+from diffusion.vpsde import VPSDE
 from dnnlib.files import resolve_path
 from guided_diffusion import Architecture, create_classifier, read_architecture, set_precision
-from torch_utils.checkpoint import load_state, read_network
+from torch_utils.checkpoint import check_size, load_state, read_network
 
 FEATURE_SIZE = 8  # height and width of the features that published discriminators read
 
@@ -14,6 +15,19 @@ FEATURE_SIZE = 8  # height and width of the features that published discriminato
 def time_convention(resolution: int) -> str:
     """The time that published classifiers of this resolution were trained with: 'cosine' or 'linear'."""
     return 'cosine' if resolution == 64 else 'linear'
+
+
+def vp_mean_and_time(sigma, x, time: str):
+    """VP mean [N, 1, 1, 1] and network time [N] for noise levels [] or [N] of x [N, C, H, W], computed in float64.
+
+    A classifier sees mean(tau) x at time tau(sigma); `time` is 'linear', or 'cosine' for the cosine schedule's.
+    """
+    sde = VPSDE()
+    sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).expand(x.shape[0])
+    tau = sde.tau(sigma)
+    mean, _ = sde.marginal(tau)
+    t = sde.t_cos(tau) if time == 'cosine' else tau
+    return mean[:, None, None, None], t.to(torch.float32)
 
 
 def load_classifier(ckpt_path, img_resolution, device, eval=True, *, dtype=torch.float32):
@@ -58,9 +72,10 @@ def read_classifier(path, what: str, image_size: int, dtype, device, eval: bool 
     state, metadata, recorded = _read(path, what)
     try:
         architecture = read_architecture(state, recorded or image_size)
+        check_size(architecture.build, state)
         net = architecture.build()
         net.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # shapes and names of any kind can fail anywhere
         raise ValueError(f'{what} {path}: {" ".join(str(error).split())[:300]}') from None
     net.metadata = metadata
     return _ready(net, dtype, device, eval), architecture

@@ -11,11 +11,9 @@ from torch_utils import checkpoint
 
 from .formats import FORMATS, HEAD
 from .formats.text import shown
-from .precond import Precond, construct, set_precision
+from .precond import Precond, construct, construct_body, set_precision
 
-SIGNATURES = {b'PK': 'a zip archive (a .pt or .npz file?)', b'\x89PNG': 'a PNG image', b'<': 'a web page',
-              b'\x93NUMPY': 'a numpy array', b'\xff\xd8': 'a JPEG image', b'version https://git-lfs':
-              'a Git LFS pointer (fetch the file itself)'}
+SIGNATURES = checkpoint.SIGNATURES | {b'PK': 'a zip archive (a .pt or .npz file?)'}
 
 
 def load_network(path_or_url: str | os.PathLike = demo.DEMO_SCORE, device: torch.device | str = 'cpu',
@@ -36,9 +34,10 @@ def load_network(path_or_url: str | os.PathLike = demo.DEMO_SCORE, device: torch
 def build_network(file: checkpoint.NetworkFile, path) -> Precond:
     """The network that a file describes, with the file's weights; `path` is for the message. Raises ValueError."""
     try:
+        checkpoint.check_size(lambda: construct_body(file.constructor, file.kwargs), file.state)
         net = construct(file.constructor, file.kwargs)
         net.load_state_dict(file.state)
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:  # arguments of any kind can fail anywhere
         raise ValueError(f'{path} does not fit its own description: {shown(error, 300)}') from None
     net.metadata = file.metadata
     return net

@@ -10,10 +10,9 @@ import os
 import torch
 
 from diffusion.gradients import value_and_grad
-from diffusion.vpsde import VPSDE
 from dnnlib import demo
 
-from .classifiers import check_discriminator, check_resolution, read_classifier, time_convention
+from .classifiers import check_discriminator, check_resolution, read_classifier, time_convention, vp_mean_and_time
 
 CLIP = 1e-5  # DG clips probabilities to [1e-5, 1 - 1e-5] before the logit
 TIMES = ('linear', 'cosine')
@@ -39,7 +38,6 @@ class LogRatio:
             raise ValueError(f'time {time!r} is not one of {", ".join(TIMES)}')
         self.classifier, self.discriminator = classifier, discriminator
         self.time, self.clip, self.conditional = time, clip, conditional
-        self.sde = VPSDE()
         self._logit_and_grad = functools.partial(value_and_grad, self._logit)
 
     def compile(self, choose=lambda compiled, plain: compiled) -> None:
@@ -53,7 +51,7 @@ class LogRatio:
         self._logit = choose(compiled, self._logit)
 
     def __call__(self, x, sigma, class_labels=None):
-        mean, t = self._vp(sigma, x)
+        mean, t = vp_mean_and_time(sigma, x, self.time)
         return self._logit(mean * x, t, class_labels)
 
     @torch.no_grad()
@@ -63,17 +61,9 @@ class LogRatio:
 
     def value_and_grad(self, x, sigma, class_labels=None):
         """The log-ratio [N] and its gradient with respect to x [N, C, H, W] (float32), from one evaluation."""
-        mean, t = self._vp(sigma, x)
+        mean, t = vp_mean_and_time(sigma, x, self.time)
         value, gradient = self._logit_and_grad((mean * x).to(torch.float32), t, class_labels)
         return value, mean.to(torch.float32) * gradient
-
-    def _vp(self, sigma, x):
-        """VP mean [N, 1, 1, 1] and network time [N] for noise levels [] or [N], computed in float64."""
-        sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).expand(x.shape[0])
-        tau = self.sde.tau(sigma)
-        mean, _ = self.sde.marginal(tau)
-        t = self.sde.t_cos(tau) if self.time == 'cosine' else tau
-        return mean[:, None, None, None], t.to(torch.float32)
 
     def _logit(self, vp, t, class_labels):
         vp = vp.to(torch.float32)

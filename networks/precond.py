@@ -1,5 +1,6 @@
 """Preconditioning: one denoiser interface D(x, sigma) for EDM, iDDPM and score_sde networks (EDM, Table 1)."""
 
+import inspect
 import math
 
 import torch
@@ -108,9 +109,8 @@ class VPPrecond(Precond):
     def _unbounded(self, sigma):
         """The time of 'unbounded' in [0, 1], computed in float64."""
         B = torch.log1p(sigma.double()**2)
-        ends = torch.tensor([self.epsilon_t, 1.0], dtype=torch.float64)
-        ends = 0.5 * self.beta_d * ends**2 + self.beta_min * ends
-        first, last = ((0.001 - torch.expm1(-ends)).log() + ends).tolist()
+        ends = [self.beta_min * t + 0.5 * self.beta_d * t**2 for t in (self.epsilon_t, 1)]
+        first, last = (math.log(0.001 - math.expm1(-end)) + end for end in ends)
         return (((0.001 - torch.expm1(-B)).log() + B - first) / (last - first)).float()
 
     def coefficients(self, sigma):
@@ -212,6 +212,8 @@ class iDDPMPrecond(TablePrecond):
                  model_type='DhariwalUNet', **model_kwargs):
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, out_multiple=2,
                          **model_kwargs)
+        if not 0 < M <= 100_000:
+            raise ValueError(f'M = {M} noise levels')
         self.M = M
 
         def alpha_bar(j):
@@ -246,6 +248,14 @@ def construct(constructor: str, kwargs: dict) -> Precond:
         raise ValueError(f'{constructor} does not take these arguments ({error})') from None
     net.constructor, net.init_kwargs = constructor, dict(kwargs)
     return net
+
+
+def construct_body(constructor: str, kwargs: dict) -> None:
+    """Builds the U-Net of `construct(constructor, kwargs)` only, to see how large it is. Raises ValueError."""
+    cls = PRECONDITIONERS.get(constructor, Precond)
+    own = inspect.signature(cls).parameters.keys() - inspect.signature(Precond).parameters.keys()
+    default = inspect.signature(cls).parameters['model_type'].default
+    Precond(**dict(model_type=default) | {name: value for name, value in kwargs.items() if name not in own})
 
 
 def set_precision(net: Precond, dtype: torch.dtype, training: bool = False) -> Precond:

@@ -2,32 +2,34 @@
 
 import torch
 
-from .denoiser import UNKNOWN, At, Denoiser, GuidedDenoiser, as_denoiser
+from .denoiser import Denoiser, as_denoiser
+from .interval import GuidanceInterval, IntervalGuided
 
 
 class ClassifierFree:
     """D(x | y) + w (D(x | y) - D(x | empty)): called with a network or denoiser, it gives the guided denoiser.
 
     `empty` is the label [K] that stands for none; by default the zero vector, which training with dropped labels sees.
-    Two evaluations for one.
+    Two evaluations for one, within `interval` (None: everywhere). Nested guidances add up in any order.
     """
 
-    def __init__(self, w: float, empty: torch.Tensor | None = None):
-        self.w, self.empty = float(w), empty
+    def __init__(self, w: float, empty: torch.Tensor | None = None, interval: GuidanceInterval | None = None):
+        self.w, self.empty, self.interval = float(w), empty, interval
 
     def __call__(self, net) -> 'ClassifierFreeGuided':
         return ClassifierFreeGuided(self, as_denoiser(net))
 
 
-class ClassifierFreeGuided(GuidedDenoiser):
+class ClassifierFreeGuided(IntervalGuided):
     """The guided denoiser of one batch."""
 
+    calls = 'nfe'  # it is the score network that is asked once more
+
     def __init__(self, guidance: ClassifierFree, inner: Denoiser):
-        super().__init__(inner)
+        super().__init__(inner, guidance.interval)
         self.guidance = guidance
 
-    def __call__(self, x, sigma, class_labels=None, at: At = UNKNOWN):
-        labelled = self.inner(x, sigma, class_labels, at)
+    def correction(self, x, sigma, class_labels, unguided):
         empty = self.guidance.empty
         empty = torch.zeros_like(class_labels) if empty is None else empty.to(class_labels).expand_as(class_labels)
-        return labelled + self.guidance.w * (labelled - self.inner(x, sigma, empty, at))
+        return self.guidance.w * (unguided - self.network(x, sigma, empty).to(unguided.dtype))

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from torch_utils.transfer import upload
+
 
 def per_row(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """[] or [N] -> a shape that multiplies x [N, ...] row by row."""
@@ -32,6 +34,16 @@ class At(NamedTuple):
     rows: np.ndarray | None = None  # which of the counted samples the rows are; None: all of them, in order
     either: bool = False  # each row has one of `sigmas`, and the host does not know which
 
+    def known(self, sigma: torch.Tensor) -> 'At':
+        """With the noise levels; if the host does not know them, the device is asked."""
+        return self if self.sigmas is not None else self._replace(sigmas=sigma.reshape(-1).cpu())
+
+    def part(self, rows: np.ndarray) -> 'At':
+        """What is known of some rows of the evaluation, whose noise levels must be."""
+        sigmas = self.sigmas if len(self.sigmas) == 1 or self.either else self.sigmas[rows]
+        second = self.second if np.ndim(self.second) == 0 else self.second[rows]
+        return At(sigmas, second, self.step, rows if self.rows is None else self.rows[rows], self.either)
+
 
 UNKNOWN = At()
 
@@ -45,7 +57,12 @@ class Costs(dict):
 
     def count(self, name: str, rows: np.ndarray | None = None) -> None:
         """One more evaluation of `rows` (None: of all samples)."""
-        self.setdefault(name, np.zeros(self.size, dtype=np.int64))[slice(None) if rows is None else rows] += 1
+        self.register(name)
+        self[name][slice(None) if rows is None else rows] += 1
+
+    def register(self, name: str) -> None:
+        """Begin to count evaluations of this name, if they are not counted yet."""
+        self.setdefault(name, np.zeros(self.size, dtype=np.int64))
 
 
 class Denoiser(Wrapper):
@@ -66,7 +83,13 @@ class Denoiser(Wrapper):
         if self.costs is None:
             self.costs = Costs(len(x))
         self.costs.count('nfe', at.rows)
-        return self.inner(x, sigma.to(x.device), class_labels).to(torch.float64)
+        self.unguided = self.inner(x, sigma.to(x.device), class_labels).to(torch.float64)  # of the last evaluation
+        return self.unguided
+
+    @property
+    def network(self):
+        """The score network, without what wraps it."""
+        return self.inner
 
     def boosted(self, step: int) -> torch.Tensor | None:
         """Rows [N] whose noise is renewed in a step; None: no row's is."""
@@ -84,13 +107,43 @@ class GuidedDenoiser(Denoiser):
         return self.inner.costs
 
     @property
+    def network(self):
+        return self.inner.network
+
+    @property
     def boosting(self):
         return self.inner.boosting
 
     def boosted(self, step):
         return self.inner.boosted(step)
 
+    @staticmethod
+    def add(correction, denoised, rows: np.ndarray, x, sigma, class_labels, at: At) -> torch.Tensor:
+        """`denoised` [N, C, H, W] plus correction(rows, x, sigma, class_labels, at) of the rows [n] only."""
+        if not len(rows):
+            return denoised
+        if len(rows) == len(x):
+            return denoised + correction(rows, x, sigma, class_labels, at)
+        index = upload(torch.from_numpy(rows), x.device)
+        labels = None if class_labels is None else class_labels[index]
+        return denoised.index_add(0, index, correction(rows, x[index], sigma.expand(len(x))[index], labels,
+                                                       at.part(rows)))
+
 
 def as_denoiser(net) -> Denoiser:
     """A score network as a denoiser; a denoiser as it is."""
     return net if isinstance(net, Denoiser) else Denoiser(net)
+
+
+def nested(*guidances):
+    """The sum of guidances (None: none), as one: each wraps the denoiser that those before it gave; None if all are."""
+    guidances = [guidance for guidance in guidances if guidance is not None]
+    if len(guidances) < 2:
+        return guidances[0] if guidances else None
+
+    def guide(net) -> Denoiser:
+        for guidance in guidances:
+            net = guidance(net)
+        return net
+
+    return guide

@@ -30,6 +30,22 @@ def noise_source(randn_like, needed: bool):
     return randn_like
 
 
+def heun_step(denoise, x_hat, t_hat, t_next, class_labels, first: At, second: At | None):
+    """(the state at t_next, the step's last denoised image) from x_hat [N, C, H, W] at noise level t_hat (both [] or [N]).
+
+    first, second: what is known of both evaluations; without the second one the step is Euler's, as that to 0 is.
+    """
+    denoised = denoise(x_hat, t_hat, class_labels, at=first)
+    d_cur = (x_hat - denoised) / per_row(t_hat, x_hat)
+    h = per_row(t_next - t_hat, x_hat)
+    x_next = x_hat + h * d_cur
+    if second is not None:
+        denoised = denoise(x_next, t_next, class_labels, at=second)
+        d_prime = (x_next - denoised) / per_row(t_next, x_next)
+        x_next = x_hat + h * (0.5 * d_cur + 0.5 * d_prime)
+    return x_next, denoised
+
+
 @torch.no_grad()
 def edm_sampler(net, latents, class_labels=None, *, levels: Levels | None = None, randn_like=None, callback=None):
     """Images [N, C, H, W], float64 in about [-1, 1], from standard normal latents [N, C, H, W].
@@ -71,17 +87,8 @@ def heun(net, x, class_labels=None, *, levels: Levels, randn_like=None, callback
         if levels.noise[i].any() or (rows is not None and boost.noise[i].any()):
             x_hat = x_cur + per_row(std, x_cur) * randn_like(x_cur)
 
-        # Euler step from t_hat to t_next.
-        denoised = denoise(x_hat, t_hat, class_labels, at=at)
-        d_cur = (x_hat - denoised) / per_row(t_hat, x_hat)
-        h = per_row(t_next - t_hat, x_hat)
-        x_next = x_hat + h * d_cur
-
-        # Heun's correction, except in the step to zero noise.
-        if i < num_steps - 1:
-            denoised = denoise(x_next, t_next, class_labels, at=At(t_steps[i + 1].reshape(-1), second=True, step=i))
-            d_prime = (x_next - denoised) / per_row(t_next, x_next)
-            x_next = x_hat + h * (0.5 * d_cur + 0.5 * d_prime)
+        second = At(t_steps[i + 1].reshape(-1), second=True, step=i) if i < num_steps - 1 else None
+        x_next, denoised = heun_step(denoise, x_hat, t_hat, t_next, class_labels, at, second)
 
         if callback is not None:
             callback(Step(i, num_steps, t_steps[i].max().item(), t_steps[i + 1].max().item(), x_next, denoised))

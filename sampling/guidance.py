@@ -89,23 +89,18 @@ class DiscriminatorGuided(GuidedDenoiser):
         return self.last_log_ratio < 0
 
     def __call__(self, x, sigma, class_labels=None, at: At = UNKNOWN):
-        sigma = sigma.to(x.device)
-        at = at if at.sigmas is not None else at._replace(sigmas=sigma.reshape(-1).cpu())
+        sigma, at = sigma.to(x.device), at.known(sigma)
         denoised = self.inner(x, sigma, class_labels, at)
-        weights = self._weights(at, len(x))  # [N] on the host
-        rows = np.flatnonzero(weights)
-        value = None
-        if len(rows) == len(x):
-            value, correction = self._correction(weights, x, sigma, class_labels, at)
-            denoised = denoised + correction
-        elif len(rows):
-            index = upload(torch.from_numpy(rows), x.device)
-            labels = None if class_labels is None else class_labels[index]
-            _, correction = self._correction(weights[rows], x[index], sigma.expand(len(x))[index], labels,
-                                             _part(at, rows))
-            denoised = denoised.index_add(0, index, correction)
+        weights, value = self._weights(at, len(x)), None  # [N] on the host
+
+        def correction(rows, x, sigma, class_labels, at):
+            nonlocal value
+            value, correction = self._correction(weights[rows], x, sigma, class_labels, at)
+            return correction
+
+        denoised = self.add(correction, denoised, np.flatnonzero(weights), x, sigma, class_labels, at)
         if not np.any(at.second):
-            self.last_log_ratio = value
+            self.last_log_ratio = value if weights.all() else None
         return denoised
 
     def _weights(self, at: At, size: int) -> np.ndarray:
@@ -130,10 +125,3 @@ class DiscriminatorGuided(GuidedDenoiser):
         if boosting is not None and at.step is not None and not at.second and at.step % boosting.weight_period == 0:
             correction = correction * per_row(1 + (value < 0).to(x.dtype), x)
         return value, correction.to(torch.float64)
-
-
-def _part(at: At, rows: np.ndarray) -> At:
-    """What is known of some rows of an evaluation."""
-    sigmas = at.sigmas if len(at.sigmas) == 1 or at.either else at.sigmas[rows]
-    second = at.second if np.ndim(at.second) == 0 else at.second[rows]
-    return At(sigmas, second, at.step, rows if at.rows is None else at.rows[rows], at.either)

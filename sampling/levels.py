@@ -66,6 +66,24 @@ def edm_levels(net, num_steps: int = 18, sigma_min: float | None = None, sigma_m
     return levels_from(net, sigmas, Churn(S_churn, S_min, S_max, S_noise))
 
 
+def listed_levels(net, sigmas, churn: Churn = Churn()) -> Levels:
+    """Levels from a list of decreasing noise levels, with or without the 0 at its end.
+
+    Raises ValueError if they do not decrease, or if the network does not know them.
+    """
+    sigmas = torch.as_tensor(sigmas, dtype=torch.float64)
+    sigmas = sigmas[:-1] if len(sigmas) and sigmas[-1] == 0 else sigmas
+    if not len(sigmas) or not (sigmas > 0).all() or not (sigmas[1:] < sigmas[:-1]).all():
+        raise ValueError('noise levels must be positive and decrease')
+    if sigmas[0] > net.sigma_max or sigmas[-1] < net.sigma_min:
+        raise ValueError(f'noise levels run from {sigmas[0].item():g} to {sigmas[-1].item():g}, the network knows '
+                         f'{float(net.sigma_min):g} to {float(net.sigma_max):g}')
+    known = rounded(net, sigmas)
+    if not (known[1:] < known[:-1]).all():
+        raise ValueError('two of the noise levels are one to the network, which knows only some levels')
+    return levels_from(net, known, churn)
+
+
 def level_range(net, sigma_min: float | None = None, sigma_max: float | None = None,
                 discretization: str = 'edm') -> tuple[float, float]:
     """The range asked for, by default that of the discretization's authors, as far as the network knows it."""

@@ -13,6 +13,7 @@ import tqdm
 from torch_utils.rng import StackedRandomGenerator
 
 from .denoiser import Denoiser
+from .padding import Padded
 
 Progress = Callable[[float], None]  # told that this many more images' worth of work is done; 0 is a sign of life
 Stream = Callable[[Iterator[int], Progress], Iterator['Samples']]  # what generation/run.py runs
@@ -86,6 +87,9 @@ def stream(sampler, net, *, batch: int, device, class_idx: int | None = None, gu
     pad: fill the last batch up with copies of its last seed, so that the networks see one shape.
     """
     if getattr(sampler, 'takes_seeds', False):
+        if pad:
+            net = Padded(net, batch)
+            options |= {name: Padded(options[name], batch) for name in options.keys() & {'log_ratio'}}
         return functools.partial(_run_by_seed, sampler, net, batch=batch, device=device, class_idx=class_idx,
                                  guidance=guidance, **options)
 

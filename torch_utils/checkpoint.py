@@ -3,6 +3,8 @@
 import json
 import re
 import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +14,14 @@ import torch
 
 from dnnlib.files import atomic_write
 
+from .archives import open_zip, reason
+from .safe_pickle import check_pickle
+
 FORMAT = 'network-v1'
+PREFIX = 'module.'
+SAFE_TORCH = (2, 10)
+SIGNATURES = {b'\x89PNG': 'a PNG image', b'<': 'a web page', b'\x93NUMPY': 'a numpy array', b'\xff\xd8': 'a JPEG image',
+              b'version https://git-lfs': 'a Git LFS pointer (fetch the file itself)'}
 
 
 class NetworkFile(NamedTuple):
@@ -51,25 +60,56 @@ def save_network(path, state, constructor: str, kwargs: dict, metadata: dict | N
 
 def read_network(path) -> NetworkFile:
     """Read a file written by `save_network`; float16 tensors come back as float32. Raises ValueError."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'{path} does not exist')
+    path = _file(path)
     try:
         with safetensors.safe_open(path, framework='pt', device='cpu') as file:
             text = (file.metadata() or {}).get('network')
             state = {name: file.get_tensor(name) for name in file.keys()}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f'{path} is not a readable safetensors file ({error})') from None
+    except Exception as error:  # a foreign file can fail anywhere: its JSON, its names, its types
+        raise ValueError(f'{path} is {what_it_is(path) or "not a readable safetensors file"} '
+                         f'({reason(error)})') from None
     if text is None:
         raise ValueError(f'{path} holds tensors but no description of a network; it was not written by this project')
     state = {name: t.float() if t.dtype == torch.float16 else t for name, t in state.items()}
     try:
-        description = json.loads(text)
+        description = json.loads(text, parse_constant=_constant)
         if description['format'] == FORMAT:
-            return NetworkFile(state, description['constructor'], description['kwargs'], description['metadata'])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{path} has a damaged description ({error!r})') from None
-    raise ValueError(f'{path} has format {description["format"]!r}, this version reads {FORMAT!r}')
+            constructor, kwargs, metadata = (description[key] for key in ('constructor', 'kwargs', 'metadata'))
+            if not (isinstance(constructor, str) and isinstance(kwargs, dict) and isinstance(metadata, dict)):
+                raise TypeError('a constructor is a name, its arguments and the metadata are tables')
+            return NetworkFile(state, constructor, kwargs, metadata)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f'{path} has a damaged description ({reason(error)})') from None
+    raise ValueError(f'{path} has format {reason(ValueError(description["format"]))!r}, this version reads {FORMAT!r}')
+
+
+def _constant(name: str) -> float:
+    if name == 'NaN':
+        raise ValueError('NaN in it')
+    return float(name)
+
+
+def check_size(make: Callable[[], torch.nn.Module], state: dict[str, torch.Tensor]) -> None:
+    """Raise ValueError where `make()` would build a network of more parameters than `state` has, before it is built.
+
+    It is called on the meta device, where tensors have a shape and no memory, and stopped at the first parameter too
+    many, since a description of a few bytes can ask for layers without end.
+    """
+    room = {'tensors': len(state), 'values': sum(tensor.numel() for tensor in state.values())}
+
+    def count(module, name, parameter):
+        if parameter is not None:
+            room['tensors'] -= 1
+            room['values'] -= parameter.numel()
+            if min(room.values()) < 0:
+                raise ValueError('it describes a network larger than the one it holds')
+
+    hook = torch.nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        with torch.device('meta'):
+            make()
+    finally:
+        hook.remove()
 
 
 def save_state(path, state: dict) -> None:
@@ -86,21 +126,68 @@ def save_state_dict(path, net: torch.nn.Module) -> None:
 def load_state(path) -> dict:
     """Read what `save_state` wrote, or a plain state dict, onto the CPU; nothing in the file is executed.
 
+    `module.` before every name, which DistributedDataParallel puts there, is taken away.
     Raises ValueError and FileNotFoundError.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'{path} does not exist')
+    path = _file(path)
+    if _torch_version() < SAFE_TORCH:
+        raise ValueError(f'{path} is not read: before torch 2.10 a .pt file from elsewhere can corrupt memory '
+                         f'(CVE-2026-24747) and this is {torch.__version__}; update torch')
     try:
+        _check_state_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of files that are then refused
-            return torch.load(path, map_location='cpu', weights_only=True)
+            state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises many kinds (pickle, zip, end of file) for a foreign file
-        raise ValueError(f'{path} is not a PyTorch file of tensors ({_reason(error)})') from None
+        kind = what_it_is(path)
+        raise ValueError(f'{path} is {kind}, not a PyTorch file; download it again' if kind else
+                         f'{path} is not a PyTorch file of tensors ({_reason(error)})') from None
+    if isinstance(state, dict) and state and all(isinstance(key, str) and key.startswith(PREFIX) for key in state):
+        state = {key[len(PREFIX):]: value for key, value in state.items()}
+    return state
+
+
+def _torch_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r'\d+', torch.__version__)[:2])
+
+
+def _file(path) -> Path:
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f'{path} does not exist')
+    if not path.is_file():  # a pipe would never end
+        raise ValueError(f'{path} is not a file')
+    return path
+
+
+def _check_state_file(path: Path) -> None:
+    """Raise, of whatever kind, where torch's reader would be asked for more memory or time than the file is worth."""
+    if zipfile.is_zipfile(path):
+        with open_zip(path, 'PyTorch') as archive:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise ValueError('it is compressed, which torch.save never does')
+            for name in archive.namelist():
+                if name.rpartition('/')[2] == 'data.pkl':
+                    with archive.open(name) as file:
+                        check_pickle(file)
+        return
+    with path.open('rb') as file:  # of before torch 1.6: a number, a version, the machine, the tensors, their names
+        for _ in range(5):
+            if file.tell() < path.stat().st_size:
+                check_pickle(file)
+
+
+def what_it_is(path: Path) -> str | None:
+    """What a file that is no network is, as far as its first bytes say: 'a web page'."""
+    with open(path, 'rb') as file:
+        head = file.read(64).lstrip()
+    return next((what for signature, what in SIGNATURES.items() if head.startswith(signature)), None)
 
 
 def _reason(error: Exception) -> str:
     """Torch's complaint in a few words, and without its advice to load the file unsafely."""
+    if isinstance(error, (ValueError, EOFError)):  # ours
+        return reason(error)
     text = str(error)
     asked = re.search(r'GLOBAL ([\w.]+)', text)
     if asked:
@@ -109,4 +196,4 @@ def _reason(error: Exception) -> str:
         return 'it holds something else'
     if not text.strip():
         return type(error).__name__
-    return text.strip().splitlines()[0]
+    return reason(ValueError(text.strip().splitlines()[0]))

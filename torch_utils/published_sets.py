@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dnnlib.files import atomic_write
+
 from .archives import reason
 from .safe_pickle import SafeUnpickler, UnsafePickle
 
@@ -99,3 +101,19 @@ def _read_idx(path: Path, dims: int) -> np.ndarray:
     if magic != 0x800 + dims or min(shape) < 0:
         raise ValueError(f'{path.name} is not an IDX file of bytes')
     return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def download_cifar10(train: bool) -> Path:
+    """data/cifar10-{train,test}.npz with `samples` and `label`, made by torchvision's download on first use."""
+    path = Path('data') / f'cifar10-{"train" if train else "test"}.npz'
+    if not path.exists():
+        import torchvision  # slow to import, and only needed here
+
+        try:
+            raw = torchvision.datasets.CIFAR10(str(path.parent / 'cifar10-raw'), train=train, download=True)
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f'CIFAR-10 could not be downloaded ({error}); give a local zip or folder, or '
+                             f'{CIFAR10}') from None
+        with atomic_write(path) as file:
+            np.savez(file, samples=raw.data, label=np.asarray(raw.targets, dtype=np.int64))
+    return path

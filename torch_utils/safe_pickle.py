@@ -58,7 +58,7 @@ class SafeUnpickler(pickle._Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in self.ALLOWED:
-            asked = ascii(f'{module}.{name}')[1:-1][:100]
+            asked = ascii(' '.join(f'{module}.{name}'.split()))[1:-1][:100]
             raise UnsafePickle(f'it asks for {asked}, which is not a part of such a file')
         found = self.ALLOWED[module, name]
         # a function's attributes can be written by a pickle, those of its bound __call__ cannot

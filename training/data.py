@@ -117,7 +117,7 @@ def batch_indices(count, batch_size, seed, step):
     """Indices int64 [batch_size] of the global batch of one step.
 
     The data is read in epochs, each in its own random order; a batch may straddle two epochs. The result depends on
-    these four numbers alone, so any step of a run can be repeated by itself, on any number of processes.
+    these four numbers only, so any step of a run can be repeated by itself, on any number of processes.
     """
     begin = step * batch_size
     end = begin + batch_size

@@ -9,6 +9,7 @@ import collections
 import inspect
 import io
 import math
+import os
 import pickle
 import warnings
 from pathlib import Path
@@ -18,15 +19,14 @@ import numpy as np
 import torch
 
 from torch_utils.checkpoint import NetworkFile
+from torch_utils.safe_pickle import MAX_ITEMS, SafeUnpickler, UnsafePickle, safe_set
 
 from ..precond import PRECONDITIONERS
 from .text import shown
 
 NEEDS_PRESET = False
 
-
-class UnsafePickle(ValueError):
-    """The file asks for a name that is not on the list."""
+MAX_DIMS = 16  # of a tensor
 
 
 class Record:
@@ -55,6 +55,8 @@ class _EasyDict(dict):
     """dnnlib.EasyDict; its attributes are its items."""
 
     def __setstate__(self, state):
+        if len(state) > MAX_ITEMS:  # a dictionary that stands once in the file may be copied often
+            raise UnsafePickle(f'an EasyDict of {len(state)} attributes')
         self.update(state)
 
 
@@ -77,11 +79,20 @@ def _numpy_scalar(dtype: _Dtype, data: bytes):
 def _persistent_object(meta: dict) -> Record:
     if meta.get('type') != 'class' or not isinstance(meta.get('class_name'), str):
         raise UnsafePickle('a persistent object that is not a class')
-    return Record(meta['class_name'].split('.')[-1], dict(meta.get('state') or {}))
+    state = meta.get('state') or {}
+    if not isinstance(state, dict):
+        raise UnsafePickle(f'a state of type {type(state).__name__}')
+    return Record(meta['class_name'].split('.')[-1], state)
+
+
+def _ordered_dict() -> collections.OrderedDict:
+    return collections.OrderedDict()
 
 
 def _storage(data: bytes) -> _Data:
     """The whole storage that `data`, itself a PyTorch file, holds; from whatever device, now on the CPU."""
+    if not isinstance(data, bytes) or data.startswith(b'PK'):  # a zip may hold a thousand times its length
+        raise UnsafePickle('a tensor in it is not plain data')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # typed storages are deprecated, but the files hold nothing else
         try:
@@ -93,12 +104,14 @@ def _storage(data: bytes) -> _Data:
 
 def _tensor(storage: _Data, offset, size, stride, requires_grad=False, hooks=None, metadata=None) -> _Data:
     values, size, stride = storage.tensor, tuple(size), tuple(stride)
+    if not len(size) == len(stride) <= MAX_DIMS or not all(type(n) is int for n in (offset, *size, *stride)):
+        raise UnsafePickle('a tensor whose size is no list of integers')
     last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if all(size) else offset - 1
     if offset < 0 or min(size + stride, default=0) < 0 or last >= values.numel():
         raise UnsafePickle('a tensor that reaches beyond its storage')
     if math.prod(size) > values.numel():  # a few bytes of file, repeated, could fill all memory
         raise UnsafePickle('a tensor with more elements than its storage')
-    return _Data(values.as_strided(size, stride, offset).clone())
+    return _Data(values.as_strided(size, stride, offset))  # no copy: thousands of tensors may share one storage
 
 
 def _parameter(data: _Data, requires_grad=False, hooks=None) -> _Data:
@@ -109,9 +122,9 @@ ALLOWED = {
     ('torch_utils.persistence', '_reconstruct_persistent_obj'): _persistent_object,
     ('torch.nn.modules.container', 'ModuleDict'): _ModuleDict,
     ('dnnlib.util', 'EasyDict'): _EasyDict,
-    ('collections', 'OrderedDict'): collections.OrderedDict,
-    ('builtins', 'set'): set,
-    ('__builtin__', 'set'): set,
+    ('collections', 'OrderedDict'): _ordered_dict,
+    ('builtins', 'set'): safe_set,
+    ('__builtin__', 'set'): safe_set,
     ('torch._utils', '_rebuild_parameter'): _parameter,
     ('torch._utils', '_rebuild_tensor_v2'): _tensor,
     ('torch.storage', '_load_from_bytes'): _storage,
@@ -121,23 +134,26 @@ ALLOWED = {
 }
 
 
-class Unpickler(pickle.Unpickler):
+class Unpickler(SafeUnpickler):
     """A pickle machine that knows the names in ALLOWED and no others."""
 
-    def find_class(self, module, name):
-        if (module, name) not in ALLOWED:
-            raise UnsafePickle(f'it asks for {shown(f"{module}.{name}")}, which is not a part of a network')
-        found = ALLOWED[module, name]
-        # a function's attributes can be written by a pickle, those of its bound __call__ cannot
-        return found if isinstance(found, type) else found.__call__
+    def __init__(self, file):
+        super().__init__(file)
+        self._storages: dict[int, tuple[bytes, _Data]] = {}
+        self.ALLOWED = ALLOWED | {('torch.storage', '_load_from_bytes'): self._storage_once}
 
-    def persistent_load(self, pid):
-        raise UnsafePickle('it asks for an object outside the file')
+    def _storage_once(self, data: bytes) -> _Data:
+        """Bytes that stand once in the file become one storage, however often it is asked for."""
+        if id(data) not in self._storages:
+            self._storages[id(data)] = data, _storage(data)
+        return self._storages[id(data)][1]
 
 
 def read_pickle(path) -> Any:
     """What the pickle at `path` holds, with our stand-ins for its classes. Raises ValueError, in one line."""
     try:
+        if not os.path.isfile(path):
+            raise ValueError('not a file')
         with open(path, 'rb') as file:
             return Unpickler(file).load()
     except UnsafePickle as error:
@@ -166,10 +182,12 @@ def read(path) -> NetworkFile:
     if name not in PRECONDITIONERS:
         raise ValueError(f'{path} holds a {shown(name)}; known are {", ".join(PRECONDITIONERS)}')
     try:
-        kwargs = _init_kwargs(record, PRECONDITIONERS[name])
-        return NetworkFile(_state_dict(record), name, kwargs, dict(source=Path(path).name))
-    except (TypeError, AttributeError, RecursionError) as error:  # records that are not what EDM writes
+        kwargs, state = _init_kwargs(record, PRECONDITIONERS[name]), _state_dict(record, set())
+    except (TypeError, AttributeError, ValueError, RecursionError) as error:  # records that are not what EDM writes
         raise ValueError(f'{path} does not describe its {name} ({shown(error)})') from None
+    if sum(t.numel() * t.element_size() for t in state.values()) > 2 * os.path.getsize(path):  # of shared storages
+        raise ValueError(f'{path} is refused: its tensors are larger than itself')
+    return NetworkFile(state, name, kwargs, dict(source=Path(path).name))
 
 
 def _init_kwargs(record: Record, constructor: type) -> dict:
@@ -182,7 +200,11 @@ def _init_kwargs(record: Record, constructor: type) -> dict:
     return kwargs
 
 
-def _state_dict(record: Record, prefix: str = '') -> dict[str, torch.Tensor]:
+def _state_dict(record: Record, seen: set[int], prefix: str = '') -> dict[str, torch.Tensor]:
+    """All tensors below a record. Raises ValueError for a module that stands in two places, which could go on."""
+    if id(record) in seen:
+        raise ValueError(f'{prefix[:-1]} stands in two places')
+    seen.add(id(record))
     state = {}
     for kind in ('_parameters', '_buffers'):
         for name, data in record.state.get(kind, {}).items():
@@ -190,5 +212,5 @@ def _state_dict(record: Record, prefix: str = '') -> dict[str, torch.Tensor]:
                 state[prefix + name] = data.tensor
     for name, module in record.state.get('_modules', {}).items():
         if isinstance(module, Record):
-            state.update(_state_dict(module, f'{prefix}{name}.'))
+            state.update(_state_dict(module, seen, f'{prefix}{name}.'))
     return state

@@ -55,6 +55,19 @@ def test_a_distance_needs_no_file(images, folder):
                          '(50 images)'
 
 
+def test_every_metric_from_python(images, folder):
+    expected = metrics.all_metrics(folder, device='cpu')
+    assert set(expected) == {'FD-CIFAR10', 'KID (CIFAR10)', 'IS (CIFAR10)', 'precision (CIFAR10)', 'recall (CIFAR10)',
+                             'density (CIFAR10)', 'coverage (CIFAR10)', 'MIND (CIFAR10)', 'FD-CIFAR10-inf'}
+    assert expected['FD-CIFAR10'].value == pytest.approx(metrics.distance(folder, device='cpu').value, rel=1e-9)
+    found = metrics.all_metrics((part for part in from_uint8(torch.from_numpy(images).permute(0, 3, 1, 2)).split(9)),
+                                names=['fd', 'mind'], device='cpu')
+    assert list(found) == ['FD-CIFAR10', 'MIND (CIFAR10)']
+    for name, each in found.items():
+        assert each.value == pytest.approx(expected[name].value, rel=1e-4)
+        torch.testing.assert_close(each.terms, expected[name].terms, rtol=1e-2, atol=1e-3)
+
+
 def test_blocks_of_a_stream_are_those_of_the_files(images, folder):
     ref, detector = load_reference(demo.DEMO_STATS), load_detector('cifar10')
     expected, _ = compare(open_source(folder), ref, detector, num_samples=20, blocks=2)

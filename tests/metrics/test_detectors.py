@@ -242,3 +242,13 @@ def test_published_reference_layout():
     np.testing.assert_array_equal(read.mu, golden['mu'])
     np.testing.assert_array_equal(read.sigma, golden['sigma'])
     assert (read.detector, read.count, read.features) == ('', 0, None)
+
+
+def test_references_of_adm_are_named(tmp_path):
+    """VIRTUAL_*.npz: moments of pooled and of spatial features, and images."""
+    np.savez(tmp_path / 'VIRTUAL.npz', mu=np.zeros(2048), sigma=np.zeros([2048, 2048]), mu_s=np.zeros(2023),
+             sigma_s=np.zeros([2023, 2023]), arr_0=np.zeros([2, 8, 8, 3], np.uint8))
+    read = load_reference(tmp_path / 'VIRTUAL.npz')
+    assert (read.source, read.default_detector(), read.count) == ('ADM', 'inception', 0)
+    fake = detectors.Detector('inception', 'FID', 2048, torch.device('cpu'), lambda x: x)
+    assert "ADM's" in read.check(fake)

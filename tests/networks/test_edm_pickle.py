@@ -253,8 +253,8 @@ def test_dtypes_views_and_empty_tensors(tmp_path, dtype):
     ((-2,), (1,), 0, 'reaches beyond its storage'),
     ((10**12,), (0,), 0, 'more elements than its storage'),
     ((4, 4), (1, 0), 0, 'more elements than its storage'),
-    ((2, 3), (1,), 0, 'damaged or refused'),
-    (('a',), (1,), 0, 'damaged or refused')])
+    ((2, 3), (1,), 0, 'no list of integers'),
+    (('a',), (1,), 0, 'no list of integers')])
 def test_shapes_beyond_the_storage(tmp_path, size, stride, offset, message):
     with pytest.raises(ValueError, match=message):
         read(dumps(tensor_global(torch.arange(6.0), size, stride, offset)), tmp_path)
@@ -356,4 +356,4 @@ def test_a_module_that_contains_itself(tmp_path):
     loop = b''.join([pickle.BINGET, b'\x06', text('a'), pickle.BINGET, b'\x05', pickle.SETITEM, pickle.POP])
     path = tmp_path / 'net.pkl'
     path.write_bytes(b'\x80\x02' + record + loop + b'.')
-    refused(path, 'does not describe its EDMPrecond .*recursion')
+    refused(path, 'does not describe its EDMPrecond .a stands in two places')

@@ -372,7 +372,7 @@ def test_foreign_files(files, tmp_path, monkeypatch):
             'evil.pt': r'is not a PyTorch file of tensors .it asks for [\w.]*exec, which is refused',
             'edm.pkl': 'edm.pkl is not a PyTorch file of tensors .it holds something else',
             'arrays.npz': 'is not a PyTorch file', 'empty.pt': 'is not a PyTorch file',
-            'page.pt': 'is not a PyTorch file', 'text.safetensors': 'is not a readable safetensors file',
-            'short.pt': 'is not a PyTorch file', 'part.pt': 'classifier part.pt: .*Missing key'}.items():
+            'page.pt': 'is a web page, not a PyTorch file; download it again',
+            'text.safetensors': 'is not a readable safetensors file', 'short.pt': 'is not a PyTorch file', 'part.pt': 'classifier part.pt: .*Missing key'}.items():
         refused(message, load_log_ratio, NET, name, files[1]['uncond'], device='cpu')
     assert {path.name for path in tmp_path.iterdir()} == before

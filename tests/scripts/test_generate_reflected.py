@@ -45,8 +45,8 @@ def test_a_published_command(runs, tmp_path, monkeypatch):
                   'eval.rounds=2', '--steps=3')
     assert result.exit_code == 0, result.output
     folder, net = tmp_path / 'samples' / 'adm', load_reflected(runs['adm'])
-    expected = sample(reflected_pc, net, range(4), class_idx=3, guidance=ClassifierFree(2.5), batch=2, progress=False,
-                      num_steps=3)
+    expected = sample(reflected_pc, net, range(4), class_idx=3, guidance=ClassifierFree(2.5), batch=2,
+                      progress=False, num_steps=3)
     assert np.abs(images_in(folder).astype(int) - to_uint8(net.decode(expected.images))).max() <= 1
     options = json.loads((folder / 'options.json').read_text())
     assert options['w'] == 2.5 and options['denoiser'] == 'none' and options['report']['nfe']['mean'] == 6

@@ -1,5 +1,8 @@
 """plot.py: pictures hold the samples pixel by pixel; one line for what cannot be drawn."""
 
+import base64
+import html.parser
+import io
 import json
 from pathlib import Path
 
@@ -120,6 +123,69 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path, monkeypatch):
         assert result.exit_code == 1 and '--out: a.gif' in result.output, result.output
 
 
+class Page(html.parser.HTMLParser):
+    """Checks that tags close in order; collects texts, and the addresses that a browser would load."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.texts, self.loads = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.loads += [value for name, value in attrs if name in ('src', 'href')]
+        if tag not in ('meta', 'img', 'link', 'br'):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(' '.join(data.split()))
+
+
+def measured(name, value):
+    metrics = dict(fd=dict(label='FD-CIFAR10', value=value, error=0.05, deviation=None, values=[value]),
+                   kid=dict(label='KID x 1000 (CIFAR10)', value=0.004, error=None, deviation=None, values=[0.004]))
+    return dict(name=name, metrics=metrics)
+
+
+def test_report_page(tmp_path, monkeypatch):
+    """Everything that it can hold, from files as the scripts leave them."""
+    monkeypatch.chdir(tmp_path)
+    difference = dict(name='b', against='a', metric='fd', label='FD-CIFAR10', difference=-0.5, error=0.02,
+                      relative=-0.25, paired=True, verdict='lower')
+    summary = dict(detector='cifar10', fingerprint='abcd', distance='FD-CIFAR10', ref='demo.npz', ref_count=50000,
+                   num_samples=1000, blocks=1, results=[measured('a', 2.0), measured('b', 1.5)],
+                   differences=[difference])
+    Path('calc.json').write_text(json.dumps(dict(writer='calc_metrics.py', summaries=[summary], blocks={})))
+    results = [dict(name='<old>', num_samples=10, distance=9.5, distance_deviation=0.25, kid=0.01, kid_deviation=0.002,
+                    blocks=[dict(kid_error=0.1)] * 2)]
+    Path('fid.json').write_text(json.dumps(dict(metric='FID', detector='inception', fingerprint='', ref='r.npz',
+                                                ref_count=0, num_samples=10, results=results)))
+    Path('train').mkdir()
+    Path('train/stats.jsonl').write_text('{"nimg": 1000, "loss": 1.0}\n{"nimg": 2000, "loss": 0.5}\n')
+    cost = dict(median=35, q05=9, q95=40.5)
+    level = dict(level=0, tests=10, acceptance=0.5, rejections=5)
+    for index, weight in enumerate((0.0, 2.0)):
+        Path(f'run{index}').mkdir()
+        np.savez(f'run{index}/samples_0.npz', samples=np.full([4, 8, 8, 3], 60 * index, np.uint8))
+        Path(f'run{index}/options.json').write_text(json.dumps(dict(
+            seeds='0-3', weight=weight, rho=7.0, report=dict(images=4, nfe=cost, discriminator_calls=cost,
+                                                             timed_images=4, wall_sec=10.0, levels=[level],
+                                                             samples_at_cap=0))))
+    result = run('report', 'calc.json', 'fid.json', 'train', 'run0', 'run1', '--out=out/page.html', '--title=A & B')
+    assert result.exit_code == 0, result.output
+    page = Page(Path('out/page.html').read_text())
+    assert all(address.startswith('data:image/') for address in page.loads) and len(page.loads) == 5
+    for text in ('A & B', 'FD-CIFAR10', '2 \xb1 0.05', '-0.5 \xb1 0.02', 'paired', 'lower', '-25', '4', '<old>',
+                 '9.5 \xb1 0.25', '10 \xb1 2', 'run0', '35 (9 to 40.5)', '2.5', 'weight', 'Training', 'Rejections'):
+        assert text in page.texts, text
+    assert 'rho' not in page.texts[:page.texts.index('All options of run0')]  # the same in both runs
+    picture = base64.b64decode(next(address for address in page.loads if 'png' in address).split(',')[1])
+    np.testing.assert_array_equal(pixels(io.BytesIO(picture)), image_grid(np.zeros([4, 8, 8, 3], np.uint8)))
+
+
 @pytest.mark.parametrize('args, part', [
     (['grid', 'nowhere', '--out=a.png'], 'FOLDERS: nowhere does not exist'),
     (['grid', FID / 'png', '--out=a.png', '--titles=a,b'], '--titles: 2 titles for 1 folders'),
@@ -133,6 +199,8 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path, monkeypatch):
     (['curve', 'good.json', '--out=a.png'], 'either --x or --values'),
     (['curve', 'good.json', '--x=weight_1st', '--lines=a', '--out=a.png'], '--lines: give one name for each of the 2'),
     (['curve', 'good.json', '--x=weight_1st', '--y=kid', '--out=a.png'], '--y: run1.0 was measured without kid'),
+    (['report', 'text.json', '--out=a.html'], 'INPUTS: text.json was not written by'),
+    (['report', 'empty', '--out=a.html'], 'INPUTS: empty holds no images'),
     (['training', 'empty', '--out=a.png'], 'RUNS: empty/stats.jsonl has no training statistics'),
 ])
 def test_bad_input(tmp_path, monkeypatch, args, part):

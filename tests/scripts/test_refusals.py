@@ -15,7 +15,7 @@ import generate_diffrs
 import train
 import train_classifier
 import train_score
-from commands import machine, options
+from commands import machine
 
 SCRIPTS = dict(generate=(generate.main, generate_arguments), generate_diffrs=(generate_diffrs.main, diffrs_arguments))
 RUN = ('--seeds=0-7', '--batch=4')
@@ -120,8 +120,8 @@ def full_gpu(name):
 
 @pytest.mark.parametrize('full', [full_cpu, full_gpu])
 @pytest.mark.parametrize('place, command, option, arguments', [
-    (options, generate.main, '--batch', ['--outdir=out']),
-    (options, generate_diffrs.main, '--batch', ['--outdir=out']),
+    (machine, generate.main, '--batch', ['--outdir=out']),
+    (machine, generate_diffrs.main, '--batch', ['--outdir=out']),
     (fid_npzs, fid_npzs.main, '--batch', ['--images=out']),
     (dataset_tool, dataset_tool.main, '--batch', ['stats', '--source=in.npz', '--dest=out']),
     (machine, train.main, '--batch_gpu', ['--savedir=out', '--gendir=in', '--datadir=in.npz']),
@@ -142,6 +142,6 @@ def test_other_errors_are_not_taken_for_it(monkeypatch):
     def fails(name):
         raise RuntimeError('mat1 and mat2 shapes cannot be multiplied')
 
-    monkeypatch.setattr(options, 'select_device', fails)
+    monkeypatch.setattr(machine, 'select_device', fails)
     result = CliRunner().invoke(generate.main, ['--outdir=out'])
     assert isinstance(result.exception, RuntimeError)

@@ -8,6 +8,7 @@ import PIL.Image
 import pytest
 import torch
 
+import train
 import train_reflected
 from commands.reflected_words import PRESETS, training_config
 from networks.reflected import construct_reflected, load_reflected
@@ -118,7 +119,6 @@ def test_words_of_another_network_replace_the_presets_own():
     ('model.ema_rate=1.0', 'is not between 0 and 1'),
     ('sde.sigma_min=6', 'sigma_min < sigma_max'),
     ('model.fir=True', 'only False is known'),
-    ('cifar10', "'cifar10' is neither an option nor a word KEY=VALUE"),
 ])
 def test_bad_words(tmp_path, data, word, message):
     result = call(f'--outdir={tmp_path / "run"}', data, *TINY, word)
@@ -130,3 +130,11 @@ def test_images_must_fit(tmp_path, data):
     result = call(f'--outdir={tmp_path / "run"}', data, '--device=cpu')
     assert result.exit_code == 1 and 'has images of 8x8 pixels, expected 32x32' in result.output
     assert set(PRESETS) == {'cifar10', 'cifar10-likelihood', 'imagenet32-likelihood', 'imagenet64-cfg', 'cifar10-demo'}
+
+
+def test_the_published_readme_means_this_script(tmp_path):
+    """It says train.py, which trains discriminators here."""
+    words = ['ngpus=4', 'data=cifar10', 'model=vdm', 'training.n_iters=10000001', 'sde.sigma_min=0.0001']
+    result = click.testing.CliRunner().invoke(train.main, words)
+    assert result.exit_code == 1 and len(result.output.splitlines()) == 1
+    assert f'use python train_reflected.py {" ".join(words)}' in result.output

@@ -127,11 +127,11 @@ def test_transfer_takes_weights_and_architecture(tmp_path, data, monkeypatch):
 
 
 @pytest.mark.parametrize('kwargs, arguments, message', [
-    (dict(img_resolution=16), [], 'it has resolution 16, not 8'),
-    (dict(label_dim=0), [], 'it has classes 0, not 4'),
-    (dict(), ['--channels=64'], 'it has model_channels 32, not 64'),
-    (dict(), ['--blocks=2', '--precond=edm'], 'it has num_blocks 1, not 2; precond vp, not edm'),
-    (dict(), ['--augment=0.1'], 'it has augment_dim 0, not 9'),
+    (dict(img_resolution=16), [], 'it has resolution 16, not 8 (--data)'),
+    (dict(label_dim=0), [], 'it has classes 0, not 4 (--cond)'),
+    (dict(), ['--channels=64'], 'it has model_channels 32, not 64 (--channels)'),
+    (dict(), ['--blocks=2', '--precond=edm'], 'it has num_blocks 1, not 2 (--blocks); precond vp, not edm (--precond)'),
+    (dict(), ['--augment=0.1'], 'it has augment_dim 0, not 9 (--augment)'),
     (None, [], 'nowhere.safetensors does not exist'),
 ])
 def test_a_network_that_does_not_fit(tmp_path, data, kwargs, arguments, message):

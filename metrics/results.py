@@ -1,0 +1,145 @@
+"""Results of many metrics: kept as they come, as JSON and text, with differences between runs."""
+
+import io
+import json
+import math
+import statistics
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dnnlib.files import atomic_write, read_options
+
+from .compare import aligned
+from .estimate import Estimate, difference
+from .evaluate import METRICS, SCALES, Space, label
+
+WRITER = 'calc_metrics.py'
+
+
+@dataclass
+class Results:
+    """Estimates of every block of every run in every space. With a path they outlive the process.
+
+    blocks: by `block_key`, the estimates of a block by value; summaries: those of `summarise`, for readers.
+    The file at `path` is JSON; beside it, <path>.npz holds the terms that paired differences need.
+    """
+
+    path: Path | None = None
+    blocks: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    summaries: list[dict] = field(default_factory=list)
+
+    def load(self) -> None:
+        """Takes over what an earlier call at the same path has measured; a file of something else is refused.
+
+        Raises ValueError for it.
+        """
+        if self.path is None or not self.path.exists():
+            return
+        found = read_options(self.path)
+        if found.get('writer') != WRITER:
+            raise ValueError(f'{self.path} exists and was not written by {WRITER}; name another file')
+        terms = {}
+        try:
+            with np.load(self._terms_path(), allow_pickle=False) as file:
+                terms = dict(file)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            pass  # differences are then not paired
+        for key, values in found.get('blocks', {}).items():
+            self.blocks[key] = {name: Estimate(each['value'], each['error'],
+                                               torch.from_numpy(terms[at]).double() if at in terms else None)
+                                for name, each in values.items() for at in [f'{key}/{name}']}
+
+    def missing(self, key: str, space: Space) -> list[str]:
+        """The metrics of a space that a block does not have yet."""
+        return [name for name in space.metrics if not METRICS[name].values.keys() <= self.blocks.get(key, {}).keys()]
+
+    def found(self, key: str, space: Space) -> dict[str, Estimate]:
+        """The values of a block that the metrics of a space give; an earlier call may have asked for more."""
+        return {value: self.blocks[key][value] for name in space.metrics for value in METRICS[name].values}
+
+    def save(self) -> None:
+        """Writes both files, each whole or not at all."""
+        if self.path is None:
+            return
+        terms = {f'{key}/{name}': each.terms.float().numpy() for key, values in self.blocks.items()
+                 for name, each in values.items() if each.terms is not None}
+        buffer = io.BytesIO()
+        np.savez(buffer, **terms)
+        with atomic_write(self._terms_path()) as file:
+            file.write(buffer.getvalue())
+        blocks = {key: {name: dict(value=each.value, error=each.error) for name, each in values.items()}
+                  for key, values in self.blocks.items()}
+        text = json.dumps(dict(writer=WRITER, summaries=self.summaries, blocks=blocks), indent=1)
+        with atomic_write(self.path) as file:
+            file.write(f'{text}\n'.encode())
+
+    def _terms_path(self) -> Path:
+        return self.path.with_name(f'{self.path.name}.npz')
+
+
+def block_key(source, space: Space, ref_name: str, first: int, count: int, precision: str) -> str:
+    """What decides the numbers of a block: images, when they changed last, detector, reference and precision."""
+    changed = source.path.stat().st_mtime_ns
+    return '|'.join(map(str, (source.path.resolve(), changed, first, count, space.detector.name,
+                              space.detector.fingerprint, ref_name, space.ref.count, precision)))
+
+
+def summarise(space: Space, ref_name: str, runs: dict[str, list[dict[str, Estimate]]], seeds: list, count: int) -> dict:
+    """What was found in one space, JSON-able: what was compared with what, a result per run, and differences.
+
+    runs: by name, the estimates of each block of `count` images. seeds: those of each run, or None; every later run is
+    compared with the first, paired if both have the same. Numbers of another count, detector or reference belong into
+    another summary.
+    """
+    distance, ref = space.detector.distance, space.ref
+    results = [dict(name=name, metrics=_means(blocks, distance)) for name, blocks in runs.items()]
+    (base_name, base), *others = runs.items()
+    found = [dict(name=name, against=base_name, metric=value, label=label(value, distance),
+                  **difference([block[value] for block in blocks], [block[value] for block in base],
+                               paired=same is not None and same == seeds[0])._asdict())
+             for (name, blocks), same in zip(others, seeds[1:], strict=True) for value in base[0]]
+    return dict(detector=space.detector.name, fingerprint=space.detector.fingerprint, distance=distance, ref=ref_name,
+                ref_count=ref.count, ref_features=0 if ref.features is None else len(ref.features),
+                ref_source=ref.source, num_samples=count, blocks=len(base), results=results, differences=found)
+
+
+def _means(blocks, distance):
+    """By value: its mean over blocks, the error of the draw of images, the deviation over blocks, and all values."""
+    found = {}
+    for value in blocks[0]:
+        errors = [block[value].error for block in blocks]
+        values = [block[value].value for block in blocks]
+        found[value] = dict(label=label(value, distance), value=statistics.fmean(values),
+                            error=None if None in errors else math.hypot(*errors) / len(blocks),
+                            deviation=statistics.stdev(values) if len(blocks) > 1 else None, values=values)
+    return found
+
+
+def as_text(summary: dict) -> str:
+    """Tables of a `summarise`: a row per run with errors (deviations over blocks if there are several), differences."""
+    blocks = f'{summary["blocks"]} blocks of ' if summary['blocks'] > 1 else ''
+    of = f' of {summary["ref_count"]} images' if summary['ref_count'] else ''
+    rows = [('images', *(each['label'] for each in summary['results'][0]['metrics'].values()))]
+    for result in summary['results']:
+        cells = [_cell(value, each['value'], each['error'] if each['deviation'] is None else each['deviation'])
+                 for value, each in result['metrics'].items()]
+        rows.append((result['name'], *cells))
+    lines = [f'Detector {summary["detector"]} {summary["fingerprint"]}, {blocks}{summary["num_samples"]} images, '
+             f'statistics {summary["ref"]}{of}', aligned(rows)]
+    if summary['differences']:
+        rows = [('difference', 'of', 'is', 'in %', '')]
+        for each in summary['differences']:
+            value = _cell(each['metric'], each['difference'], each['error'])
+            rows.append((f'{each["name"]} - {each["against"]}', each['label'], value + ' (paired)' * each['paired'],
+                         f'{100 * each["relative"]:+.2g}', each['verdict']))
+        lines += ['', aligned(rows)]
+    return '\n'.join(lines)
+
+
+def _cell(name: str, value: float, error: float | None) -> str:
+    scale = SCALES.get(name, 1)
+    return f'{scale * value:.4g}' + ('' if error is None else f' +- {scale * error:.2g}')
