@@ -31,7 +31,7 @@ def noise_source(randn_like, needed: bool):
 
 
 def heun_step(denoise, x_hat, t_hat, t_next, class_labels, first: At, second: At | None):
-    """(the state at t_next, the step's last denoised image) from x_hat [N, C, H, W] at noise level t_hat (both [] or [N]).
+    """(the state at t_next, the step's last denoised image) from x_hat [N, C, H, W] at noise level t_hat ([] or [N]).
 
     first, second: what is known of both evaluations; without the second one the step is Euler's, as that to 0 is.
     """
