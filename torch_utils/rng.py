@@ -26,7 +26,7 @@ class StackedRandomGenerator:
     def set_states(self, states) -> None:
         """Continue from what `states` gave for as many generators on the same kind of device."""
         for generator, state in zip(self.generators, torch.as_tensor(states), strict=True):
-            generator.set_state(state)
+            generator.set_state(state.clone())  # torch crashes on memory that is not aligned, as of a file's
 
     def _stack(self, draw, size, **kwargs) -> torch.Tensor:
         if size[0] != len(self.generators):

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
@@ -23,7 +24,7 @@ from torch_utils.images import to_uint8
 def nets(tmp_path_factory):
     """A folder of a tiny 32x32 network, a noise-level model of 20 levels, and things that do not fit."""
     folder = tmp_path_factory.mktemp('dmcmc')
-    tiny = dict(label_dim=0, img_resolution=32, sigma_max=50.0)
+    tiny = dict(label_dim=0, img_resolution=32, sigma_max=50.0, channel_mult=[1], attn_resolutions=[])
     networks.save_network(folder / 'net.safetensors', recipe_(networks.construct('EDMPrecond', TINY | tiny)))
     networks.save_network(folder / 'small.safetensors', recipe_(networks.construct('EDMPrecond', TINY | dict(
         label_dim=0))))
@@ -72,7 +73,8 @@ def test_samples_are_those_of_the_library(nets, whole):
     folder, output = whole
     net, model = networks.load_network(nets / 'net.safetensors'), load_noise_level(nets / 'levels.safetensors')
     expected = sample(dmcmc_sampler, net, range(10), batch=2, progress=False, chains=4, eta=2.0, n_skip=1,
-                      noise_level=NoiseLevel(model, model.sigmas), tweedie=0.1, start=Start(20.0, 0.1, n_init=1, n_burn=1),
+                      noise_level=NoiseLevel(model, model.sigmas), tweedie=0.1,
+                      start=Start(20.0, 0.1, n_init=1, n_burn=1),
                       integrator=lambda *a, **k: kar1(*a, sigma_min=0.1, num_steps=2, **k))
     assert np.abs(images_in(folder).astype(int) - to_uint8(expected.images)).max() <= 1
     report = json.loads((folder / 'options.json').read_text())['report']
@@ -89,8 +91,7 @@ def test_a_chain_follows_from_its_seed(nets, whole, tmp_path):
     assert np.abs(found - expected[[0, 1, 4, 5]]).max() <= 1
 
 
-@pytest.mark.parametrize('lost', [['samples_00000004.npz'], ['samples_00000008.npz', 'chains_00000000.npz'],
-                                  ['chains_00000002.npz', 'samples_00000006.npz'], ['samples_00000000.npz']])
+@pytest.mark.parametrize('lost', [['samples_00000004.npz'], ['samples_00000008.npz', 'chains_00000000.npz']])
 def test_what_is_missing_is_drawn_again(nets, whole, tmp_path, lost):
     folder = tmp_path / 'out'
     folder.mkdir()
@@ -122,14 +123,12 @@ def test_two_ranks_one_kill_the_same_bytes(nets, whole, tmp_path):
 
 def test_png(nets, whole, tmp_path):
     assert call(*arguments(nets, tmp_path, *SMALL, '--save_type=png')).exit_code == 0
-    import PIL.Image
     found = [np.asarray(PIL.Image.open(tmp_path / f'{k:06d}.png')) for k in range(10)]
     assert np.array_equal(np.stack(found), images_in(whole[0]))
 
 
-@pytest.mark.parametrize('args', [['--integrator=kar2'], ['--integrator=probability_flow'], ['--integrator=rk45',
-                                  '--tolerance=5'], ['--integrator=reverse_diffusion'], ['--noise_level=argmax',
-                                                                                     '--integrator=euler_maruyama']])
+@pytest.mark.parametrize('args', [['--integrator=rk45', '--tolerance=5'],
+                                  ['--integrator=euler_maruyama', '--noise_level=argmax']])
 def test_integrators(nets, tmp_path, args):
     given = [text for text in arguments(nets, tmp_path) if 'rk45' not in str(args) or '--steps' not in text]
     result = call(*given, '--chains=2', '--num_samples=8', *args)
