@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ('generate', 'generate_diffrs', 'generate_reflected', 'train', 'train_score', 'train_classifier',
-           'train_reflected', 'fid_npzs', 'dataset_tool', 'plot')
+SCRIPTS = ('generate', 'generate_diffrs', 'generate_dmcmc', 'generate_reflected', 'train', 'train_score',
+           'train_classifier', 'train_reflected', 'fid_npzs', 'dataset_tool', 'plot')
 WIDTH = 118
 
 
