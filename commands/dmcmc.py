@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from dnnlib import demo
 from dnnlib.cli import FloatRange, blame
 from dnnlib.files import file_digest, resolve_path
 from networks.noise_level import PUBLISHED, load_noise_level
@@ -38,7 +37,7 @@ CHAINS = [
     click.option('--preset', help='Options of a published run; others that are given override it',
                  type=click.Choice([*PRESETS])),
     click.option('--noise_classifier', help='Noise-level model: .safetensors of train_classifier.py --task=noise_level,'
-                 ' or a published .pt  [default: the one that ships]', metavar='PATH', type=str),
+                 ' or a published .pt', metavar='PATH', type=str, required=True),
     click.option('--noise_classifier_is', help='What a published .pt is, which it does not say itself',
                  type=click.Choice([*PUBLISHED])),
     click.option('--chains', help=f'Parallel chains; --batch of them run together  {_shown("chains")}', metavar='INT',
@@ -83,7 +82,7 @@ def settle(opts: dict, net) -> dict:
 
 def noise_level_of(opts: dict, net, machine: Machine) -> Loaded:
     """The noise-level model, checked against the network, as a chain uses it, and what options.json says of it."""
-    path = resolve_path(opts['noise_classifier'] or demo.DEMO_NOISE_LEVEL)
+    path = resolve_path(opts['noise_classifier'])
     dist.print0(f'Loading noise-level model from {path}')
     with blame('--noise_classifier' if opts['noise_classifier_is'] else '--noise_classifier, --noise_classifier_is'):
         model = load_noise_level(path, opts['noise_classifier_is'], machine.device)

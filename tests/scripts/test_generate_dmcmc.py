@@ -139,11 +139,11 @@ def test_integrators(nets, tmp_path, args):
 
 @pytest.mark.parametrize('args, message', [
     (['--chains=4', '--num_samples=3'], '--chains, --batch, --num_samples: 4 chains give samples from 0 on, and at'),
-    (['--chains=4', '--seeds=4-11'], 'give samples from 0 on'),
+    (['--chains=4', '--seed=4'], 'give samples from 0 on'),
     (['--chains=5', '--batch=2', '--num_samples=10'], '5 chains cannot be run in groups of 2'),
     (['--preset=celebahq-kar2-48'], '--preset: celebahq-kar2-48 is for 256x256 images, --network for 32x32; leave'),
     (['--noise_classifier={}/large.safetensors'], 'is for 256x256x3 images, --network for 32x32x3'),
-    (['--noise_classifier={}/high.safetensors'], 'high.safetensors are 0.1 to 80, those of --network 0 to 50; train'),
+    (['--noise_classifier={}/high.safetensors'], 'to 80, those of --network 0 to 50; train one for them'),
     (['--noise_classifier={}/200.pt'], 'says neither its resolution nor its levels'),
     (['--noise_classifier={}/200.pt', '--noise_classifier_is=cifar10-32'], 'to 100, those of --network 0 to 50'),
     (['--noise_classifier={}/net.safetensors'], 'holds a EDMPrecond, not a noise-level model'),
