@@ -16,8 +16,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from torch_utils.transfer import upload
-
 from .denoiser import At, Denoiser, per_row
 from .integrators import kar2
 from .samples import Progress, Samples, draw_inputs, takes_seeds
@@ -98,8 +96,8 @@ def denoised(state: State, denoise, integrator, tweedie: float, class_labels=Non
     """
     x = integrator(denoise, state.x_best, state.sigma_best.cpu(), class_labels, randn_like=randn_like,
                    callback=callback)
-    left = torch.full([1], tweedie, dtype=torch.float64)
-    return denoise(x, upload(left[0], x.device), class_labels, at=At(left))
+    left = torch.full([len(x)], tweedie, dtype=torch.float64, device=x.device)  # the shape of all other levels
+    return denoise(x, left, class_labels, at=At(torch.full([1], tweedie, dtype=torch.float64)))
 
 
 @dataclass(frozen=True)
