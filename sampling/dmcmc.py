@@ -64,6 +64,7 @@ class NoiseLevel:
 
 def init(x: torch.Tensor, sigma: torch.Tensor) -> State:
     """The state of chains that start from x [N, C, H, W] with noise levels sigma [N], both float64."""
+    x = x.contiguous()  # sums over another layout would round otherwise, and one read from a file has this one
     return State(x, sigma, x, sigma)
 
 
@@ -166,7 +167,7 @@ class Chains:
                           callback=lambda step: progress(share / step.num_steps))
         level = self.state.sigma_best[:, None] < self.noise_level.on_device * (1 - 1e-9)
         self.state, self.rounds = restart(self.state), self.rounds + 1
-        means = F.adaptive_avg_pool2d(images, FEATURES).flatten(1).to(torch.float32)
+        means = F.adaptive_avg_pool2d(images.contiguous(), FEATURES).flatten(1).to(torch.float32)
         return Samples(images, self.labels, denoise.costs | dict(start_level=level.sum(1), chain_features=means))
 
     def saved(self) -> dict:
