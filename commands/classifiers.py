@@ -7,9 +7,8 @@ import torch
 from diffusion.vpsde import VPSDE
 from figures.calibration import calibration_curve
 from figures.canvas import save
-from guided_diffusion import create_classifier, set_precision
 from metrics.feature_net import FeatureNet, save_feature_net
-from networks.classifiers import time_convention
+from networks.classifiers import new_classifier, time_convention
 from networks.noise_level import NoiseLevelNet, save_noise_level
 from torch_utils import checkpoint
 from training.classifier import CleanClassifierLoss, NoisyClassifierLoss
@@ -33,7 +32,7 @@ def _build_adm(config, data, classes, machine, held_out):
     kwargs = dict(image_size=data.resolution, in_channels=data.channels, out_channels=classes,
                   classifier_width=config['width'], classifier_depth=config['depth'],
                   classifier_attention_resolutions=config['attention'])
-    net = set_precision(create_classifier(**kwargs).to(machine.device), machine.dtype, training=True)
+    net = new_classifier(kwargs, machine.dtype, machine.device)
     loss = NoisyClassifierLoss(net, sde, sde.t_cos if convention == 'cosine' else None, config['xflip'],
                                config['shift'])
     optimizer = functools.partial(torch.optim.AdamW, lr=0.0, weight_decay=config['weight_decay'], fused=True)
