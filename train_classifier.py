@@ -1,22 +1,17 @@
-"""Trains image classifiers: ADM's on noisy images (DG's feature extractor) and the clean one behind FD-CIFAR10."""
+"""Trains image classifiers: ADM's on noisy images (DG), the one behind FD-CIFAR10, DMCMC's of noise levels."""
 
-import functools
 import time
 
 import click
 import torch
 
 from commands import fit, options
+from commands.classifiers import FILES, build
 from commands.machine import blame_machine, start
-from diffusion.vpsde import VPSDE
 from dnnlib.cli import FloatRange, SectionedCommand, blame
 from dnnlib.files import resolve_output
-from guided_diffusion import create_classifier, set_precision
-from metrics.feature_net import FeatureNet, save_feature_net
-from networks.classifiers import time_convention
-from torch_utils import checkpoint
 from torch_utils import distributed as dist
-from training.classifier import CleanClassifierLoss, NoisyClassifierLoss, hold_out, learning_rate, measure_hook
+from training.classifier import hold_out, learning_rate, measure_hook
 from training.data import BatchLoader, ImageData
 from training.ema import Ema
 from training.run import TrainRun
@@ -32,8 +27,11 @@ PRESETS = {
     # The detector of FD-CIFAR10; one cycle of SGD (Smith and Topin 2017, arXiv:1708.07120).
     'cifar10-features': dict(model='features', width=0, depth=0, attention='', classes=0, batch_size=512, kimg=1500,
                              lr=0.4, weight_decay=5e-4, schedule='one-cycle', ema_kimg=0, shift=4, val_images=10_000),
+    # The noise-level model of denoising MCMC as published, for EDM's range of levels; a label is a level here.
+    'noise_level': dict(model='noise_level', width=0, depth=0, attention='', classes=1000, batch_size=100,
+                        kimg=10_000, lr=1e-3, weight_decay=0.0, schedule='constant', ema_kimg=0, shift=0,
+                        val_images=1000),
 }
-FILES = dict(adm=('classifier.safetensors', 'classifier.pt'), features=('features.safetensors',))  # by model
 
 DATA = [
     click.option('--outdir', help='Folder of the run', metavar='DIR', type=str, required=True),
@@ -48,14 +46,18 @@ DATA = [
                  type=fit.POSITIVE),
 ]
 NETWORK = [
-    click.option('--preset', help='What to train; other options override it', type=click.Choice([*PRESETS]),
-                 default='cifar10-demo', show_default=True),
+    click.option('--preset', '--task', help='What to train; other options override it',
+                 type=click.Choice([*PRESETS]), default='cifar10-demo', show_default=True),
     click.option('--width', help=f'Channels of the first level (adm); a multiple of 64  {fit.BY_PRESET}', metavar='INT',
                  type=click.IntRange(min=64)),
     click.option('--depth', help=f'Residual blocks per level (adm)  {fit.BY_PRESET}', metavar='INT', type=fit.POSITIVE),
     click.option('--attention', help=f'Resolutions with attention (adm)  {fit.BY_PRESET}', metavar='LIST', type=str),
     click.option('--classes', help=f'Size of the last layer; 0 = as many as --data has  {fit.BY_PRESET}', metavar='INT',
                  type=click.IntRange(min=0)),
+    click.option('--sigma_min', help='Lower end of the levels (noise_level), for images in [-1, 1]  [default: 0.002]',
+                 metavar='FLOAT', type=options.POSITIVE),
+    click.option('--sigma_max', help='Upper end of the levels (noise_level)  [default: 80]', metavar='FLOAT',
+                 type=options.POSITIVE),
     click.option('--time', 'time_convention', help='Time fed to the adm network; auto: cosine at 64x64, else linear',
                  type=click.Choice(['auto', 'linear', 'cosine']), default='auto', show_default=True),
 ]
@@ -100,6 +102,10 @@ def main(**opts):
     python train_classifier.py --outdir=runs/features --preset=cifar10-features --data=data/cifar10-train.zip
 
     \b
+    # the noise-level model of generate_dmcmc.py
+    python train_classifier.py --outdir=runs/noise_level --task=noise_level --data=data/cifar10-train.zip
+
+    \b
     # DG's architecture on 8 GPUs
     torchrun --standalone --nproc_per_node=8 train_classifier.py --outdir=runs/adm --preset=adm-32 \\
         --data=imagenet-32.zip
@@ -108,9 +114,10 @@ def main(**opts):
     machine = start(opts['device'], opts['precision'], opts['compile'])
     config = make_config(opts)
     with blame('--data'):
-        data = labelled(opts['data'], config['img_resolution'])
+        data = labelled(config, opts['data'], config['img_resolution'])
     with blame('--test_data'):
-        test = opts['test_data'] and labelled(opts['test_data'], data.resolution, data.channels, config['val_images'])
+        test = opts['test_data'] and labelled(config, opts['test_data'], data.resolution, data.channels,
+                                              config['val_images'])
         if test and test.num_classes > data.num_classes:
             raise ValueError(f'it has {test.num_classes} classes, --data only {data.num_classes}')
     with blame('--val_fraction'):
@@ -120,13 +127,12 @@ def main(**opts):
     config |= dict(data=data.name, images=len(images[0]), data_sha256=data.digest(), test_sha256=test and test.digest())
     fit.show_config(config, opts['dry_run'])
     with blame('--classes'):
-        if 0 < config['classes'] < data.num_classes:
+        if config['model'] != 'noise_level' and 0 < config['classes'] < data.num_classes:
             raise ValueError(f'{config["classes"]}, but the data has {data.num_classes}; use 0 or at least '
                              f'{data.num_classes}')
     torch.manual_seed(config['seed'])  # the initial weights
-    with blame('--width/--depth/--attention'):
-        build = build_features if config['model'] == 'features' else build_adm
-        parts, save = build(config, data, config['classes'] or data.num_classes, machine)
+    with blame('--sigma_min/--img_resolution' if config['model'] == 'noise_level' else '--width/--depth/--attention'):
+        parts, save = build(config, data, config['classes'] or data.num_classes, machine, held_out)
     fit.fit(make_run(config, parts, save, images, held_out, resolve_output(opts['outdir']), machine.device,
                  fit.run_options(opts, started)),
         summary=lambda result: f'{fit.how_far(result)}; {" and ".join(FILES[config["model"]])}')
@@ -139,59 +145,27 @@ def make_config(opts: dict) -> dict:
     given += ['time'] * (opts['time_convention'] != 'auto')
     if preset['model'] != 'adm' and given:
         raise click.ClickException(f'--{given[0]}: belongs to the adm presets; leave it out')
+    ends = {name: opts[name] for name in ('sigma_min', 'sigma_max') if opts[name] is not None}
+    if preset['model'] != 'noise_level' and ends:
+        raise click.ClickException(f'--{[*ends][0]}: belongs to --task=noise_level; leave it out')
     opts = opts | dict(batch_size=opts['batch'])
     config = {name: value if opts.get(name) is None else opts[name] for name, value in preset.items()}
     same = ('preset', 'xflip', 'time_convention', 'img_resolution', 'val_fraction', 'seed', 'precision')
     config |= {name: opts[name] for name in same}
+    if preset['model'] == 'noise_level':
+        config |= dict(sigma_min=0.002, sigma_max=80.0) | ends
     if opts['test_data']:
         config['val_fraction'] = 0.0
     return config
 
 
-def labelled(path, resolution, channels=None, max_images=None) -> ImageData:
+def labelled(config, path, resolution, channels=None, max_images=None) -> ImageData:
     data = ImageData(path, max_images, resolution, channels, quiet=dist.get_rank() != 0)
+    if config['model'] == 'noise_level':  # its classes are levels
+        data.labels = torch.zeros(len(data), dtype=torch.int64)
     if data.labels is None:
         raise ValueError(f'{path} has no labels; a zip or folder needs a dataset.json with "labels", an npz `label`')
     return data
-
-
-def build_adm(config, data, classes, machine):
-    """(what TrainRun needs to know of ADM's classifier at VP noise, a function that writes its files)."""
-    convention, sde = config['time_convention'], VPSDE()
-    if convention == 'auto':
-        convention = time_convention(data.resolution)
-    kwargs = dict(image_size=data.resolution, in_channels=data.channels, out_channels=classes,
-                  classifier_width=config['width'], classifier_depth=config['depth'],
-                  classifier_attention_resolutions=config['attention'])
-    net = set_precision(create_classifier(**kwargs).to(machine.device), machine.dtype, training=True)
-    loss = NoisyClassifierLoss(net, sde, sde.t_cos if convention == 'cosine' else None, config['xflip'],
-                               config['shift'])
-    optimizer = functools.partial(torch.optim.AdamW, lr=0.0, weight_decay=config['weight_decay'], fused=True)
-    described = dict(kind='classifier', width=config['width'], depth=config['depth'], channels=data.channels,
-                     resolution=data.resolution, classes=classes, time=convention)
-
-    def save(outdir, net, metadata):
-        described_file, plain_file = FILES['adm']
-        checkpoint.save_network(outdir / described_file, net, 'create_classifier', kwargs, metadata | described)
-        checkpoint.save_state_dict(outdir / plain_file, net)
-
-    return dict(module=net, step_loss=loss, optimizer=optimizer, max_grad_norm=1.0), save
-
-
-def build_features(config, data, classes, machine):
-    """(what TrainRun needs to know of the network behind FD-CIFAR10, a function that writes its file)."""
-    net = FeatureNet(num_classes=classes, img_channels=data.channels, img_resolution=data.resolution)
-    net.to(machine.device)
-
-    def forward(x):
-        with torch.autocast(machine.device.type, dtype=machine.dtype, enabled=machine.dtype != torch.float32):
-            return net(x)
-
-    loss = CleanClassifierLoss(forward, config['xflip'], config['shift'])
-    optimizer = functools.partial(torch.optim.SGD, lr=0.0, momentum=0.9, nesterov=True,
-                                  weight_decay=config['weight_decay'])
-    return dict(module=net, step_loss=loss, optimizer=optimizer), lambda outdir, net, metadata: save_feature_net(
-        outdir / FILES['features'][0], net, metadata)
 
 
 def make_run(config, parts, save, images, held_out, outdir, device, how) -> TrainRun:

@@ -31,6 +31,11 @@ class GaussianMixture:
         x = x.flatten(1).to(torch.float64)
         return self._log_joint(x, sigma)[0].logsumexp(1)
 
+    def level_logits(self, x, sigmas):
+        """log p(x; sigma) [N, K] at each of `sigmas` [K]: log p(sigma | x) up to a constant if all are as likely."""
+        rows = x.flatten(1).repeat_interleave(len(sigmas), 0)  # [N K, D]
+        return self.log_density(rows, sigmas.repeat(len(x))).unflatten(0, [len(x), len(sigmas)])
+
     def denoiser(self, x, sigma):
         """E[y | y + sigma n = x], of the shape of x [N, ...] (D values in each row)."""
         flat = x.flatten(1).to(torch.float64)

@@ -31,16 +31,18 @@ def _fractions(num_steps: int) -> torch.Tensor:
     return torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
 
 
-def edm_steps(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80, rho: float = 7) -> torch.Tensor:
+def edm_steps(num_steps: int, sigma_min: float = 0.002, sigma_max: float | torch.Tensor = 80,
+              rho: float = 7) -> torch.Tensor:
     """EDM's levels [num_steps], from sigma_max down to sigma_min, without the final 0 (Karras et al. 2022, eq. 5).
 
-    Raises ValueError if rho is too small for float64.
+    For a tensor of N largest levels [num_steps, N]. Raises ValueError if rho is too small for float64.
     """
     try:
         top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     except OverflowError:
         raise ValueError(f'{rho:g} is too small for rho; EDM uses 7') from None
-    return (top + _fractions(num_steps) * (bottom - top)).pow(rho)
+    fractions = _fractions(num_steps)
+    return (top + (fractions[:, None] if torch.is_tensor(sigma_max) else fractions) * (bottom - top)).pow(rho)
 
 
 def vp_sigma(t: torch.Tensor, beta_d: float = VP_BETA_D, beta_min: float = VP_BETA_MIN) -> torch.Tensor:

@@ -17,14 +17,15 @@ from torch_utils.images import image_grid, is_whole_png, png_bytes
 
 GRIDS = 4  # shards that get a picture of their samples
 GRID_IMAGES = 256  # at most, in one grid
-SAMPLE_FILE = re.compile(r'samples.*\.npz|sample_.*\.png|\d{6,}\.png')
+SAMPLE_FILE = re.compile(r'samples.*\.npz|sample_.*\.png|\d{6,}\.png|chains_\d+\.npz')
 WARMUP_LEFTOVER = re.compile(r'\.thresholds.*\.json\..*\.tmp|thresholds-part-\d+\.json')  # the parts become one file
 COSTS, LABEL = 'counts', 'label'  # texts of a PNG: what the sample has cost, as JSON; the number of its class
 LABEL_FILE = 'dataset.json'  # the classes of PNG files, as EDM's tools write and read them
 # What an options.json calls a file, and the entry that holds its digest: the same file may have moved.
 MOVABLE = dict(network='network_sha256', pretrained_classifier_ckpt='classifier_sha256',
                discriminator_ckpt='discriminator_sha256', lora_checkpoint='lora_sha256',
-               guiding_network='guiding_network_sha256', guiding_classifier='guiding_classifier_sha256')
+               guiding_network='guiding_network_sha256', guiding_classifier='guiding_classifier_sha256',
+               noise_classifier='noise_classifier_sha256')
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,22 @@ class SampleFolder(RunFolder):
     def check(self, undecided: Collection[str] = ()) -> None:
         """Raise ValueError if the folder holds anything but this run; the options `undecided` may still differ."""
         super().check(undecided)
-        expected = {LABEL_FILE}
-        for shard in self.shards:
-            expected.update([shard.name, shard.grid_name] if self.save_type == 'npz' else shard.png_names)
+        expected = self.expected()
         foreign = [name for name in self.own_files() if name not in expected]
         if foreign:
             raise ValueError(f'{self.path} holds samples of something else ({foreign[0]}, {len(foreign)} in all); '
                              f'use another folder or --overwrite')
+
+    def expected(self) -> set[str]:
+        """Names of the files that the whole run writes, beside options.json."""
+        names = {LABEL_FILE}
+        for shard in self.shards:
+            names.update([shard.name, shard.grid_name] if self.save_type == 'npz' else shard.png_names)
+        return names
+
+    def shards_of(self, rank: int, ranks: int) -> list[Shard] | None:
+        """The shards that one of several ranks must draw, in order; None: any rank may draw any shard."""
+        return None
 
     def may_differ(self, earlier: dict) -> set[str]:
         """Where files lie, if their digests are equal; the seeds, if the earlier run is the beginning of this one."""

@@ -52,8 +52,9 @@ def run(stream: Callable[[Iterator[int], Callable], Iterable], folder: SampleFol
 
     Shards are fixed by position in the list of seeds, so the files do not depend on the number of ranks. A rank
     claims the next shard when its stream asks for a seed beyond those it has, so slow samples hold nobody up; at the
-    end ranks without work draw what others have not finished. Complete files of an earlier call with equal options
-    are kept; a folder of something else is refused, unless `overwrite` removes its samples.
+    end ranks without work draw what others have not finished. Neither happens if the folder says whose a shard is.
+    Complete files of an earlier call with equal options are kept; a folder of something else is refused, unless
+    `overwrite` removes its samples.
     Raises ValueError and OSError (folder), and NonFiniteSample, in which case nothing of the shard is written. If the
     folder is refused, rank 0 raises, and the other ranks exit silently.
     """
@@ -95,11 +96,11 @@ def _work(folder: SampleFolder, stream, decode, key: str) -> int:
     sample follows from its seed, so both files are the same.
     """
     drawn = 0
+    fixed = folder.shards_of(dist.get_rank(), dist.get_world_size())
 
     def claims(writer):
         nonlocal drawn
-        while (index := dist.claim(key)) < len(folder.shards):
-            shard = folder.shards[index]
+        for shard in _claimed(folder, key) if fixed is None else fixed:
             if folder.is_complete(shard):
                 writer.skip(shard)
                 continue
@@ -109,6 +110,8 @@ def _work(folder: SampleFolder, stream, decode, key: str) -> int:
 
     with Writer(folder) as writer:
         _draw_shards(folder, stream, decode, writer, claims(writer))
+        if fixed is not None:
+            return drawn
         dist.claim(f'{key}/ready')
         while dist.claimed(f'{key}/ready') < dist.get_world_size():
             index = dist.claim(f'{key}/help')
@@ -118,6 +121,12 @@ def _work(folder: SampleFolder, stream, decode, key: str) -> int:
             if not folder.last_file(shard).exists():
                 _draw_shards(folder, stream, decode, writer, iter([shard]), helping=True)
     return drawn
+
+
+def _claimed(folder: SampleFolder, key: str) -> Iterator[Shard]:
+    """The shards that this rank is the first to ask for."""
+    while (index := dist.claim(key)) < len(folder.shards):
+        yield folder.shards[index]
 
 
 class _Overtaken(Exception):

@@ -32,6 +32,11 @@ def vp_mean_and_time(sigma, x, time: str):
     return mean[:, None, None, None], t.to(torch.float32)
 
 
+def new_classifier(kwargs: dict, dtype, device):
+    """ADM's classifier with fresh weights, ready to be trained; `kwargs` as `guided_diffusion.create_classifier`'s."""
+    return set_precision(create_classifier(**kwargs).to(device), dtype, training=True)
+
+
 def load_classifier(ckpt_path, img_resolution, device, eval=True, *, dtype=torch.float32):
     """The ADM classifier whose middle block feeds discriminators.
 

@@ -16,7 +16,7 @@ class Step:
 
     index: int  # 0 to num_steps - 1
     num_steps: int
-    sigma: float  # noise level at the start of the step
+    sigma: float  # noise level at the start of the step, the largest if rows differ
     sigma_next: float  # and at its end
     x: torch.Tensor  # [N, C, H, W] float64, the state after the step
     denoised: torch.Tensor  # [N, C, H, W] float64, the step's last denoised image
@@ -41,7 +41,7 @@ def heun_step(denoise, x_hat, t_hat, t_next, class_labels, first: At, second: At
     x_next = x_hat + h * d_cur
     if second is not None:
         denoised = denoise(x_next, t_next, class_labels, at=second)
-        d_prime = (x_next - denoised) / t_next
+        d_prime = (x_next - denoised) / per_row(t_next, x_next)
         x_next = x_hat + h * (0.5 * d_cur + 0.5 * d_prime)
     return x_next, denoised
 
@@ -55,31 +55,41 @@ def edm_sampler(net, latents, class_labels=None, *, levels: Levels | None = None
     `callback` gets a `Step` after every step. 2 n - 1 evaluations for n steps. No step waits for the device. Raises
     ValueError if there is churn and no `randn_like`.
     """
-    denoise, levels = as_denoiser(net), levels or edm_levels(net)
+    levels = levels or edm_levels(net)
+    x = latents.to(torch.float64) * levels.sigmas[0].item()
+    return heun(net, x, class_labels, levels=levels, randn_like=randn_like, callback=callback)
+
+
+@torch.no_grad()
+def heun(net, x, class_labels=None, *, levels: Levels, randn_like=None, callback=None):
+    """Images [N, C, H, W], float64, from states x [N, C, H, W] of noise levels.sigmas[0]; the rest as edm_sampler.
+
+    The rows may have levels of their own, see `Levels`.
+    """
+    denoise = as_denoiser(net)
     boost = levels if denoise.boosting is None else levels_from(
         net, levels.sigmas[:-1], denoise.boosting.churn(levels.churn))
     randn_like = noise_source(randn_like, bool(levels.noise.any() or boost.noise.any()))
     t_steps, num_steps = levels.sigmas, levels.num_steps
-    on_device = upload(torch.stack([levels.raised, levels.noise, boost.raised, boost.noise, t_steps[1:]]),
-                       latents.device)
+    on_device = upload(torch.stack([levels.raised, levels.noise, boost.raised, boost.noise, t_steps[1:]]), x.device)
 
-    x_next = latents.to(torch.float64) * t_steps[0].item()
+    x_next = x.to(torch.float64)
     for i in range(num_steps):
         x_cur = x_next
-        t_hat, std, t_hat_boost, std_boost, t_next = on_device[:, i]  # [] each
+        t_hat, std, t_hat_boost, std_boost, t_next = on_device[:, i]  # [] or [N] each
 
         # Increase the noise temporarily; boosted rows have an amount of their own.
-        rows, at = denoise.boosted(i), At(levels.raised[i:i + 1], step=i)
+        rows, at = denoise.boosted(i), At(levels.raised[i].reshape(-1), step=i)
         if rows is not None:
             t_hat, std = torch.where(rows, t_hat_boost, t_hat), torch.where(rows, std_boost, std)  # [N]
-            at = At(torch.stack([levels.raised[i], boost.raised[i]]), step=i, either=True)
+            at = At(torch.stack([levels.raised[i], boost.raised[i]]).reshape(-1), step=i, either=True)
         x_hat = x_cur
-        if levels.noise[i] > 0 or (rows is not None and boost.noise[i] > 0):
+        if levels.noise[i].any() or (rows is not None and boost.noise[i].any()):
             x_hat = x_cur + per_row(std, x_cur) * randn_like(x_cur)
 
-        second = At(t_steps[i + 1:i + 2], second=True, step=i) if i < num_steps - 1 else None
+        second = At(t_steps[i + 1].reshape(-1), second=True, step=i) if i < num_steps - 1 else None
         x_next, denoised = heun_step(denoise, x_hat, t_hat, t_next, class_labels, at, second)
 
         if callback is not None:
-            callback(Step(i, num_steps, t_steps[i].item(), t_steps[i + 1].item(), x_next, denoised))
+            callback(Step(i, num_steps, t_steps[i].max().item(), t_steps[i + 1].max().item(), x_next, denoised))
     return x_next

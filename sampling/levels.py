@@ -20,7 +20,10 @@ class Churn:
 
 @dataclass(frozen=True)
 class Levels:
-    """Noise levels t_0 > ... > t_{n-1} > t_n = 0, and what churn makes of the first n; float64 on the host."""
+    """Noise levels t_0 > ... > t_{n-1} > t_n = 0, and what churn makes of the first n; float64 on the host.
+
+    With a last dimension [..., N] each of N samples has levels of its own.
+    """
 
     sigmas: torch.Tensor  # [n + 1], the last one 0
     raised: torch.Tensor  # [n], t_hat: the levels after churn
@@ -38,7 +41,7 @@ def rounded(net, sigmas: torch.Tensor) -> torch.Tensor:
 
 
 def levels_from(net, sigmas: torch.Tensor, churn: Churn = Churn()) -> Levels:
-    """Levels for decreasing `sigmas` [n] without the final 0, which the network must know.
+    """Levels for decreasing `sigmas` [n] or [n, N] without the final 0, which the network must know.
 
     t_hat = (1 + gamma) t with gamma = min(S_churn / n, sqrt(2) - 1) for t in [S_min, S_max] (Karras et al. 2022,
     algorithm 2).
@@ -47,7 +50,7 @@ def levels_from(net, sigmas: torch.Tensor, churn: Churn = Churn()) -> Levels:
     raised = rounded(net, sigmas + gamma * sigmas)
     raised = torch.where((sigmas >= churn.S_min) & (sigmas <= churn.S_max) & (gamma > 0), raised, sigmas)
     noise = churn.S_noise * (raised ** 2 - sigmas ** 2).clip(min=0).sqrt()
-    return Levels(torch.cat([sigmas, sigmas.new_zeros(1)]), raised, noise, churn)
+    return Levels(torch.cat([sigmas, torch.zeros_like(sigmas[:1])]), raised, noise, churn)
 
 
 def edm_levels(net, num_steps: int = 18, sigma_min: float | None = None, sigma_max: float | None = None,

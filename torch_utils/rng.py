@@ -19,6 +19,15 @@ class StackedRandomGenerator:
     def __len__(self) -> int:
         return len(self.generators)
 
+    def states(self) -> torch.Tensor:
+        """What continues the generators, uint8 [N, bytes] on the host."""
+        return torch.stack([generator.get_state() for generator in self.generators])
+
+    def set_states(self, states) -> None:
+        """Continue from what `states` gave for as many generators on the same kind of device."""
+        for generator, state in zip(self.generators, torch.as_tensor(states), strict=True):
+            generator.set_state(state.clone())  # torch crashes on memory that is not aligned, as of a file's
+
     def _stack(self, draw, size, **kwargs) -> torch.Tensor:
         if size[0] != len(self.generators):
             raise ValueError(f'a draw of {size[0]} rows from {len(self.generators)} generators')

@@ -1,0 +1,105 @@
+"""Denoising MCMC from the command line: its options, presets and noise-level model."""
+
+from pathlib import Path
+
+import click
+
+from dnnlib.cli import FloatRange, blame
+from dnnlib.files import file_digest, resolve_path
+from networks.noise_level import PUBLISHED, load_noise_level
+from sampling.dmcmc import NoiseLevel
+from sampling.integrators import INTEGRATORS
+from torch_utils import distributed as dist
+
+from .loading import Loaded
+from .machine import Machine
+from .options import POSITIVE
+
+# Levels and step sizes are those of images in [-1, 1]. The published ones are for [0, 1]: a level there is half as
+# large, a step size a quarter.
+DEFAULTS = dict(chains=200, eta=2.0, n_skip=10, integrator='kar1', num_steps=9, noise_level='sample', n_init=10,
+                eta_init=2.0, n_burn=10, tweedie=None, noise_classifier_is=None)
+PRESETS = {  # resolution, and options that are not given; beside published ones, those of this project are "ours"
+    # The only setting that the published code shows: eta 0.8 and 20 levels there, 10 + 37 + 1 evaluations.
+    'celebahq-kar2-48': (256, dict(chains=20, eta=3.2, n_skip=10, integrator='kar2', num_steps=19, n_init=50,
+                                   eta_init=6.4, n_burn=20, noise_level='argmax', tweedie=0.002,
+                                   noise_classifier_is='celebahq-256')),
+}
+STEPLESS = 'rk45'  # the integrator that takes no number of steps
+COUNT = click.IntRange(min=0)
+
+
+def _shown(name: str) -> str:
+    return f'[default: {DEFAULTS[name]}]'
+
+
+CHAINS = [
+    click.option('--preset', help='Options of a published run; others that are given override it',
+                 type=click.Choice([*PRESETS])),
+    click.option('--noise_classifier', help='Noise-level model: .safetensors of train_classifier.py --task=noise_level,'
+                 ' or a published .pt', metavar='PATH', type=str, required=True),
+    click.option('--noise_classifier_is', help='What a published .pt is, which it does not say itself',
+                 type=click.Choice([*PUBLISHED])),
+    click.option('--chains', help=f'Parallel chains; --batch of them run together  {_shown("chains")}', metavar='INT',
+                 type=click.IntRange(min=1)),
+    click.option('--eta', help='Step size of Langevin dynamics, for images in [-1, 1]: 4 times the published one'
+                 f'  {_shown("eta")}', metavar='FLOAT', type=POSITIVE),
+    click.option('--n_skip', help=f'Steps of a chain between its outputs  {_shown("n_skip")}', metavar='INT',
+                 type=click.IntRange(min=1)),
+    click.option('--noise_level', help='sample: draw a level given x (Gibbs); argmax: the likeliest, as published'
+                 f'  {_shown("noise_level")}', type=click.Choice(['sample', 'argmax'])),
+    click.option('--integrator', help=f'What denoises an output  {_shown("integrator")}',
+                 type=click.Choice([*INTEGRATORS])),
+    click.option('--steps', 'num_steps', help='Steps of the integrator; rk45 has none. Published kar1 and kar2 count '
+                 f'one more  {_shown("num_steps")}', metavar='INT', type=click.IntRange(1, 1_000_000)),
+    click.option('--tolerance', help='rk45: relative and absolute error of a step', metavar='FLOAT',
+                 type=FloatRange(min=1e-12), default=1e-5, show_default=True),
+    click.option('--tweedie', help='Noise level that is taken to be left at the end  [default: the least of the '
+                 'noise-level model]', metavar='FLOAT', type=POSITIVE),
+    click.option('--n_init', help=f'Steps of size --eta_init at the beginning of a chain  {_shown("n_init")}',
+                 metavar='INT', type=COUNT),
+    click.option('--eta_init', help=f'Their size  {_shown("eta_init")}', metavar='FLOAT', type=POSITIVE),
+    click.option('--n_burn', help=f'And then steps of size --eta without output  {_shown("n_burn")}', metavar='INT',
+                 type=COUNT),
+]
+NAMES = ('preset', *(name for name in DEFAULTS if name != 'num_steps'))
+
+
+def settle(opts: dict, net) -> dict:
+    """The options with those of the preset and the defaults in place of what is not given, checked against `net`."""
+    chosen = dict(DEFAULTS)
+    if opts['preset']:
+        resolution, own = PRESETS[opts['preset']]
+        if net.img_resolution != resolution:
+            raise click.ClickException(f'--preset: {opts["preset"]} is for {resolution}x{resolution} images, --network '
+                                       f'for {net.img_resolution}x{net.img_resolution}; leave it out')
+        chosen |= own
+    chosen |= {name: opts[name] for name in chosen if opts[name] is not None}
+    if chosen['integrator'] == STEPLESS and opts['num_steps'] is not None:
+        raise click.ClickException('--steps: rk45 chooses its steps itself; give --tolerance')
+    return opts | chosen
+
+
+def noise_level_of(opts: dict, net, machine: Machine) -> Loaded:
+    """The noise-level model, checked against the network, as a chain uses it, and what options.json says of it."""
+    path = resolve_path(opts['noise_classifier'])
+    dist.print0(f'Loading noise-level model from {path}')
+    with blame('--noise_classifier' if opts['noise_classifier_is'] else '--noise_classifier, --noise_classifier_is'):
+        model = load_noise_level(path, opts['noise_classifier_is'], machine.device)
+        check(model, net, path)
+    record = dict(noise_classifier=opts['noise_classifier'], noise_classifier_sha256=file_digest(path),
+                  noise_levels=[model.sigma_min, model.sigma_max, len(model.sigmas)])
+    choice = NoiseLevel(model, model.sigmas, opts['noise_level'], machine.device)
+    return Loaded(choice, record | dict(noise_classifier_is=opts['noise_classifier_is']))
+
+
+def check(model, net, path: Path) -> None:
+    """Raise ValueError if a noise-level model is for other images or noise levels than a score network."""
+    if (model.img_resolution, model.img_channels) != (net.img_resolution, net.img_channels):
+        raise ValueError(f'{path} is for {model.img_resolution}x{model.img_resolution}x{model.img_channels} images, '
+                         f'--network for {net.img_resolution}x{net.img_resolution}x{net.img_channels}')
+    low, high = model.sigmas.min().item(), model.sigmas.max().item()
+    if low < net.sigma_min * (1 - 1e-6) or high > net.sigma_max * (1 + 1e-6):
+        raise ValueError(f'the levels of {path} are {low:g} to {high:g}, those of --network {net.sigma_min:g} to '
+                         f'{net.sigma_max:g}; train one for them: train_classifier.py --task=noise_level --sigma_min '
+                         f'--sigma_max')
