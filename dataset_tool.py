@@ -1,5 +1,6 @@
 """Turns raw images into what the other scripts read: data/*.npz, EDM-style zips and stats/*.npz."""
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -97,8 +98,8 @@ def npz(source, max_images, labels, outdir, name):
                 yield block
                 bar.update(len(block))
 
-    with blame('--outdir'):
-        write_npz(names, read(), len(data.images), data.labels, labelled)
+    with blame('--outdir'), contextlib.closing(read()) as blocks:  # which ends the bar's line before an error
+        write_npz(names, blocks, len(data.images), data.labels, labelled)
     for path, array in names.items():
         click.echo(f'{path}: {len(data.images)} images as `{array}`')
     if data.labels.indices is None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from script_runs import (
     ROOT,
-    contents,
+    comparable,
     finish,
     generate_arguments,
     is_running,
@@ -64,7 +64,7 @@ def test_two_nodes_give_the_files_of_one_process(files, tmp_path):
     assert sum('16 images in' in output for output in outputs) == 1  # rank 0 alone speaks
     code, output = finish(ROOT / 'generate.py', arguments(files, tmp_path / 'one', 16))
     assert code == 0, output
-    assert contents(tmp_path / 'two') == contents(tmp_path / 'one')
+    assert comparable(tmp_path / 'two') == comparable(tmp_path / 'one')
 
 
 @LINUX
@@ -79,7 +79,7 @@ def test_a_rank_that_dies_ends_the_others_with_a_message(files, tmp_path):
     assert process.returncode != 0 and 'Signal 9 (SIGKILL)' in output and not any(map(is_running, pids))
     assert finish(*command)[0] == 0
     assert finish(ROOT / 'generate.py', arguments(files, tmp_path / 'one', 1500))[0] == 0
-    assert contents(tmp_path / 'out') == contents(tmp_path / 'one')
+    assert comparable(tmp_path / 'out') == comparable(tmp_path / 'one')
 
 
 @LINUX

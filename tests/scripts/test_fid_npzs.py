@@ -188,7 +188,7 @@ def assert_one_line(result, *parts, code=1):
     (['--ref=nowhere.npz'], ['--ref', 'nowhere.npz does not exist']),
     (['--ref=samples/run/samples_00000000.npz'], ['--ref', 'no mu and no sigma', 'holds samples']),
     (['--ref=features.safetensors'], ['--ref', 'not a complete npz']),
-    (['--ref=objects.npz'], ['--ref', 'plain arrays']),
+    (['--ref=objects.npz'], ['--ref', '`mu` holds objects']),
     (['--ref=square.npz'], ['--ref', 'not [D] and [D, D]']),
     (['--ref=published.npz'], ['--detector', 'say which made them']),
     (['--ref=published.npz', '--detector=cifar10'], ['--detector', '64 features', 'cifar10 12']),
