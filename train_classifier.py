@@ -124,7 +124,8 @@ def main(**opts):
         images, held_out = (data.images, data.labels), test and (test.images, test.labels)
         if not test:
             images, held_out = hold_out(data, config['val_fraction'], config['val_images'], config['seed'])
-    config |= dict(data=data.name, images=len(images[0]), data_sha256=data.digest(), test_sha256=test and test.digest())
+    config |= dict(data=data.name, images=len(images[0]), data_sha256=data.digest(), test_sha256=test and test.digest(),
+                   class_names=data.classes)
     fit.show_config(config, opts['dry_run'])
     with blame('--classes'):
         if config['model'] != 'noise_level' and 0 < config['classes'] < data.num_classes:

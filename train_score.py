@@ -160,6 +160,8 @@ def make_config(opts: dict, data: ImageData, source=None) -> dict:
     config |= {name: opts[name] for name in ('preset', 'cond', 'seed', 'precision', 'max_images')} | dict(
         data=data.name, images=len(data), data_sha256=data.digest(), resolution=data.resolution,
         img_channels=data.channels, classes=data.num_classes)
+    if opts['cond']:
+        config['class_names'] = data.classes
     if source is not None:
         config['precond'], network = _adopt(source, config, asked, opts['precond'])
         config['transfer_sha256'] = file_digest(fetch(opts['transfer']))

@@ -132,6 +132,7 @@ def make_config(opts, real, generated, network_sha256) -> dict:
              'depth', 'time_convention', 'seed', 'precision')
     later = {name: opts[name] for name, before in LATER.items() if opts[name] != before}
     later |= dict(network_sha256=network_sha256) if network_sha256 else {}
+    later |= dict(class_names=real.classes) if opts['cond'] else {}
     return dict(batch_size=opts['batch']) | {name: opts[name] for name in names} | dict(
         num_real=len(real), num_generated=len(generated), real_sha256=real.digest(),
         generated_sha256=generated.digest(),
