@@ -136,10 +136,11 @@ def make_zip(source, max_images, labels, dest, resolution, transform, rgb):
 
     def convert():
         with blame('--source'):
-            yield from alike(progress(images.map(work), total=len(images), desc='converting'))
+            with progress(images.map(work), total=len(images), desc='converting') as bar:
+                yield from alike(bar)
 
-    with blame('--dest'):
-        left = write_dataset(dest, convert(), data.labels)
+    with blame('--dest'), contextlib.closing(convert()) as converted:
+        left = write_dataset(dest, converted, data.labels)
     click.echo(f'{dest}: {len(left)} images' + (f', {left.labels.num_classes} classes' if left.labels.indices is not
                None else ', no labels') + (f'; {len(images) - len(left)} are smaller than --resolution and left out'
                                            if len(left) < len(images) else ''))

@@ -210,13 +210,15 @@ def test_labels_belong_to_their_samples(files, tmp_path):
 
 
 def test_levels_that_go_untested_are_named(files, run, tmp_path):
-    code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-2', '--batch=3', '--max_backsteps=3')
+    code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-2', '--batch=3', '--max_backsteps=3',
+                          f'--thresholds={run[0] / "thresholds.json"}')
     assert code == 0 and 'after the last 1 of 4 steps are not tested; --max_backsteps=4 tests them' in output, output
     assert (samples(tmp_path / 'out')['tests'][:, 4] == 0).all()
     assert 'not tested' not in run[1]
     for args in (['--min_backsteps=4'], ['--min_backsteps=1', '--backsteps=0']):
         folder = tmp_path / args[0]
-        code, output = invoke(files, f'--outdir={folder}', '--seeds=0-2', '--batch=3', *args)
+        code, output = invoke(files, f'--outdir={folder}', '--seeds=0-2', '--batch=3', *args,
+                              f'--thresholds={run[0] / "thresholds.json"}')
         assert code == 0 and '--min_backsteps leaves nothing to test' in output, output
         assert not samples(folder)['tests'].any()
 

@@ -111,6 +111,7 @@ def test_more_samples_continue_the_chains(nets, whole, tmp_path):
     assert without_report(folder) == without_report(whole[0])
 
 
+@pytest.mark.slow
 def test_two_ranks_one_kill_the_same_bytes(nets, whole, tmp_path):
     folder = tmp_path / 'out'
     process = start('generate_dmcmc.py', arguments(nets, folder, *SMALL), processes=2)
