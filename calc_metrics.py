@@ -18,7 +18,8 @@ from metrics.results import Results, as_text, block_key, summarise
 from metrics.sources import open_source
 from torch_utils import distributed as dist
 
-FOLDER = 'A folder of samples*.npz or of PNG files, an npz or a zip'
+FOLDER = ('A folder of samples*.npz or of PNG files, an npz or a zip, turned as their EXIF orientation says, as for '
+          'statistics')
 
 
 @click.group()

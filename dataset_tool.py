@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from commands.machine import blame_machine
+from commands.machine import blame_machine, start
 from dnnlib.cli import Resolution, blame
 from dnnlib.files import resolve_output
 from metrics.detectors import DETECTORS, load_detector
@@ -13,7 +13,7 @@ from metrics.measure import measure
 from metrics.reference import make_reference
 from metrics.sources import StoreSource
 from torch_utils import distributed as dist
-from torch_utils.device import PRECISIONS, select_device, select_precision
+from torch_utils.device import PRECISIONS
 from torch_utils.image_output import alike, write_dataset, write_npz
 from torch_utils.image_source import Source, open_images
 from torch_utils.image_transforms import TRANSFORMS, make_transform, over, parse_color
@@ -167,13 +167,9 @@ def stats(source, max_images, dest, detector, detector_ckpt, allow_code, feature
 
     Works under torchrun, which deals the images out.
     """
-    dist.init()
-    with blame('--device'):
-        device = select_device(device)
-    with blame('--precision'):
-        dtype = select_precision(precision, device)
+    machine = start(device, precision)
     with blame('--detector'), dist.rank0_first():  # it downloads
-        detector = load_detector(detector, device, dtype, detector_ckpt, allow_code)
+        detector = load_detector(detector, machine.device, machine.dtype, detector_ckpt, allow_code)
     data = load(source, max_images, 'none')
     with blame('--source'):
         images = StoreSource(Path(source), data.images)

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from commands.machine import blame_machine
+from commands.machine import blame_machine, start
 from dnnlib import demo
 from dnnlib.cli import blame
 from dnnlib.download import fetch
@@ -14,7 +14,7 @@ from metrics.detectors import DETECTORS, load_detector
 from metrics.reference import load_reference, make_reference
 from metrics.sources import open_source
 from torch_utils import distributed as dist
-from torch_utils.device import PRECISIONS, select_device, select_precision
+from torch_utils.device import PRECISIONS
 
 
 @click.command()
@@ -63,17 +63,13 @@ def main(folders, ref_path, num_samples, blocks, **opts):
     torchrun --standalone --nproc_per_node=2 fid_npzs.py --images=samples/run --num_samples=10000 --blocks=3 \\
         --json=run.json
     """
-    dist.init()
+    machine = start(opts['device'], opts['precision'])
     if opts['save_stats'] and (len(folders) > 1 or blocks > 1):
         raise click.ClickException('--save_stats: takes one --images and one block')
     for option, path in (('--json', opts['json_path']), ('--save_stats', opts['save_stats'])):
         if path is not None:
             with blame(option):
                 check_writable(resolve_output(path))
-    with blame('--device'):
-        device = select_device(opts['device'])
-    with blame('--precision'):
-        dtype = select_precision(opts['precision'], device)
     with blame('--ref' if ref_path else '--ref (the shipped statistics)'), dist.rank0_first():  # it downloads
         ref = load_reference(fetch(ref_path or demo.DEMO_STATS))
     with blame('--images'):
@@ -84,7 +80,7 @@ def main(folders, ref_path, num_samples, blocks, **opts):
     with blame('--detector'):
         name = ref.default_detector() if opts['detector'] == 'auto' else opts['detector']
         with dist.rank0_first():
-            detector = load_detector(name, device, dtype, opts['detector_ckpt'], opts['allow_code'])
+            detector = load_detector(name, machine.device, machine.dtype, opts['detector_ckpt'], opts['allow_code'])
         note = ref.check(detector)
         if note:
             dist.print0(f'Note: {note}')

@@ -18,6 +18,15 @@ def _known(name: str, value: str, known) -> str:
     return value
 
 
+def label_rows(class_labels, label_dim: int, device) -> torch.Tensor | None:
+    """Labels as U-Nets take them, float32 [N or 1, label_dim]: None is the all-zero label; None without classes."""
+    if label_dim == 0:
+        return None
+    if class_labels is None:
+        return torch.zeros([1, label_dim], device=device)
+    return class_labels.to(torch.float32).reshape(-1, label_dim)
+
+
 class Precond(torch.nn.Module):
     """A U-Net F behind D(x; sigma) = c_skip x + c_out F(c_in x; c_noise).
 
@@ -48,12 +57,7 @@ class Precond(torch.nn.Module):
     def forward(self, x, sigma, class_labels=None, augment_labels=None):
         x = x.to(torch.float32)
         sigma = sigma.to(torch.float32).reshape(-1, 1, 1, 1)
-        if self.label_dim == 0:
-            class_labels = None
-        elif class_labels is None:
-            class_labels = torch.zeros([1, self.label_dim], device=x.device)
-        else:
-            class_labels = class_labels.to(torch.float32).reshape(-1, self.label_dim)
+        class_labels = label_rows(class_labels, self.label_dim, x.device)
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
         body_in = (c_in * x).to(self.body_dtype, memory_format=torch.channels_last)
         F_x = self.model(body_in, c_noise.flatten(), class_labels=class_labels, augment_labels=augment_labels)

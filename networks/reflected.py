@@ -10,7 +10,7 @@ from torch_utils import checkpoint
 
 from .dhariwal_unet import DhariwalUNet
 from .formats.text import shown
-from .precond import set_precision
+from .precond import label_rows, set_precision
 from .reflected_runs import is_run_folder, read_run_folder, renamed
 from .song_unet import SongUNet
 from .vdm import VDM, ImageFourier
@@ -54,12 +54,7 @@ class ReflectedPrecond(torch.nn.Module):
     def raw(self, x, sigma, class_labels=None):
         """F(x; sigma) [N, C, H, W], float32, of x [N, C, H, W] and sigma [] or [N]."""
         x, sigma = x.to(torch.float32), sigma.to(torch.float32).reshape(-1)
-        if self.label_dim == 0:
-            class_labels = None
-        elif class_labels is None:
-            class_labels = torch.zeros([1, self.label_dim], device=x.device)
-        else:
-            class_labels = class_labels.to(torch.float32).reshape(-1, self.label_dim)
+        class_labels = label_rows(class_labels, self.label_dim, x.device)
         inputs, noise = 2 * x - 1 if isinstance(self.model, SongUNet) else x, self._noise_label(sigma)
         if self.features is not None:
             inputs = self.features(inputs)  # before x loses its last bits

@@ -16,13 +16,10 @@ from sampling.edm import edm_sampler
 from sampling.guidance import DiscriminatorGuidance
 from sampling.levels import edm_levels
 from sampling.samples import draw_inputs, stream
-from torch_utils.device import has_fast_bf16
 from torch_utils.images import to_uint8
 
 SIGMAS = (0.002, 0.02, 0.1, 0.5, 2.0, 10.0, 80.0)
-COUNT = 3  # images
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available() and not has_fast_bf16('cpu'),
-                                reason='bfloat16 is emulated here: minutes of work for what is never chosen')
+COUNT = 6  # images
 
 
 def load(dtype, device='cpu'):

@@ -122,8 +122,8 @@ def full_gpu(name):
 @pytest.mark.parametrize('place, command, option, arguments', [
     (machine, generate.main, '--batch', ['--outdir=out']),
     (machine, generate_diffrs.main, '--batch', ['--outdir=out']),
-    (fid_npzs, fid_npzs.main, '--batch', ['--images=out']),
-    (dataset_tool, dataset_tool.main, '--batch', ['stats', '--source=in.npz', '--dest=out']),
+    (machine, fid_npzs.main, '--batch', ['--images=out']),
+    (machine, dataset_tool.main, '--batch', ['stats', '--source=in.npz', '--dest=out']),
     (machine, train.main, '--batch_gpu', ['--savedir=out', '--gendir=in', '--datadir=in.npz']),
     (machine, train_classifier.main, '--batch_gpu', ['--outdir=out', '--data=in.npz']),
     (machine, train_score.main, '--batch_gpu', ['--outdir=out', '--data=in.npz']),
