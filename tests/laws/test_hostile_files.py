@@ -20,7 +20,7 @@ from script_runs import ROOT
 import networks
 
 CPU = '--device=cpu'
-SLOW = 5  # seconds of work; most take a tenth of one
+SLOW = 1  # second of work; most take a tenth of one
 IMAGES = {
     'zip': lambda path: ['dataset_tool', 'zip', f'--source={path}', '--dest=out.zip'],
     'npz': lambda path: ['dataset_tool', 'npz', f'--source={path}', '--outdir=out'],
