@@ -12,16 +12,20 @@ from torch_utils.device import PRECISIONS
 
 from .machine import Machine
 
-DETECTOR_OPTIONS = [
+WEIGHTS = [
     click.option('--detector_ckpt', 'weights', help='Weights of a detector; default: shipped or published ones. '
                  'Repeatable', metavar='NAME=FILE', type=str, multiple=True),
     click.option('--allow_code', help="Run NVIDIA's detector, whose file is a program", is_flag=True),
+]
+DEVICE = click.option('--device', help='auto, cpu, cuda or cuda:N', metavar='STR', type=str, default='auto',
+                      show_default=True)
+DETECTOR_OPTIONS = [
+    *WEIGHTS,
     click.option('--batch', help='Images per forward pass', metavar='INT', type=click.IntRange(min=1), default=64,
                  show_default=True),
     click.option('--precision', help='Arithmetic of the detectors; fp32 is comparable with published values',
                  type=click.Choice(PRECISIONS), default='fp32', show_default=True),
-    click.option('--device', help='auto, cpu, cuda or cuda:N', metavar='STR', type=str, default='auto',
-                 show_default=True),
+    DEVICE,
 ]
 
 
