@@ -50,8 +50,8 @@ def main():
               metavar='NPZ|URL', type=str, multiple=True)
 @click.option('--metrics', 'names', help=f'Comma-separated: {", ".join(METRICS)}, or fid, fid_inf, fd_DETECTOR for one '
               'detector; default: all that the statistics allow', metavar='LIST', type=str)
-@click.option('--num', help='Images of a block; fewer are refused', metavar='INT', type=click.IntRange(min=20),
-              default=50000, show_default=True)
+@click.option('--num', '--num_samples', 'num', help='Images of a block; fewer are refused',
+              metavar='INT', type=click.IntRange(min=20), default=50000, show_default=True)
 @click.option('--blocks', help='Disjoint blocks of --num images; several give a deviation', metavar='INT',
               type=click.IntRange(min=1), default=1, show_default=True)
 @click.option('--json', 'json_path', help='Write the results there, after each pass; the same command again measures '
@@ -113,7 +113,8 @@ def calc(folders, refs, names, num, blocks, json_path, weights, allow_code, batc
 @click.option('--dest', help='The statistics to write', metavar='NPZ', type=str, required=True)
 @click.option('--detector', 'name', help='Feature network', type=click.Choice(list(DETECTORS)), default='cifar10',
               show_default=True)
-@click.option('--num', help='Images to use; default: all', metavar='INT', type=click.IntRange(min=2))
+@click.option('--num', '--num_samples', 'num', help='Images to use; default: all', metavar='INT',
+              type=click.IntRange(min=2))
 @click.option('--features', help='Images whose features are kept, for kid, pr, dc and mind', metavar='INT',
               type=click.IntRange(min=0), default=10000, show_default=True)
 @with_options(DETECTOR_OPTIONS)
