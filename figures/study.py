@@ -60,9 +60,9 @@ def _values(axes, summary: dict, metric: str) -> None:
             axes.plot([low, high], [scale * each['value']] * 2, color=MEAN, linewidth=1.5)
     blocks = f'{summary["blocks"]} x ' if summary['blocks'] > 1 else ''
     axes.set_ylabel(f'{first["label"]} ({blocks}{summary["num_samples"]:,} images)', fontsize=9)
-    axes.set_title('bars: ' + ('deviation over blocks' if blocks else 'standard error of the draw of images')
-                   + '; red: trainings' * any(each['deviation'] is not None for each in study['groups']), fontsize=7,
-                   color=GREY)
+    several = any(each['deviation'] is not None for each in study['groups'])
+    axes.set_title(f'bars: {"deviation over blocks" if blocks else "standard error"}'
+                   + '; red: mean and deviation of trainings' * several, fontsize=7, color=GREY)
 
 
 def _differences(axes, summary: dict, metric: str) -> None:
@@ -83,7 +83,7 @@ def _differences(axes, summary: dict, metric: str) -> None:
             _verdicts(axes, [(max(inside) + beside if beside else sum(inside) / len(inside), each)], MEAN)
     shown = against['group'] or (study['against'] if against['x'] is None else f'{study["label"]} {study["against"]}')
     axes.set_ylabel(f'difference from\n{shown} (%)', fontsize=9)
-    axes.set_title(f'bars: two standard errors; grey: below {SHARE} %; hollow: inconclusive', fontsize=7, color=GREY)
+    axes.set_title(f'bars: 2 standard errors; grey: {SHARE} %; hollow: inconclusive', fontsize=7, color=GREY)
 
 
 def _verdicts(axes, points, colour) -> None:
