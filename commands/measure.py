@@ -29,14 +29,15 @@ WEIGHT_OPTIONS = [
                  'Repeatable', metavar='NAME=FILE', type=str, multiple=True),
     click.option('--allow_code', help="Run NVIDIA's detector, whose file is a program", is_flag=True),
 ]
+DEVICE = click.option('--device', help='auto, cpu, cuda or cuda:N', metavar='STR', type=str, default='auto',
+                      show_default=True)
 DETECTOR_OPTIONS = [
     *WEIGHT_OPTIONS,
     click.option('--batch', help='Images per forward pass', metavar='INT', type=click.IntRange(min=1), default=64,
                  show_default=True),
     click.option('--precision', help='Arithmetic of the detectors; fp32 is comparable with published values',
                  type=click.Choice(PRECISIONS), default='fp32', show_default=True),
-    click.option('--device', help='auto, cpu, cuda or cuda:N', metavar='STR', type=str, default='auto',
-                 show_default=True),
+    DEVICE,
 ]
 
 

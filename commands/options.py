@@ -23,9 +23,13 @@ from .loading import CLASSIFIER, DISCRIMINATOR
 
 POSITIVE = FloatRange(min=0, min_open=True)
 
+NETWORK = click.option('--network', help='Score network: EDM pickle or .safetensors  [default: the demo that ships]',
+                       metavar='PATH|URL', type=str)
+CLASS = click.option('--class', 'class_idx', help='Class label  [default: by the seed]', metavar='INT',
+                     type=click.IntRange(min=0))
+
 SAMPLES = [
-    click.option('--network', help='Score network: EDM pickle or .safetensors  [default: the demo that ships]',
-                 metavar='PATH|URL', type=str),
+    NETWORK,
     click.option('--outdir', help='Where to save the samples', metavar='DIR', type=str, required=True),
     click.option('--seeds', help='One sample per seed, e.g. 1,2,5-10', metavar='LIST', type=IntList()),
     click.option('--num_samples', help='Instead of --seeds: this many, from --seed on  [default: 50000]', metavar='INT',
@@ -34,8 +38,7 @@ SAMPLES = [
                  type=click.IntRange(min=0)),
     click.option('--do_seed', help='Accepted from published commands; samples always follow their seeds',
                  metavar='INT', type=click.IntRange(min=0), default=0, show_default=True),
-    click.option('--class', 'class_idx', help='Class label  [default: by the seed]', metavar='INT',
-                 type=click.IntRange(min=0)),
+    CLASS,
     click.option('--batch', help='Images per batch and file', metavar='INT', type=click.IntRange(min=1),
                  default=100, show_default=True),
     click.option('--save_type', '--save_format', help='Shards of --batch images, or a picture per seed',
