@@ -22,7 +22,7 @@ from sampling import nested, stream
 @click.command(cls=SectionedCommand, sections={
     'Samples': 'network', 'EDM sampler': 'num_steps', 'Other samplers': 'sampler', 'Restart and particles': 'sigmas',
     'Discriminator guidance': 'dg_weight_1st_order', 'Other guidance': 'guiding_network', 'Machine': 'device'})
-@options.with_options(options.SAMPLES, options.EDM, options.ABLATION, options.COMPOSED,
+@options.with_options(options.NETWORK, options.SAMPLES, options.EDM, options.ABLATION, options.COMPOSED,
                       options.guidance(first_weight=2.0), options.BOOSTING, options.DISCRIMINATORS, options.GUIDES,
                       options.MACHINE)
 @blame_machine('--batch')
@@ -64,7 +64,7 @@ def main(**opts):
     opts = samplers.settle(opts)
     seeds = options.seeds_of(opts)
     machine = start(opts['device'], opts['precision'], opts['compile_mode'])
-    net, origin = load_network(opts['network'], machine, opts['class_idx'])
+    net, origin = load_network(opts, machine)
     log_ratio, guidance, guided = load_guidance(opts, net, machine)
     guides, guided_by = load_guides(opts, net, machine)
     levels = options.levels_of(opts, net)

@@ -19,8 +19,8 @@ from torch_utils import distributed as dist
 
 @click.command(cls=SectionedCommand, sections={
     'Samples': 'network', 'Chains': 'preset', 'Discriminator guidance': 'dg_weight_1st_order', 'Machine': 'device'})
-@options.with_options(options.SAMPLES, dmcmc.CHAINS, options.guidance(first_weight=0.0), options.DISCRIMINATORS,
-                      options.MACHINE)
+@options.with_options(options.NETWORK, options.SAMPLES, dmcmc.CHAINS, options.guidance(first_weight=0.0),
+                      options.DISCRIMINATORS, options.MACHINE)
 @blame_machine('--batch')
 def main(**opts):
     """Draw samples as denoised states of Markov chains over images and noise levels.
@@ -55,7 +55,7 @@ def main(**opts):
     """
     numbers = options.seeds_of(opts)
     machine = start(opts['device'], opts['precision'], opts['compile_mode'])
-    net, origin = load_network(opts['network'], machine, opts['class_idx'])
+    net, origin = load_network(opts, machine)
     opts = dmcmc.settle(opts, net)
     noise_level, model = dmcmc.noise_level_of(opts, net, machine)
     guidance, log_ratio, guided = load_guidance(opts, net, machine)
