@@ -14,7 +14,7 @@ from dnnlib.files import resolve_output
 @click.command(cls=SectionedCommand, sections={
     'Samples': 'network', 'EDM sampler': 'num_steps', 'Other samplers': 'sampler', 'Restart and particles': 'sigmas',
     'Discriminator guidance': 'dg_weight_1st_order', 'Other guidance': 'guiding_network', 'Machine': 'device'})
-@options.with_options(options.SAMPLES, options.EDM, options.ABLATION, options.COMPOSED,
+@options.with_options(options.NETWORK, options.SAMPLES, options.EDM, options.ABLATION, options.COMPOSED,
                       options.guidance(first_weight=2.0), options.BOOSTING, options.DISCRIMINATORS, options.GUIDES,
                       options.MACHINE)
 @blame_machine('--batch')
@@ -56,7 +56,7 @@ def main(**opts):
     opts = samplers.settle(opts)
     seeds = options.seeds_of(opts)
     machine = start(opts['device'], opts['precision'], opts['compile_mode'])
-    network = load_network(opts['network'], machine, opts['class_idx'])
+    network = load_network(opts, machine)
     prepared = prepare(opts, seeds, machine, network)
     folder = open_folder(resolve_output(opts['outdir']), seeds, opts, prepared.record)
     draw(prepared.stream, folder, decode=network.value.decode, overwrite=opts['overwrite'],

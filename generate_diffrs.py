@@ -23,15 +23,15 @@ from torch_utils import distributed as dist
 LOW_ACCEPTANCE = 0.02  # of a step; below it a run gets a warning
 ORIGIN = ('network_sha256', 'classifier_sha256', 'discriminator_sha256', 'cond', 'class_idx', 'log_ratio',
           'dg_weight_1st_order', 'dg_weight_2nd_order', 'S_churn')
-GUIDED = ('guiding_network_sha256', 'guiding_weight', 'w', 'guiding_classifier_sha256', 'classifier_weight',
-          'guidance_interval')
+LATER = ('guiding_network_sha256', 'guiding_weight', 'w', 'guiding_classifier_sha256', 'classifier_weight',
+          'guidance_interval', 'network_preset', 'network_preset_sha256')
 
 
 @click.command(cls=SectionedCommand, sections={
     'Samples': 'network', 'EDM sampler': 'num_steps', 'Rejection': 'rej_percentile',
     'Discriminator guidance': 'dg_weight_1st_order', 'Other guidance': 'guiding_network', 'Machine': 'device'})
-@options.with_options(options.SAMPLES, options.EDM, options.REJECTION, options.guidance(first_weight=0.0),
-                      options.DISCRIMINATORS, options.GUIDES, options.MACHINE)
+@options.with_options(options.NETWORK, options.SAMPLES, options.EDM, options.REJECTION,
+                      options.guidance(first_weight=0.0), options.DISCRIMINATORS, options.GUIDES, options.MACHINE)
 @blame_machine('--batch')
 def main(**opts):
     """Draw samples whose every step is accepted or rejected by a discriminator.
@@ -54,7 +54,7 @@ def main(**opts):
     """
     seeds = options.seeds_of(opts)
     machine = start(opts['device'], opts['precision'], opts['compile_mode'])
-    net, origin = load_network(opts['network'], machine, opts['class_idx'])
+    net, origin = load_network(opts, machine)
     log_ratio, files = load_discriminator(opts, net, machine)
     check_value(log_ratio, '--discriminator_ckpt')
     guides, guided_by = load_guides(opts, net, machine)
@@ -109,7 +109,7 @@ def origin_of(record: dict) -> dict:
         names += ['S_min', 'S_max', 'S_noise']
     if record['dg_weight_1st_order'] or record['dg_weight_2nd_order']:
         names += ['time_min', 'time_max']
-    return {name: record[name] for name in names} | {name: record.get(name) for name in GUIDED}
+    return {name: record[name] for name in names} | {name: record.get(name) for name in LATER}
 
 
 def warm_up(opts, outdir, origin: dict, machine: dict, draw_part) -> rules.Calibration:

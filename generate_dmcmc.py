@@ -19,8 +19,8 @@ from torch_utils import distributed as dist
 
 @click.command(cls=SectionedCommand, sections={
     'Samples': 'network', 'Chains': 'preset', 'Discriminator guidance': 'dg_weight_1st_order', 'Machine': 'device'})
-@options.with_options(options.SAMPLES, dmcmc.CHAINS, options.guidance(first_weight=0.0), options.DISCRIMINATORS,
-                      options.MACHINE)
+@options.with_options(options.NETWORK, options.SAMPLES, dmcmc.CHAINS, options.guidance(first_weight=0.0),
+                      options.DISCRIMINATORS, options.MACHINE)
 @blame_machine('--batch')
 def main(**opts):
     """Draw samples as denoised states of Markov chains over images and noise levels.
@@ -33,9 +33,13 @@ def main(**opts):
     Examples:
 
     \b
-    # 400 images of the demo network from 100 chains, with a noise-level model of your own
+    # 400 images of the demo network from 100 chains
+    python generate_dmcmc.py --outdir=samples/dmcmc --num_samples=400 --chains=100
+
+    \b
+    # of a network of your own, with a noise-level model for it
     python train_classifier.py --outdir=runs/noise_level --task=noise_level --data=data/cifar10-train.zip
-    python generate_dmcmc.py --outdir=samples/dmcmc --num_samples=400 --chains=100 \\
+    python generate_dmcmc.py --outdir=samples/dmcmc-own --network=runs/score/network-000400.safetensors \\
         --noise_classifier=runs/noise_level/noise_level.safetensors
 
     \b
@@ -47,11 +51,11 @@ def main(**opts):
     \b
     # guided by the demo's discriminator, in Langevin steps and in Heun's
     python generate_dmcmc.py --outdir=samples/dmcmc-dg --num_samples=400 --chains=100 --dg_weight_1st_order=1 \\
-        --dg_weight_2nd_order=1 --noise_classifier=runs/noise_level/noise_level.safetensors
+        --dg_weight_2nd_order=1
     """
     numbers = options.seeds_of(opts)
     machine = start(opts['device'], opts['precision'], opts['compile_mode'])
-    net, origin = load_network(opts['network'], machine, opts['class_idx'])
+    net, origin = load_network(opts, machine)
     opts = dmcmc.settle(opts, net)
     noise_level, model = dmcmc.noise_level_of(opts, net, machine)
     guidance, log_ratio, guided = load_guidance(opts, net, machine)

@@ -67,12 +67,12 @@ def main(**opts):
                                     dtype=machine.dtype)
     if (opts['lora_rank'] or opts['loss'] == 'score') and machine.dtype == torch.float16:
         raise click.ClickException('--precision: gradients of the classifier would vanish in fp16; use bf16 or fp32')
-    net, origin = load_network(opts['network'], machine) if opts['network'] else (None, {})
+    net, origin = load_network(opts, machine) if opts['network'] else (None, {})
     if net is not None and bool(net.label_dim) != bool(opts['cond']):
         raise click.ClickException(f'--network: it has {net.label_dim or "no"} classes; use '
                                    f'--cond={int(not opts["cond"])}')
     real, generated = discriminator.load_images(opts, extractor.in_channels)
-    config = discriminator.make_config(opts, real, generated, origin.get('network_sha256'))
+    config = discriminator.make_config(opts, real, generated, origin)
     fit.show_config(config, opts['dry_run'])
     with blame('--gendir'):
         pairs, held_out = split_pairs(real, generated, config['val_fraction'], config['seed'])

@@ -22,6 +22,7 @@ from training.held_out import PICTURE, EpochHooks, owns
 from training.run import TrainResult, TrainRun, adam
 
 from .fit import POSITIVE
+from .options import NETWORK_PRESET
 
 EMBEDDED_CLASSES = 1000  # rows of the label table in DG's conditional discriminators
 REAL, REAL_LABELLED = '/data/true_data.npz', '/data/true_data_label.npz'  # DG's
@@ -46,6 +47,7 @@ DATA = [
                  type=str, default='/checkpoints/ADM_classifier/32x32_classifier.pt', show_default=True),
     click.option('--network', help='Score network that drew --gendir; with it `best` is what corrects its score best '
                  'on held-out images', metavar='PATH|URL', type=str),
+    NETWORK_PRESET,
     click.option('--num_data', help='Use at most this many real and this many generated images', metavar='INT',
                  type=POSITIVE, default=50000, show_default=True),
     click.option('--val_fraction', help='Share of the images to hold out and measure on; DG: 0', metavar='FLOAT',
@@ -126,12 +128,16 @@ def check_loss(opts) -> None:
     opts['compile'] = 'off'
 
 
-def make_config(opts, real, generated, network_sha256) -> dict:
-    """What decides the result, not how and where the run goes; files are known by their contents."""
+def make_config(opts, real, generated, origin: dict) -> dict:
+    """What decides the result, not how and where the run goes; files are known by their contents.
+
+    `origin`: what options.json would say of the score network; {} if there is none.
+    """
     names = ('img_resolution', 'cond', 'num_data', 'epoch', 'lr', 'val_fraction', 'patience', 'xflip', 'width',
              'depth', 'time_convention', 'seed', 'precision')
     later = {name: opts[name] for name, before in LATER.items() if opts[name] != before}
-    later |= dict(network_sha256=network_sha256) if network_sha256 else {}
+    later |= {name: origin[name] for name in ('network_sha256', 'network_preset', 'network_preset_sha256')
+              if origin.get(name)}
     later |= dict(class_names=real.classes) if opts['cond'] else {}
     return dict(batch_size=opts['batch']) | {name: opts[name] for name in names} | dict(
         num_real=len(real), num_generated=len(generated), real_sha256=real.digest(),

@@ -1,9 +1,11 @@
 """Denoising MCMC from the command line: its options, presets and noise-level model."""
 
+import math
 from pathlib import Path
 
 import click
 
+from dnnlib import demo
 from dnnlib.cli import FloatRange, blame
 from dnnlib.files import file_digest, resolve_path
 from networks.noise_level import PUBLISHED, load_noise_level
@@ -37,7 +39,7 @@ CHAINS = [
     click.option('--preset', help='Options of a published run; others that are given override it',
                  type=click.Choice([*PRESETS])),
     click.option('--noise_classifier', help='Noise-level model: .safetensors of train_classifier.py --task=noise_level,'
-                 ' or a published .pt', metavar='PATH', type=str, required=True),
+                 ' or a published .pt  [default: the demo\'s, for the demo network]', metavar='PATH', type=str),
     click.option('--noise_classifier_is', help='What a published .pt is, which it does not say itself',
                  type=click.Choice([*PUBLISHED])),
     click.option('--chains', help=f'Parallel chains; --batch of them run together  {_shown("chains")}', metavar='INT',
@@ -82,7 +84,7 @@ def settle(opts: dict, net) -> dict:
 
 def noise_level_of(opts: dict, net, machine: Machine) -> Loaded:
     """The noise-level model, checked against the network, as a chain uses it, and what options.json says of it."""
-    path = resolve_path(opts['noise_classifier'])
+    path = find_noise_level(opts, net)
     dist.print0(f'Loading noise-level model from {path}')
     with blame('--noise_classifier' if opts['noise_classifier_is'] else '--noise_classifier, --noise_classifier_is'):
         model = load_noise_level(path, opts['noise_classifier_is'], machine.device)
@@ -91,6 +93,18 @@ def noise_level_of(opts: dict, net, machine: Machine) -> Loaded:
                   noise_levels=[model.sigma_min, model.sigma_max, len(model.sigmas)])
     choice = NoiseLevel(model, model.sigmas, opts['noise_level'], machine.device)
     return Loaded(choice, record | dict(noise_classifier_is=opts['noise_classifier_is']))
+
+
+def find_noise_level(opts: dict, net) -> Path:
+    """Where the noise-level model lies: as given, or the demo's for the demo network."""
+    if opts['noise_classifier']:
+        return resolve_path(opts['noise_classifier'])
+    if opts['network'] is None:
+        return demo.DEMO_NOISE_LEVEL
+    low, high = net.sigma_min or 0.002, net.sigma_max if math.isfinite(net.sigma_max) else 80
+    raise click.ClickException('--noise_classifier: only the demo network has one here; train one for yours: python '
+                               'train_classifier.py --outdir=runs/noise_level --task=noise_level '
+                               f'--data=TRAINING_IMAGES --sigma_min={low:g} --sigma_max={high:g}')
 
 
 def check(model, net, path: Path) -> None:

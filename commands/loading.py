@@ -37,16 +37,19 @@ class Loaded(NamedTuple):
     record: dict
 
 
-def load_network(path: str | None, machine: Machine, class_idx: int | None = None) -> Loaded:
-    """The score network at a path or URL (None: the one that ships), checked against --class."""
-    source = path or demo.DEMO_SCORE
+def load_network(opts: dict, machine: Machine) -> Loaded:
+    """The score network of --network (None: the one that ships), checked against --class if there is one."""
+    source, preset, class_idx = opts['network'] or demo.DEMO_SCORE, opts['network_preset'], opts.get('class_idx')
     dist.print0(f'Loading network from {source}')
-    with blame('--network'):
+    with blame('--network, --network_preset' if preset or str(source).endswith('.pth') else '--network'):
         with dist.rank0_first():  # it downloads
-            net = networks.load_network(source, device=machine.device, dtype=machine.dtype)
+            net = networks.load_network(source, device=machine.device, dtype=machine.dtype, preset=preset)
     with blame('--class'):
         check_class(net, class_idx)
-    return Loaded(net, dict(network=path, network_sha256=file_digest(fetch(source)), class_idx=class_idx))
+    record = dict(network=opts['network'], network_sha256=file_digest(fetch(source)), class_idx=class_idx)
+    if preset:
+        record |= dict(network_preset=preset, network_preset_sha256=file_digest(resolve_path(preset)))
+    return Loaded(net, record)
 
 
 def check_conditional(opts: dict, net) -> None:

@@ -23,13 +23,17 @@ from .loading import CLASSIFIER, DISCRIMINATOR
 
 POSITIVE = FloatRange(min=0, min_open=True)
 
-NETWORK = click.option('--network', help='Score network: EDM pickle or .safetensors  [default: the demo that ships]',
-                       metavar='PATH|URL', type=str)
+NETWORK_PRESET = click.option(
+    '--network_preset', help='Configuration of a score_sde or Soft-Truncation checkpoint: the name of a published one, '
+    'or its YAML  [default: the name of its folder]', metavar='NAME|YAML', type=str)
+NETWORK = [
+    click.option('--network', help='Score network: EDM pickle, .safetensors, or .pth of score_sde or Soft-Truncation  '
+                 '[default: the demo that ships]', metavar='PATH|URL', type=str),
+    NETWORK_PRESET,
+]
 CLASS = click.option('--class', 'class_idx', help='Class label  [default: by the seed]', metavar='INT',
                      type=click.IntRange(min=0))
-
 SAMPLES = [
-    NETWORK,
     click.option('--outdir', help='Where to save the samples', metavar='DIR', type=str, required=True),
     click.option('--seeds', help='One sample per seed, e.g. 1,2,5-10', metavar='LIST', type=IntList()),
     click.option('--num_samples', help='Instead of --seeds: this many, from --seed on  [default: 50000]', metavar='INT',

@@ -32,7 +32,7 @@ def draw_study(kind: str, label: str, rows: list[Row], opts: dict) -> None:
     """Draw, measure and compare rows of options of generate.py, on all ranks; the last act of a script."""
     machine = start(opts['device'], opts['precision'], opts['compile_mode'])
     spaces = load_spaces(opts, machine)
-    network = load_network(opts['network'], machine, opts['class_idx'])
+    network = load_network(opts, machine)
     with blame('--seed'):
         seeds = choose_seeds(range(opts['seed'], opts['seed'] + opts['num_samples'] * opts['blocks']), None, None)
 

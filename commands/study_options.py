@@ -72,7 +72,7 @@ DRAWN = [
                  show_default=True),
     click.option('--keep', help='Keep the images, in samples/<row> as generate.py writes them', is_flag=True),
 ]
-SAMPLING = [NETWORK, CLASS, *options.EDM, *options.ABLATION, *options.COMPOSED, *options.guidance(first_weight=2.0),
+SAMPLING = [*NETWORK, CLASS, *options.EDM, *options.ABLATION, *options.COMPOSED, *options.guidance(first_weight=2.0),
             *options.BOOSTING, *options.DISCRIMINATORS, *options.GUIDES, *options.MACHINE]
 SECTIONS = {'Sampling, as in generate.py': 'network', 'Discriminator guidance': 'dg_weight_1st_order',
             'Other samplers': 'sampler', 'Restart and particles': 'sigmas', 'Other guidance': 'guiding_network',

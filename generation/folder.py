@@ -22,7 +22,8 @@ WARMUP_LEFTOVER = re.compile(r'\.thresholds.*\.json\..*\.tmp|thresholds-part-\d+
 COSTS, LABEL = 'counts', 'label'  # texts of a PNG: what the sample has cost, as JSON; the number of its class
 LABEL_FILE = 'dataset.json'  # the classes of PNG files, as EDM's tools write and read them
 # What an options.json calls a file, and the entry that holds its digest: the same file may have moved.
-MOVABLE = dict(network='network_sha256', pretrained_classifier_ckpt='classifier_sha256',
+MOVABLE = dict(network='network_sha256', network_preset='network_preset_sha256',
+               pretrained_classifier_ckpt='classifier_sha256',
                discriminator_ckpt='discriminator_sha256', lora_checkpoint='lora_sha256',
                guiding_network='guiding_network_sha256', guiding_classifier='guiding_classifier_sha256',
                noise_classifier='noise_classifier_sha256')

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from dnnlib.files import resolve_path
+
 NCSNPP = dict(sde='vesde', continuous=True, image_size=32, num_channels=3, name='ncsnpp', nf=128, ch_mult=(1, 2, 2, 2),
               num_res_blocks=4, attn_resolutions=(16,), dropout=0.1, embedding_type='fourier', fir=True,
               progressive='none', progressive_input='residual', sigma_min=0.01, sigma_max=50, beta_min=0.1,
@@ -86,7 +88,7 @@ def find_config(preset, path) -> dict:
 def read_yaml(path) -> dict:
     """A published configuration, its sections data, model and training as one. Raises ValueError and OSError."""
     try:
-        sections = yaml.safe_load(Path(path).read_text())
+        sections = yaml.safe_load(resolve_path(path).read_text())
         return {key: value for name in ('training', 'data', 'model') for key, value in sections[name].items()}
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
         raise ValueError(f'{path} is not a configuration with the sections training, data and model') from None

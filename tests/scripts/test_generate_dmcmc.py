@@ -13,6 +13,7 @@ from tiny_networks import TINY
 
 import generate_dmcmc
 import networks
+from dnnlib import demo
 from networks.noise_level import NoiseLevelNet, load_noise_level, save_noise_level
 from sampling.dmcmc import NoiseLevel, Start, dmcmc_sampler
 from sampling.integrators import kar1
@@ -82,6 +83,33 @@ def test_samples_are_those_of_the_library(nets, whole):
     assert report['nfe_split'] == dict(langevin=1, integrator=3, tweedie=1, initialisation_per_chain=39)
     assert sum(report['start_sigma']['counts']) == 10 and 'too few outputs' in output
     assert 'of which 1 langevin, 3 integrator, 1 tweedie, 39 initialisation per chain' in output
+
+
+@pytest.fixture
+def demo_files(nets, monkeypatch):
+    """The tiny networks in the places of the bundled ones."""
+    monkeypatch.setattr(demo, 'DEMO_SCORE', nets / 'net.safetensors')
+    monkeypatch.setattr(demo, 'DEMO_NOISE_LEVEL', nets / 'levels.safetensors')
+
+
+def test_the_demo_needs_no_options(demo_files, tmp_path, monkeypatch):
+    runs = []
+    monkeypatch.setattr(generate_dmcmc, 'draw', lambda stream, folder, **kwargs: runs.append(folder))
+    assert call(f'--outdir={tmp_path}').exit_code == 0
+    folder, = runs
+    assert (len(folder.seeds), folder.chains, folder.groups) == (50000, 200, 2)
+    assert folder.options['noise_levels'] == [0.1, 20.0, 20]
+
+
+def test_the_demo_has_a_noise_level_model_of_its_own(nets, demo_files, whole, tmp_path):
+    own = [text for text in arguments(nets, tmp_path, *SMALL) if not text.startswith(('--network', '--noise_class'))]
+    result = call(*own)
+    assert result.exit_code == 0 and f'{nets}/levels.safetensors' in result.output, result.output
+    assert np.array_equal(images_in(tmp_path), images_in(whole[0]))
+    other = call(f'--network={nets}/net.safetensors', *own, '--overwrite')
+    assert other.exit_code == 1 and ('--noise_classifier: only the demo network has one here; train one for yours: '
+                                     'python train_classifier.py') in other.output
+    assert other.output.rstrip().endswith('--sigma_min=0.002 --sigma_max=50')
 
 
 def test_a_chain_follows_from_its_seed(nets, whole, tmp_path):
