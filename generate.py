@@ -4,15 +4,7 @@ import click
 
 from commands import options, samplers
 from commands.draw import draw, open_folder
-from commands.loading import (
-    check_conditional,
-    check_value,
-    guidance_of,
-    load_discriminator,
-    load_guides,
-    load_network,
-    record_of_boosting,
-)
+from commands.loading import load_guidance, load_guides, load_network
 from commands.machine import blame_machine, compile_for_sampling, start
 from dnnlib.cli import SectionedCommand, blame
 from dnnlib.files import resolve_output
@@ -65,7 +57,8 @@ def main(**opts):
     seeds = options.seeds_of(opts)
     machine = start(opts['device'], opts['precision'], opts['compile_mode'])
     net, origin = load_network(opts, machine)
-    log_ratio, guidance, guided = load_guidance(opts, net, machine)
+    log_ratio, guidance, guided = load_guidance(
+        opts, net, machine, '--num_particles' if opts['num_particles'] > 1 else None)
     guides, guided_by = load_guides(opts, net, machine)
     levels = options.levels_of(opts, net)
     sampler, own, record, evaluations = samplers.choose_sampler(opts, net, levels, guidance, log_ratio)
@@ -76,21 +69,6 @@ def main(**opts):
                 class_idx=opts['class_idx'], guidance=nested(*guides, guidance), pad=compiled, levels=levels, **own),
          folder, decode=net.decode, overwrite=opts['overwrite'],
          remedy='a lower --dg_weight_1st_order or --precision=fp32')
-
-
-def load_guidance(opts, net, machine):
-    """(the log-ratio or None, discriminator guidance or None if both weights are 0, what options.json says of them)."""
-    weights = {name: opts[name] for name in ('dg_weight_1st_order', 'dg_weight_2nd_order')}
-    if not any(weights.values()) and opts['num_particles'] == 1:
-        check_conditional(opts, net)
-        return None, None, weights
-    log_ratio, files = load_discriminator(opts, net, machine)
-    if opts['num_particles'] > 1:
-        check_value(log_ratio, '--num_particles')
-    if not any(weights.values()):
-        return log_ratio, None, weights | files
-    record = weights | files | record_of_boosting(opts) | {name: opts[name] for name in ('time_min', 'time_max')}
-    return log_ratio, guidance_of(opts, log_ratio), record
 
 
 if __name__ == '__main__':
