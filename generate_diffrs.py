@@ -7,7 +7,16 @@ import numpy as np
 
 from commands import options
 from commands.draw import draw, open_folder
-from commands.loading import check_value, guidance_of, load_discriminator, load_guides, load_network, load_warmup
+from commands.loading import (
+    check_value,
+    guidance_of,
+    is_guided,
+    load_discriminator,
+    load_guides,
+    load_network,
+    load_warmup,
+    refuse_boosting,
+)
 from commands.machine import blame_machine, compile_for_sampling, start
 from dnnlib.cli import SectionedCommand, blame
 from dnnlib.files import resolve_output
@@ -57,6 +66,7 @@ def main(**opts):
     net, origin = load_network(opts, machine)
     log_ratio, files = load_discriminator(opts, net, machine)
     check_value(log_ratio, '--discriminator_ckpt')
+    refuse_boosting(opts)
     guides, guided_by = load_guides(opts, net, machine)
     levels = options.levels_of(opts, net)
     with blame('--max_iter'):
@@ -64,7 +74,7 @@ def main(**opts):
     compiled = compile_for_sampling(machine, net, log_ratio, len(seeds) * (2 * levels.num_steps - 1))
     width = min(opts['batch'], len(seeds))
     net, log_ratio = Padded(net, width), Padded(log_ratio, width)
-    guidance = nested(*guides, load_guidance(opts, log_ratio))
+    guidance = nested(*guides, guidance_of(opts, log_ratio))
 
     record = options.given(opts, *options.LEVEL_NAMES) | origin | files | guided_by | machine.record()
     record |= dict(compile=compiled)
@@ -93,21 +103,12 @@ def main(**opts):
         raise click.ClickException(f'--rej_percentile: {error}') from None
 
 
-def load_guidance(opts, log_ratio):
-    """Discriminator guidance, if it has a weight."""
-    if not opts['dg_weight_1st_order'] and not opts['dg_weight_2nd_order']:
-        return None
-    if opts['boosting']:
-        raise click.ClickException('--boosting: belongs to a batch whose rows are at the same step; use generate.py')
-    return guidance_of(opts, log_ratio)
-
-
 def origin_of(record: dict) -> dict:
     """The entries of options.json on which a warm-up depends, beside its levels."""
     names = [*ORIGIN, *(['lora_sha256'] if 'lora_sha256' in record else [])]
     if record['S_churn']:
         names += ['S_min', 'S_max', 'S_noise']
-    if record['dg_weight_1st_order'] or record['dg_weight_2nd_order']:
+    if is_guided(record):
         names += ['time_min', 'time_max']
     return {name: record[name] for name in names} | {name: record.get(name) for name in LATER}
 

@@ -1,21 +1,26 @@
 """Denoising MCMC from the command line: its options, presets and noise-level model."""
 
+import functools
 import math
 from pathlib import Path
 
 import click
+import torch
 
 from dnnlib import demo
 from dnnlib.cli import FloatRange, blame
 from dnnlib.files import file_digest, resolve_path
+from generation.chains import ChainFolder, read_features
 from networks.noise_level import PUBLISHED, load_noise_level
-from sampling.dmcmc import NoiseLevel
+from sampling import ClassifierFree, dmcmc_report
+from sampling.dmcmc import NoiseLevel, Start
 from sampling.integrators import INTEGRATORS
+from sampling.interval import ALWAYS
 from torch_utils import distributed as dist
 
 from .loading import Loaded
 from .machine import Machine
-from .options import POSITIVE
+from .options import POSITIVE, given
 
 # Levels and step sizes are those of images in [-1, 1]. The published ones are for [0, 1]: a level there is half as
 # large, a step size a quarter.
@@ -93,6 +98,44 @@ def noise_level_of(opts: dict, net, machine: Machine) -> Loaded:
                   noise_levels=[model.sigma_min, model.sigma_max, len(model.sigmas)])
     choice = NoiseLevel(model, model.sigmas, opts['noise_level'], machine.device)
     return Loaded(choice, record | dict(noise_classifier_is=opts['noise_classifier_is']))
+
+
+def sampler_options(opts: dict, noise_level: NoiseLevel, levels: list):
+    """(options of dmcmc_sampler, what options.json says of them, evaluations per image at least).
+
+    opts: as `settle` gives them; levels: the least and the largest of the noise-level model.
+    """
+    (low, high), name, steps = levels[:2], opts['integrator'], opts['num_steps']
+    if name == STEPLESS:
+        solver = dict(rtol=opts['tolerance'], atol=2 * opts['tolerance'])  # published for images in [0, 1]
+        named, evaluations = dict(tolerance=opts['tolerance']), 14
+    else:
+        solver = named = dict(num_steps=steps)
+        evaluations = 2 * steps - 1 if name.startswith('kar') else steps
+    start = Start(high, low, n_init=opts['n_init'], eta_init=opts['eta_init'], n_burn=opts['n_burn'])
+    own = dict(noise_level=noise_level, chains=opts['chains'], tweedie=opts['tweedie'] or low, start=start,
+               integrator=functools.partial(INTEGRATORS[name], sigma_min=low, **solver), eta=opts['eta'],
+               n_skip=opts['n_skip'])
+    return own, named | given(opts, *NAMES), evaluations + opts['n_skip'] + 1
+
+
+def report(folder: ChainFolder, own: dict, guides: list, costs: dict) -> dict:
+    """What the report of a run says beside the costs, the initialisation as if guides acted at all of its levels.
+
+    own: options of dmcmc_sampler; guides: the guidances beside the discriminator's.
+    """
+    sigmas = own['noise_level'].sigmas
+    per_step, tweedie = (_evaluations(guides, levels) for levels in (sigmas, torch.tensor([own['tweedie']])))
+    langevin = own['n_skip'] * per_step
+    split = dict(langevin=langevin, integrator=float(costs['nfe'].mean()) - langevin - tweedie, tweedie=tweedie,
+                 initialisation_per_chain=own['start'].nfe * per_step)
+    return dmcmc_report.details(read_features(folder.path), costs['start_level'], sigmas.numpy(), own['chains'], split)
+
+
+def _evaluations(guides: list, sigmas: torch.Tensor) -> int:
+    """Evaluations of the score network in a call of a denoiser that knows only that its level is one of `sigmas`."""
+    return 1 + sum(isinstance(guide, ClassifierFree) and bool((guide.interval or ALWAYS).contains(sigmas).any())
+                   for guide in guides)
 
 
 def find_noise_level(opts: dict, net) -> Path:

@@ -28,6 +28,7 @@ from .machine import Machine
 CLASSIFIER = '/checkpoints/ADM_classifier/32x32_classifier.pt'
 CLASSIFIER_OF_REPRODUCTION = 'guided_diffusion/model/32x32_classifier.pt'  # where DG's LoRA reproduction has the same
 DISCRIMINATOR = '/checkpoints/discriminator/cifar_uncond/discriminator_60.pt'
+WEIGHTS = ('dg_weight_1st_order', 'dg_weight_2nd_order')
 
 
 class Loaded(NamedTuple):
@@ -92,6 +93,30 @@ def load_discriminator(opts: dict, net, machine: Machine) -> Loaded:
     return Loaded(log_ratio, record)
 
 
+def load_guidance(opts: dict, net, machine: Machine, needs_ratio: str | None = None):
+    """(the log-ratio or None, discriminator guidance or None if both weights are 0, what options.json says of them).
+
+    needs_ratio: an option that needs the value of the log-ratio, with guidance or without.
+    """
+    weights = {name: opts[name] for name in WEIGHTS}
+    if not is_guided(opts) and not needs_ratio:
+        check_conditional(opts, net)
+        return None, None, weights
+    log_ratio, files = load_discriminator(opts, net, machine)
+    if needs_ratio:
+        check_value(log_ratio, needs_ratio)
+    record = weights | files
+    if is_guided(opts):
+        record |= record_of_boosting(opts) | {name: opts[name] for name in ('time_min', 'time_max')}
+    return log_ratio, guidance_of(opts, log_ratio), record
+
+
+def refuse_boosting(opts: dict) -> None:
+    """Refuse --boosting for a sampler whose rows are at different steps."""
+    if opts['boosting'] and is_guided(opts):
+        raise click.ClickException('--boosting: belongs to a batch whose rows are at the same step; use generate.py')
+
+
 def check_value(log_ratio, option: str) -> None:
     """Refuse a log-ratio of which only the gradient means anything, for what `option` names."""
     if log_ratio.only_gradient:
@@ -104,8 +129,15 @@ def _one_or_all(values: list):
     return values if len(values) > 1 else values[0] if values else None
 
 
-def guidance_of(opts: dict, log_ratio) -> DiscriminatorGuidance:
-    """Discriminator guidance as the options ask for it."""
+def is_guided(opts: dict) -> bool:
+    """Whether there is discriminator guidance."""
+    return any(opts[name] for name in WEIGHTS)
+
+
+def guidance_of(opts: dict, log_ratio) -> DiscriminatorGuidance | None:
+    """Discriminator guidance as the options ask for it; None if both weights are 0."""
+    if not is_guided(opts):
+        return None
     boosting = boosting_of(opts)
     if boosting:
         check_value(log_ratio, '--boosting')
@@ -137,8 +169,8 @@ def load_guides(opts: dict, net, machine: Machine) -> Loaded:
         with blame('--guidance_interval'):
             interval = parse_interval(opts['guidance_interval'])
             if interval.steps and opts.get('sampler') != 'edm':
-                raise ValueError('steps are those of a straight path: restarts and rejection repeat them; '
-                                 'give noise levels LOW,HIGH')
+                raise ValueError('steps are those of a straight path, which restarts, rejection and chains do not '
+                                 'take; give noise levels LOW,HIGH')
     if opts['guiding_network']:
         with blame('--guiding_network'):
             with dist.rank0_first():

@@ -17,8 +17,7 @@ from sampling.particles import edm_path
 from sampling.restart import PRESETS, parse_restarts, restart_path
 
 from . import options
-
-WEIGHTS = ('dg_weight_1st_order', 'dg_weight_2nd_order')
+from .loading import WEIGHTS
 
 
 class Chosen(NamedTuple):

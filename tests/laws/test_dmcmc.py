@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from diffusion.mixtures import GaussianMixture, MixtureNet, exact_log_ratio, same_distribution_pvalue
-from sampling import dmcmc
+from sampling import Autoguidance, dmcmc
 from sampling.denoiser import Denoiser
 from sampling.guidance import DiscriminatorGuidance
 from sampling.integrators import INTEGRATORS, kar1, kar2
@@ -47,6 +47,19 @@ def chains(choice, guided=False):
     for _ in range(STEPS):
         state = dmcmc.step(rng, state, denoise, level, ETA)
     return state
+
+
+def test_a_weaker_network_guides_as_the_ratio_of_both_models():
+    """Autoguidance by COARSE is guidance by log RIGHT / COARSE: the same chains, up to rounding."""
+    coarse, found = GaussianMixture(RIGHT.means, [0.5, 0.3, 0.2], 0.6), []
+    level = dmcmc.NoiseLevel(lambda x: RIGHT.level_logits(x, SIGMAS), SIGMAS)
+    for own in (Autoguidance(MixtureNet(coarse), 2.0),
+                DiscriminatorGuidance(exact_log_ratio(RIGHT, coarse), 1, 1, time_min=0)):
+        state, rng = dmcmc.init(torch.zeros([20, 2, 1, 1], dtype=torch.float64), torch.full([20], 2.0).double()), Rng()
+        for _ in range(20):
+            state = dmcmc.step(rng, state, own(Denoiser(MixtureNet(RIGHT), 20)), level, ETA)
+        found.append(kar1(own(Denoiser(MixtureNet(RIGHT), 20)), state.x, state.sigma, sigma_min=0.01, num_steps=8))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-8)
 
 
 def guidance():

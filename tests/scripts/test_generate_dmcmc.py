@@ -15,8 +15,10 @@ import generate_dmcmc
 import networks
 from dnnlib import demo
 from networks.noise_level import NoiseLevelNet, load_noise_level, save_noise_level
+from sampling import Autoguidance, ClassifierFree
 from sampling.dmcmc import NoiseLevel, Start, dmcmc_sampler
 from sampling.integrators import kar1
+from sampling.interval import GuidanceInterval
 from sampling.samples import sample
 from torch_utils.images import to_uint8
 
@@ -29,6 +31,8 @@ def nets(tmp_path_factory):
     networks.save_network(folder / 'net.safetensors', recipe_(networks.construct('EDMPrecond', TINY | tiny)))
     networks.save_network(folder / 'small.safetensors', recipe_(networks.construct('EDMPrecond', TINY | dict(
         label_dim=0))))
+    networks.save_network(folder / 'cond.safetensors', recipe_(networks.construct('EDMPrecond', TINY | tiny | dict(
+        label_dim=3, label_dropout=0.1)), 5))
     for name, kwargs in dict(levels=dict(sigma_max=20.0), high={}, large=dict(img_resolution=256)).items():
         net = recipe_(NoiseLevelNet(**dict(sigma_min=0.1, levels=20) | kwargs))
         save_noise_level(folder / f'{name}.safetensors', net)
@@ -166,7 +170,36 @@ def test_integrators(nets, tmp_path, args):
     assert json.loads((tmp_path / 'options.json').read_text())['report']['effective_samples']['of'] == 8
 
 
+def test_other_guidance(nets, tmp_path):
+    """A weaker network in an interval, and classifier-free guidance: what they draw is the library's; the counts."""
+    interval = GuidanceInterval(0.5, 3.0)
+    net, guide = (networks.load_network(nets / f'{name}.safetensors') for name in ('cond', 'net'))
+    model = load_noise_level(nets / 'levels.safetensors')
+    for name, args, guidance in (
+            ('auto', [f'--guiding_network={nets}/net.safetensors', '--guiding_weight=1.5'],
+             Autoguidance(guide, 1.5, interval)), ('free', ['--w=0.5'], ClassifierFree(0.5, interval=interval))):
+        given = [text for text in arguments(nets, tmp_path / name) if not text.startswith('--network')]
+        result = call(*given, f'--network={nets}/cond.safetensors', '--chains=2', '--batch=2', '--num_samples=4',
+                      '--guidance_interval=0.5,3', *args)
+        assert result.exit_code == 0, result.output
+        expected = sample(dmcmc_sampler, net, range(4), batch=2, progress=False, chains=2, eta=2.0, n_skip=1,
+                          noise_level=NoiseLevel(model, model.sigmas), tweedie=0.1, guidance=guidance,
+                          start=Start(20.0, 0.1, n_init=1, n_burn=1),
+                          integrator=lambda *a, **k: kar1(*a, sigma_min=0.1, num_steps=2, **k))
+        assert np.abs(images_in(tmp_path / name).astype(int) - to_uint8(expected.images)).max() <= 1
+        options = json.loads((tmp_path / name / 'options.json').read_text())
+        assert options['guidance_interval'] == '0.5,3'
+        split, nfe = options['report']['nfe_split'], options['report']['nfe']['mean']
+        assert split['langevin'] + split['integrator'] + split['tweedie'] == nfe
+        if name == 'auto':  # some levels of each step lie in the interval, the last one does not
+            assert options['report']['guiding_calls']['mean'] >= 1 and split['langevin'] == 1
+        else:
+            assert options['w'] == 0.5 and split['langevin'] == 2 and split['tweedie'] == 1
+
+
 @pytest.mark.parametrize('args, message', [
+    (['--guidance_interval=[1,2]', '--w=1'], '--guidance_interval: steps are those of a straight path'),
+    (['--w=1'], '--w: guidance needs a network with classes'),
     (['--chains=4', '--num_samples=3'], '--chains, --batch, --num_samples: 4 chains give samples from 0 on, and at'),
     (['--chains=4', '--seed=4'], 'give samples from 0 on'),
     (['--chains=5', '--batch=2', '--num_samples=10'], '5 chains cannot be run in groups of 2'),
