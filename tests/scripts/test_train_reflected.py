@@ -2,11 +2,10 @@
 
 import json
 
-import click.testing
-import numpy as np
 import PIL.Image
 import pytest
 import torch
+from script_runs import invoke
 
 import train
 import train_reflected
@@ -16,23 +15,13 @@ from networks.reflected import load_reflected
 from networks.reflected_runs import network_arguments
 from torch_utils.stats import JsonLines
 
-IMAGES = np.random.RandomState(0).randint(256, size=[40, 8, 8, 3], dtype=np.uint8)
 TINY = ['data.image_size=8', 'model.nf=8', 'model.ch_mult=[1,1]', 'model.num_res_blocks=1', 'model.attn_resolutions=[]',
         'training.batch_size=10', 'training.n_iters=4', 'training.log_freq=2', 'training.snapshot_freq=4',
         '--device=cpu', '--precision=fp32']
 
 
-@pytest.fixture
-def data(tmp_path):
-    np.savez(tmp_path / 'data.npz', samples=IMAGES, label=np.arange(40) % 4)
-    return f'--data={tmp_path / "data.npz"}'
-
-
 def call(*args):
-    result = click.testing.CliRunner().invoke(train_reflected.main, [str(arg) for arg in args])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+    return invoke(train_reflected.main, *args)
 
 
 def config_of(output):
@@ -171,6 +160,6 @@ def test_images_must_fit(tmp_path, data):
 def test_the_published_readme_means_this_script(tmp_path):
     """It says train.py, which trains discriminators here."""
     words = ['ngpus=4', 'data=cifar10', 'model=vdm', 'training.n_iters=10000001', 'sde.sigma_min=0.0001']
-    result = click.testing.CliRunner().invoke(train.main, words)
+    result = invoke(train.main, *words)
     assert result.exit_code == 1 and len(result.output.splitlines()) == 1
     assert f'use python train_reflected.py {" ".join(words)}' in result.output
