@@ -108,7 +108,10 @@ class Study:
             found = evaluate(source, spaces, first, self.num, **how)
         each_cost = {name: Estimate(value) for name, value in spent().items()}
         for ref, values in zip(missing, found, strict=True):
-            self.results.blocks.setdefault(self.key(row, block, ref), {}).update(values | each_cost)
+            # Terms as the file keeps them, so that a study that resumes ends in the same numbers.
+            kept = {name: each._replace(terms=None if each.terms is None else each.terms.float().double())
+                    for name, each in values.items()}
+            self.results.blocks.setdefault(self.key(row, block, ref), {}).update(kept | each_cost)
         with blame('--outdir'):
             dist.on_rank0(self.results.save)
 

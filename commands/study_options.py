@@ -36,11 +36,17 @@ def preset(kind: str):
                         'and numbers; options given beside it win')
 
 
+def _known_file(ctx, param, value):
+    if value not in ('best', 'last') and not value.isdecimal():
+        raise click.BadParameter(f'{value!r} is neither best, last nor an epoch')
+    return value
+
+
 RUN = click.option('--run', help='Folder of train.py', metavar='DIR', type=str, required=True)
 RUNS = click.option('--run', 'runs', help='Folder of train.py, one for each training. Repeatable', metavar='DIR',
                     type=str, multiple=True, required=True)
 FILE = click.option('--file', help='The discriminator of each: best, last, or an epoch', metavar='best|last|INT',
-                    type=str, default='best', show_default=True)
+                    type=str, default='best', show_default=True, callback=_known_file)
 EPOCHS = click.option('--epochs', 'wanted', help='Epochs, e.g. 1,2,5-10  [default: all that have a file]',
                       metavar='LIST', type=IntList())
 IMAGES = click.option('--images', 'place', help='Folder of sets of images whose names end in numbers, such as '
