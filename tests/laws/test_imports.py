@@ -1,6 +1,8 @@
 """The arrows between the rooms run one way (the table of the design): which package may import which."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,14 @@ def test_libraries_that_few_places_know(library):
             name = path.relative_to(ROOT).as_posix()
             if not name.startswith(ONLY_IN[library]):
                 assert library not in {found.split('.')[0] for found in imported(path)}, name
+
+
+def test_scripts_start_without_what_is_slow_to_import():
+    """Each of these takes as long to import as torch itself."""
+    slow = ('torchvision', 'torch._dynamo', 'torch._inductor', 'scipy')
+    code = f'import sys, {", ".join(SCRIPTS)}; sys.exit(str([name for name in {slow} if name in sys.modules]))'
+    found = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert found.stderr.strip() == '[]'
 
 
 def test_torch_distributed_has_one_user():
