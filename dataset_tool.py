@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from commands.images import labels_option, max_images_option, open_source, source_option
 from commands.machine import blame_machine, start
 from dnnlib.cli import Resolution, blame
 from dnnlib.files import resolve_output
@@ -15,22 +16,9 @@ from metrics.sources import StoreSource
 from torch_utils import distributed as dist
 from torch_utils.device import PRECISIONS
 from torch_utils.image_output import alike, write_dataset, write_npz
-from torch_utils.image_source import Source, open_images
 from torch_utils.image_transforms import TRANSFORMS, make_transform, over, parse_color
 from torch_utils.images import png_bytes
 from torch_utils.progress import progress
-from torch_utils.published_sets import download_cifar10
-
-source_option = click.option(
-    '--source', help='A zip, a folder or an npz of images; cifar10 or cifar10-test: downloaded by torchvision; '
-    'cifar-10-python.tar.gz, train-images-idx3-ubyte.gz (MNIST)', metavar='ZIP|DIR|NPZ|cifar10', type=str,
-    required=True)
-limit_option = click.option('--max_images', '--max-images', help='Use this many images, a fixed subset', metavar='INT',
-                            type=click.IntRange(min=1))
-labels_option = click.option(
-    '--labels', help='Where labels come from. data: dataset.json, else folders, or the arrays of an npz; names: file '
-    'names <class>_<anything>.png, as ADM\'s', type=click.Choice(['data', 'names', 'none']), default='data',
-    show_default=True)
 
 
 class EdmGroup(click.Group):
@@ -76,7 +64,7 @@ def main():
 
 @main.command()
 @source_option
-@limit_option
+@max_images_option
 @labels_option
 @click.option('--outdir', help='Where to write true_data.npz and true_data_label.npz', metavar='DIR', type=str,
               default='data', show_default=True)
@@ -87,7 +75,7 @@ def npz(source, max_images, labels, outdir, name):
 
     Beside the latter <name>_label.json names the classes.
     """
-    data = load(source, max_images, labels)
+    data = open_source(source, max_images, labels)
     outdir = resolve_output(outdir)
     plain, labelled = outdir / f'{name}.npz', outdir / f'{name}_label.npz'
     names = {plain: 'arr_0'} | ({} if data.labels.indices is None else {labelled: 'samples'})
@@ -127,7 +115,7 @@ def make_zip(source, max_images, labels, dest, resolution, transform, rgb):
         color = None if rgb is None else parse_color(rgb)
     with blame('--transform'):
         crop = make_transform(transform, resolution)
-    data = load(source, None, labels)
+    data = open_source(source, None, labels)
     images, dest = data.images.select(slice(max_images)), resolve_output(dest)
 
     def work(image):
@@ -148,7 +136,7 @@ def make_zip(source, max_images, labels, dest, resolution, transform, rgb):
 
 @main.command()
 @source_option
-@limit_option
+@max_images_option
 @click.option('--dest', help='The statistics to write', metavar='NPZ', type=str, required=True)
 @click.option('--detector', help='Feature network', type=click.Choice(DETECTORS), default='cifar10', show_default=True)
 @click.option('--detector_ckpt', help="The detector's weights; default: shipped or published ones", metavar='FILE',
@@ -170,7 +158,7 @@ def stats(source, max_images, dest, detector, detector_ckpt, allow_code, feature
     machine = start(device, precision)
     with blame('--detector'), dist.rank0_first():  # it downloads
         detector = load_detector(detector, machine.device, machine.dtype, detector_ckpt, allow_code)
-    data = load(source, max_images, 'none')
+    data = open_source(source, max_images, 'none')
     with blame('--source'):
         images = StoreSource(Path(source), data.images)
         measured = measure(images, detector, 0, len(images), batch=batch, max_features=features)
@@ -181,18 +169,6 @@ def stats(source, max_images, dest, detector, detector_ckpt, allow_code, feature
             reference.save(dest)
         click.echo(f'{dest}: {reference.dim} features of {reference.count} images, detector {detector.name}')
     dist.shutdown()
-
-
-def load(source: str, max_images: int | None, labels: str) -> Source:
-    """The images of --source where they lie, and their labels; says what was found."""
-    with blame('--source'):
-        if source in ('cifar10', 'cifar10-test'):
-            with dist.rank0_first():
-                source = download_cifar10(train=source == 'cifar10')
-        found = open_images(source, labels).subset(max_images)
-    for note in found.describe():
-        dist.print0(note)
-    return found
 
 
 if __name__ == '__main__':

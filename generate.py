@@ -4,11 +4,11 @@ import click
 
 from commands import options, samplers
 from commands.draw import draw, open_folder
-from commands.loading import load_guidance, load_guides, load_network
-from commands.machine import blame_machine, compile_for_sampling, start
-from dnnlib.cli import SectionedCommand, blame
+from commands.loading import load_network
+from commands.machine import blame_machine, start
+from commands.prepare import prepare
+from dnnlib.cli import SectionedCommand
 from dnnlib.files import resolve_output
-from sampling import nested, stream
 
 
 @click.command(cls=SectionedCommand, sections={
@@ -56,18 +56,10 @@ def main(**opts):
     opts = samplers.settle(opts)
     seeds = options.seeds_of(opts)
     machine = start(opts['device'], opts['precision'], opts['compile_mode'])
-    net, origin = load_network(opts, machine)
-    log_ratio, guidance, guided = load_guidance(
-        opts, net, machine, '--num_particles' if opts['num_particles'] > 1 else None)
-    guides, guided_by = load_guides(opts, net, machine)
-    levels = options.levels_of(opts, net)
-    sampler, own, record, evaluations = samplers.choose_sampler(opts, net, levels, guidance, log_ratio)
-    compiled = compile_for_sampling(machine, net, log_ratio, len(seeds) * evaluations)
-    record |= guided | guided_by | origin | machine.record() | dict(compile=compiled)
-    folder = open_folder(resolve_output(opts['outdir']), seeds, opts, record)
-    draw(stream(blame('--network')(sampler), net, batch=min(opts['batch'], len(seeds)), device=machine.device,
-                class_idx=opts['class_idx'], guidance=nested(*guides, guidance), pad=compiled, levels=levels, **own),
-         folder, decode=net.decode, overwrite=opts['overwrite'],
+    network = load_network(opts, machine)
+    prepared = prepare(opts, seeds, machine, network)
+    folder = open_folder(resolve_output(opts['outdir']), seeds, opts, prepared.record)
+    draw(prepared.stream, folder, decode=network.value.decode, overwrite=opts['overwrite'],
          remedy='a lower --dg_weight_1st_order or --precision=fp32')
 
 

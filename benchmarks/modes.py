@@ -9,12 +9,12 @@ import torch
 
 import networks
 from commands.machine import Machine, compile_for_sampling
+from commands.score import PRESETS
 from dnnlib import demo
 from guided_diffusion import create_classifier
 from torch_utils.checkpoint import save_network
 from torch_utils.compiler import count_flops
 from torch_utils.device import select_precision
-from train_score import PRESETS
 
 from .common import synchronize
 

@@ -10,6 +10,8 @@ from generation.folder import SampleFolder, read_report, write_labels, write_rep
 from generation.run import NonFiniteSample, Report, run
 from torch_utils import distributed as dist
 
+from .in_memory import Drawn, Taker
+
 
 def open_folder(outdir, seeds, opts: dict, record: dict) -> SampleFolder:
     """The folder of a run: its shards and its options.json."""
@@ -22,10 +24,14 @@ def draw(stream, folder: SampleFolder, *, decode=None, overwrite: bool = False, 
     """Run `stream` into `folder` on all ranks, then report what the samples have cost; the last act of a script.
 
     remedy: what may help against samples of NaN; details(costs) adds to the report, describe(report) to what is shown
-    of it.
+    of it. If the command is run by `in_memory.run_in_memory`, its images are taken there, and nothing is written.
     """
-    dist.print0(f'Drawing {len(folder.seeds)} images to {folder.path}')
+    context = click.get_current_context()
+    taker = context.find_object(Taker)
     try:
+        if taker is not None:
+            return taker.take(Drawn(stream, folder, decode, context.info_name.removesuffix('.py')))
+        dist.print0(f'Drawing {len(folder.seeds)} images to {folder.path}')
         with blame('--outdir'):
             result = run(stream, folder, overwrite=overwrite, decode=decode)
     except NonFiniteSample as error:

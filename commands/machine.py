@@ -68,13 +68,14 @@ def compile_for_sampling(machine: Machine, net, log_ratio, evaluations: int) -> 
         x = torch.zeros([1, net.img_channels, net.img_resolution, net.img_resolution], device=machine.device)
         net(x, torch.ones([1], device=machine.device))
 
-    if not dist.broadcast_object(select_compile(machine.compile, machine.device, evaluate, evaluations)):
-        return False
-    dist.print0('The first batch compiles the networks, which takes one to two and a half minutes')
-    prepare_compiler(reproducible=machine.device.type == 'cuda')
     choose = functools.partial(compiled_or_plain, machine.compile)
-    net.compile(dynamic=False)
-    net._compiled_call_impl = choose(net._compiled_call_impl, net._call_impl)
+    if getattr(net, '_compiled_call_impl', None) is None:  # else it drew an earlier row of a study
+        if not dist.broadcast_object(select_compile(machine.compile, machine.device, evaluate, evaluations)):
+            return False
+        dist.print0('The first batch compiles the networks, which takes one to two and a half minutes')
+        prepare_compiler(reproducible=machine.device.type == 'cuda')
+        net.compile(dynamic=False)
+        net._compiled_call_impl = choose(net._compiled_call_impl, net._call_impl)
     if log_ratio is not None and machine.device.type == 'cuda':
         log_ratio.compile(choose)
     return True

@@ -31,6 +31,8 @@ NETWORK = [
                  '[default: the demo that ships]', metavar='PATH|URL', type=str),
     NETWORK_PRESET,
 ]
+CLASS = click.option('--class', 'class_idx', help='Class label  [default: by the seed]', metavar='INT',
+                     type=click.IntRange(min=0))
 SAMPLES = [
     click.option('--outdir', help='Where to save the samples', metavar='DIR', type=str, required=True),
     click.option('--seeds', help='One sample per seed, e.g. 1,2,5-10', metavar='LIST', type=IntList()),
@@ -40,8 +42,7 @@ SAMPLES = [
                  type=click.IntRange(min=0)),
     click.option('--do_seed', help='Accepted from published commands; samples always follow their seeds',
                  metavar='INT', type=click.IntRange(min=0), default=0, show_default=True),
-    click.option('--class', 'class_idx', help='Class label  [default: by the seed]', metavar='INT',
-                 type=click.IntRange(min=0)),
+    CLASS,
     click.option('--batch', help='Images per batch and file', metavar='INT', type=click.IntRange(min=1),
                  default=100, show_default=True),
     click.option('--save_type', '--save_format', help='Shards of --batch images, or a picture per seed',

@@ -45,6 +45,25 @@ class FloatRange(click.FloatRange):
         return number
 
 
+class FloatList(click.ParamType):
+    """Different numbers of 0 or more, separated by commas, as a list."""
+
+    name = 'LIST'
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, list):
+            return value
+        try:
+            numbers = [float(part) for part in str(value).split(',')]
+        except ValueError:
+            self.fail(f'{value!r} is no list of numbers, such as 0,0.5,1', param, ctx)
+        if not all(math.isfinite(number) and number >= 0 for number in numbers):
+            self.fail(f'{value!r} holds a number that is negative or not finite', param, ctx)
+        if len(set(numbers)) < len(numbers):
+            self.fail('a number occurs twice', param, ctx)
+        return numbers
+
+
 class Resolution(click.ParamType):
     """Width and height, as 64x64 or 64,64."""
 

@@ -164,15 +164,16 @@ def all_metrics(images, ref=None, names: list[str] | None = None, *, batch: int 
 
 
 def evaluate(source, spaces: list[Space], first: int, count: int | None, *, batch: int = 64,
-             desc: str = '') -> list[dict[str, Estimate]]:
+             desc: str = '', shown: bool = True) -> list[dict[str, Estimate]]:
     """All metrics of images first to first + count - 1 (None: all of a stream), space by space, from one pass.
 
-    Ranks share the pass; the metrics of features are then taken by rank 0, and the others get empty results.
+    Ranks share the pass, whose bar is `shown`; the metrics of features are then taken by rank 0, and the others get
+    empty results.
     Raises ValueError for too few images and for images that a detector cannot take.
     """
     stop = None if count is None else first + count
     measured = measure_all(source, [space.detector for space in spaces], first, stop, batch=batch,
-                           max_features=MAX_FEATURES, desc=desc)
+                           max_features=MAX_FEATURES, desc=desc, shown=shown)
     found: list[dict[str, Estimate]] = [{} for _ in spaces]
     if dist.get_rank() == 0:
         for space, seen, values in zip(spaces, measured, found, strict=True):

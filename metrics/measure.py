@@ -25,12 +25,12 @@ def measure(source, detector: Detector, start: int = 0, stop: int | None = None,
 
 
 def measure_all(source, detectors: list[Detector], start: int = 0, stop: int | None = None, *, batch: int = 64,
-                max_features: int = 5000, desc: str = '') -> list[Measured]:
+                max_features: int = 5000, desc: str = '', shown: bool = True) -> list[Measured]:
     """Features of images start to stop - 1 of `source`, summed up; memory does not grow with their number.
 
     source: an ImageSource, or an ImageStream, of which stop = None measures all that is left. Each rank takes one
     contiguous part, so that it reads only its own files; every rank gets the results. Parts end where batches do, so
-    that every batch, and with it each feature's rounding, is that of a single process.
+    that every batch, and with it each feature's rounding, is that of a single process. `shown`: with a bar.
     Raises ValueError if there are fewer images, and for unknown numbers of images under several ranks.
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -42,7 +42,7 @@ def measure_all(source, detectors: list[Detector], start: int = 0, stop: int | N
     if count is not None:
         batches = -(-count // batch)
         first, last = (min(batch * (batches * part // ranks), count) for part in (rank, rank + 1))
-    with progress(total=count, desc=desc or source.name, unit='img') as bar:
+    with progress(total=count, desc=desc or source.name, unit='img', shown=shown) as bar:
         for images in source.batches(start + first, None if last is None else start + last, batch):
             for each in passes:
                 each.add(images, first)

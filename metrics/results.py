@@ -26,12 +26,14 @@ class Results:
     """Estimates of every block of every run in every space. With a path they outlive the process.
 
     blocks: by `block_key`, the estimates of a block by value; summaries: those of `summarise`, for readers.
-    The file at `path` is JSON; beside it, <path>.npz holds the terms that paired differences need.
+    The file at `path` is JSON; beside it, <path>.npz holds the terms that paired differences need. `writer`: the script
+    that writes it.
     """
 
     path: Path | None = None
     blocks: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     summaries: list[dict] = field(default_factory=list)
+    writer: str = WRITER
 
     def load(self) -> None:
         """Takes over what an earlier call at the same path has measured; a file of something else is refused.
@@ -41,8 +43,8 @@ class Results:
         if self.path is None or not self.path.exists():
             return
         found = read_options(self.path)
-        if found.get('writer') != WRITER:
-            raise ValueError(f'{self.path} exists and was not written by {WRITER}; name another file')
+        if found.get('writer') != self.writer:
+            raise ValueError(f'{self.path} exists and was not written by {self.writer}; name another file')
         terms = {}
         try:
             with np.load(self._terms_path(), allow_pickle=False) as file:
@@ -74,7 +76,7 @@ class Results:
             file.write(buffer.getvalue())
         blocks = {key: {name: dict(value=each.value, error=each.error) for name, each in values.items()}
                   for key, values in self.blocks.items()}
-        text = json.dumps(dict(writer=WRITER, summaries=self.summaries, blocks=blocks), indent=1)
+        text = json.dumps(dict(writer=self.writer, summaries=self.summaries, blocks=blocks), indent=1)
         with atomic_write(self.path) as file:
             file.write(f'{text}\n'.encode())
 
@@ -83,30 +85,29 @@ class Results:
 
 
 def block_key(source, space: Space, ref_name: str, first: int, count: int, precision: str) -> str:
-    """What decides the numbers of a block: images, when they changed last, detector, reference and precision."""
-    changed = source.path.stat().st_mtime_ns
-    return '|'.join(map(str, (source.path.resolve(), changed, first, count, space.detector.name,
+    """What decides the numbers of a block: images, detector, reference and precision."""
+    return '|'.join(map(str, (source.identity, first, count, space.detector.name,
                               space.detector.fingerprint, ref_name, space.ref.count, precision)))
 
 
 def summarise(space: Space, ref_name: str, runs: dict[str, list[dict[str, Estimate]]], options: list,
-              count: int) -> dict:
+              count: int, against: str | None = None) -> dict:
     """What was found in one space, JSON-able: what was compared with what, a result per run, and differences.
 
     runs: by name, the estimates of each block of `count` images. options: of each run, None if they
-    are unknown; every later run is compared with the first, paired if both have the same seeds. Numbers of another
-    count, detector or reference belong into another summary.
+    are unknown; every other run is compared with the one named `against` (None: the first), paired if both have the
+    same seeds. Numbers of another count, detector or reference belong into another summary.
     """
     distance, ref = space.detector.distance, space.ref
     results = [dict(name=name, metrics=_means(blocks, distance), options=each)
                for (name, blocks), each in zip(runs.items(), options, strict=True)]
-    seeds = [(each or {}).get('seeds') for each in options]
-    (base_name, base), *others = runs.items()
-    found = [dict(name=name, against=base_name, metric=value, label=label(value, distance),
-                  scale=metric_of(value).scale,
+    seeds = {name: (each or {}).get('seeds') for name, each in zip(runs, options, strict=True)}
+    against = against or next(iter(runs))
+    base = runs[against]
+    found = [dict(name=name, against=against, metric=value, label=label(value, distance), scale=metric_of(value).scale,
                   **difference([block[value] for block in blocks], [block[value] for block in base],
-                               paired=same is not None and same == seeds[0])._asdict())
-             for (name, blocks), same in zip(others, seeds[1:], strict=True) for value in base[0]]
+                               paired=seeds[name] is not None and seeds[name] == seeds[against])._asdict())
+             for name, blocks in runs.items() if name != against for value in base[0]]
     return dict(detector=space.detector.name, fingerprint=space.detector.fingerprint, distance=distance, ref=ref_name,
                 ref_count=ref.count, ref_features=0 if ref.features is None else len(ref.features),
                 ref_source=ref.source, num_samples=count, blocks=len(base), results=results, differences=found)
@@ -127,25 +128,39 @@ def _means(blocks, distance):
 def as_text(summary: dict) -> str:
     """Tables of a `summarise`: a column per run with errors (deviations over blocks if there are several), differences.
     """
-    blocks = f'{summary["blocks"]} blocks of ' if summary['blocks'] > 1 else ''
-    of = f' of {summary["ref_count"]} images' if summary['ref_count'] else ''
     rows = [('metric', *(result['name'] for result in summary['results']))]
     for value, first in summary['results'][0]['metrics'].items():
         found = [result['metrics'][value] for result in summary['results']]
-        rows.append((first['label'], *(_cell(each, each['value'], each['error'] if each['deviation'] is None
-                                             else each['deviation']) for each in found)))
-    lines = [f'Detector {summary["detector"]} {summary["fingerprint"]}, {blocks}{summary["num_samples"]} images, '
-             f'statistics {summary["ref"]}{of}', aligned(rows)]
+        rows.append((first['label'], *(mean_cell(each) for each in found)))
+    lines = [heading(summary), aligned(rows)]
     if summary['differences']:
-        rows = [('difference', 'of', 'is', 'in %', '')]
-        for each in summary['differences']:
-            value = _cell(each, each['difference'], each['error'])
-            rows.append((f'{each["name"]} - {each["against"]}', each['label'], value + ' (paired)' * each['paired'],
-                         f'{100 * each["relative"]:+.2g}', each['verdict']))
-        lines += ['', aligned(rows)]
+        lines += ['', aligned(rows_of_differences(summary['differences']))]
     return '\n'.join(lines)
 
 
-def _cell(each: dict, value: float, error: float | None) -> str:
+def heading(summary: dict) -> str:
+    """What the numbers of a summary are of."""
+    blocks = f'{summary["blocks"]} blocks of ' if summary['blocks'] > 1 else ''
+    of = f' of {summary["ref_count"]} images' if summary['ref_count'] else ''
+    return (f'Detector {summary["detector"]} {summary["fingerprint"]}, {blocks}{summary["num_samples"]} images, '
+            f'statistics {summary["ref"]}{of}')
+
+
+def rows_of_differences(differences: list[dict]) -> list[tuple[str, ...]]:
+    """A table of differences with their verdicts, for `aligned`."""
+    rows = [('difference', 'of', 'is', 'in %', '')]
+    for each in differences:
+        value = cell(each, each['difference'], each['error'])
+        rows.append((f'{each["name"]} - {each["against"]}', each['label'], value + ' (paired)' * each['paired'],
+                     f'{100 * each["relative"]:+.2g}', each['verdict']))
+    return rows
+
+
+def cell(each: dict, value: float, error: float | None) -> str:
     scale = each['scale']
     return f'{scale * value:.4g}' + ('' if error is None else f' +- {scale * error:.2g}')
+
+
+def mean_cell(each: dict) -> str:
+    """The mean of a metric over blocks, with its deviation over them, or the standard error of a single one."""
+    return cell(each, each['value'], each['error'] if each['deviation'] is None else each['deviation'])

@@ -6,7 +6,10 @@ from . import distributed as dist
 
 
 def progress(iterable=None, *, total: int | None = None, desc: str = '', unit: str = 'img',
-             initial: int = 0) -> tqdm.tqdm:
-    """A tqdm bar; silent on every rank but 0. Counts `unit`s: call `.update(n)` if no iterable is given."""
+             initial: int = 0, shown: bool = True) -> tqdm.tqdm:
+    """A tqdm bar; silent on every rank but 0, and if not `shown`. Counts `unit`s.
+
+    Call `.update(n)` if no iterable is given.
+    """
     return tqdm.tqdm(iterable, total=total, desc=desc, unit=unit, initial=initial, dynamic_ncols=True,
-                     disable=dist.get_rank() != 0, smoothing=0.05, mininterval=0.5)
+                     disable=not shown or dist.get_rank() != 0, smoothing=0.05, mininterval=0.5)

@@ -59,7 +59,7 @@ def child(commands, folder, outputs, answers):
         os.dup2(output, 1)
         os.dup2(output, 2)
         try:
-            COMMANDS[name].main(arguments, prog_name=name)
+            COMMANDS[name](arguments)
             code = 0
         except SystemExit as error:
             code = error.code or 0

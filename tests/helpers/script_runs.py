@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from click.testing import CliRunner, Result
+
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ('-m', 'torch.distributed.run', '--standalone')
 OWN_TEMPORARY = '.*.tmp'
@@ -26,6 +28,14 @@ def diffrs_arguments(files, *args):
     return [f'--network={files}/uncond.safetensors', f'--pretrained_classifier_ckpt={files}/classifier.pt',
             f'--discriminator_ckpt={files}/disc_uncond.pt', '--steps=4', '--iter_warmup=1', '--rej_percentile=0.75',
             '--device=cpu', '--precision=fp32', *map(str, args)]
+
+
+def invoke(main, *args) -> Result:
+    """Run a script's command in this process. Raises what it did not turn into an exit code."""
+    result = CliRunner().invoke(main, [str(arg) for arg in args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
 
 
 def start(script, arguments, processes: int = 1, launcher=(), environment=None, **kwargs) -> subprocess.Popen:

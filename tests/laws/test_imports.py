@@ -23,7 +23,7 @@ MAY_IMPORT = {
 }
 SCRIPTS = {path.stem for path in ROOT.glob('*.py')} - MAY_IMPORT.keys()
 ONLY_IN = {  # what few places may know
-    'click': ('commands/', 'dnnlib/cli.py', 'networks/convert.py'),
+    'click': ('commands/', 'dnnlib/cli.py'),
     'matplotlib': ('figures/',),
 }
 

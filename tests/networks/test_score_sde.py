@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
+from converting import convert
 from goldens import load
 from score_sde_goldens import NAMES, config_path, golden, make_checkpoint
 
 import networks
-from networks.convert import main
 from networks.formats.song_config import NCSNPP, PRESETS, describe, read_yaml
 from networks.precond import construct
 
@@ -153,8 +152,8 @@ def test_averages_not_raw_weights(folder):
 def test_convert(folder, tmp_path, name):
     net, d = golden(name, folder)
     source, dest = folder / f'{name.replace("/", "-")}.pth', tmp_path / 'net.safetensors'
-    result = CliRunner().invoke(main, [str(source), str(dest), f'--preset={config_path(name)}'])
-    assert result.exit_code == 0 and type(net.model).__name__ in result.output, result.output
+    code, output = convert(source, dest, f'--preset={config_path(name)}')
+    assert code == 0 and type(net.model).__name__ in output, output
     again = networks.load_network(dest)
     assert type(again) is type(net) and again.init_kwargs == net.init_kwargs and again.metadata == net.metadata
     sigma = net.round_sigma(torch.tensor([0.1, 0.5, 1.0, 4.0]))

@@ -11,8 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from script_runs import ROOT, comparable, contents, diffrs_arguments, finish, generate_arguments
+from script_runs import ROOT, comparable, contents, diffrs_arguments, finish, generate_arguments, invoke
 
 import dataset_tool
 import fid_npzs
@@ -94,13 +93,6 @@ def file_size_limit(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
-
-
-def invoke(main, *args):
-    result = CliRunner().invoke(main, [str(arg) for arg in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def assert_refused(result, option, words):

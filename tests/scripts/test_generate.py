@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import script_runs
 import torch
-from click.testing import CliRunner
 from sampler_runs import run_edm
 from script_runs import comparable
 
@@ -35,9 +35,7 @@ def invoke(files, *args, network='uncond', guided=False, disc='disc_uncond'):
                     f'--discriminator_ckpt={files / disc}.pt']
     elif not any('dg_weight' in str(arg) for arg in args):
         command += ['--dg_weight_1st_order=0']
-    result = CliRunner().invoke(generate.main, [str(arg) for arg in command])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
+    result = script_runs.invoke(generate.main, *command)
     return result.exit_code, result.output
 
 
@@ -211,8 +209,8 @@ def test_nan_is_one_line_and_no_file(files, tmp_path):
 
 @pytest.mark.skipif(not demo.DEMO_SCORE.is_file() or not demo.DEMO_DISCRIMINATOR.is_file(), reason='no demo files yet')
 def test_the_demo_is_the_default(tmp_path):
-    result = CliRunner().invoke(generate.main, [f'--outdir={tmp_path}/out', '--seeds=0-1', '--steps=2', '--device=cpu',
-                                                '--precision=fp32'])
+    result = script_runs.invoke(generate.main, f'--outdir={tmp_path}/out', '--seeds=0-1', '--steps=2', '--device=cpu',
+                                '--precision=fp32')
     assert result.exit_code == 0, result.output
     assert samples(tmp_path / 'out')['samples_00000000.npz']['samples'].shape == (2, 32, 32, 3)
 

@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
+import script_runs
 import torch
-from click.testing import CliRunner
 from script_runs import ROOT, finish
 
 import generate
@@ -18,9 +18,7 @@ from torch_utils.checkpoint import read_network
 
 
 def invoke(main, *args):
-    result = CliRunner().invoke(main, [str(arg) for arg in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
+    result = script_runs.invoke(main, *args)
     return result.exit_code, result.output
 
 
