@@ -129,7 +129,7 @@ def reflected_ode(net, latents, class_labels=None, *, rtol: float = 1e-5, atol: 
     def drift(t, x, rows):
         labels = None if class_labels is None else class_labels[upload(torch.from_numpy(rows), x.device)]
         sigmas = flow.sde.sigma(t)
-        return flow.drift(x, denoise(x, sigmas, labels, at=At(sigmas.cpu(), rows=rows)))
+        return flow.drift(x, denoise(x, upload(sigmas, x.device), labels, at=At(sigmas, rows=rows)))
 
     passed = 0
 

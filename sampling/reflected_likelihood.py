@@ -38,7 +38,8 @@ def log_likelihood(net, x: torch.Tensor, probe: torch.Tensor, class_labels=None,
         with torch.enable_grad():
             x = state[:, :-1].detach().requires_grad_()
             images = x.unflatten(1, shape)
-            drift = flow.drift(images, denoise(images, sigmas, labels, at=At(sigmas.cpu(), rows=rows))).flatten(1)
+            denoised = denoise(images, upload(sigmas, x.device), labels, at=At(sigmas, rows=rows))
+            drift = flow.drift(images, denoised).flatten(1)
             pulled, = torch.autograd.grad((drift * probe[index]).sum(), x)
         return torch.cat([drift.detach(), (pulled * probe[index]).sum(1, keepdim=True)], dim=1)
 

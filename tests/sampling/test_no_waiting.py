@@ -15,15 +15,18 @@ from torch.utils._pytree import tree_leaves
 
 import networks
 from diffusion.losses import EDMLoss
+from diffusion.mixtures import GaussianMixture, MixtureNet
 from diffusion.vpsde import VPSDE
 from dnnlib import demo
 from networks.classifiers import load_classifier, load_discriminator
+from sampling import integrators, reflected
 from sampling.autoguidance import Autoguidance
 from sampling.guidance import DiscriminatorGuidance
 from sampling.interval import GuidanceInterval
 from sampling.levels import edm_levels
 from sampling.multistep import multistep_sampler
 from sampling.restart import parse_restarts, restart_sampler
+from sampling.rk45 import rk45
 from training import randomness
 from training.augment import AugmentPipe
 from training.discriminator import DiscriminatorLoss
@@ -141,6 +144,43 @@ def test_training_steps(monkeypatch, kind):
     with Transfers() as transfers:
         trainer.train_step()
     assert transfers.count == {('cpu', 'meta'): 1}  # the labels
+
+
+class Questions(TorchDispatchMode):
+    """Counts what makes the host wait for values of a tensor: copies back (`cpu` is one here too), masks, numbers."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        aten, name = torch.ops.aten, func.overloadpacket
+        masked = name in (aten.index, aten.index_put, aten.index_put_) and any(
+            x.dtype == torch.bool for x in tensors(args[1]))
+        self.count += masked or name in (aten.nonzero, aten._local_scalar_dense, aten.equal)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('name', ['dmcmc', 'reflected'])
+def test_adaptive_steps_ask_once(monkeypatch, name):
+    """For the errors of a step, and three times for the first step's size; guidance asks for nothing more."""
+    steps, questions, cpu = [], Questions(), torch.Tensor.cpu
+
+    def counted(x):
+        questions.count += 1
+        return cpu(x)
+
+    net = MixtureNet(GaussianMixture([[0.2, 0.3], [0.7, 0.6]], stds=0.2))
+    net.sigma_min, net.sigma_max = 0.01, 5.0
+    guided = DiscriminatorGuidance(lambda x, sigma, labels=None: x.flatten(1).sum(1), 1.0, 1.0, time_min=0)(net)
+    monkeypatch.setattr(integrators if name == 'dmcmc' else reflected, 'rk45', lambda *args, **own: rk45(
+        *args, **own | dict(on_step=lambda done, y: steps.append(done))))
+    monkeypatch.setattr(torch.Tensor, 'cpu', counted)
+    x = torch.randn([3, 2, 1, 1], dtype=torch.float64)
+    with questions:
+        if name == 'dmcmc':
+            integrators.rk45_flow(guided, x, torch.tensor([0.5, 1.0, 4.0]), sigma_min=0.01, rtol=1e-3, atol=1e-3)
+        else:
+            reflected.reflected_ode(guided, x, rtol=1e-3, atol=1e-3)
+    assert len(steps) > 4 and questions.count == len(steps) + 3
 
 
 def test_values_cannot_be_asked_for():
