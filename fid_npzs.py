@@ -45,8 +45,8 @@ from torch_utils.device import PRECISIONS
 def main(folders, ref_path, num_samples, blocks, **opts):
     """Measure the distance between folders of samples and a data set.
 
-    Prints "<folder>, <distance>" for each, and where the statistics carry features (the shipped ones do) a table
-    with KID, which unlike the Frechet distance is unbiased for few images.
+    Prints "<folder>, <distance>" for each and, if the statistics hold features (the shipped ones do), a table with KID,
+    which unlike the Frechet distance is unbiased for few images.
 
     Examples:
 

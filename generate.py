@@ -29,9 +29,9 @@ from sampling import nested, stream
 def main(**opts):
     """Draw samples from a score network, guided by a discriminator unless both weights are 0.
 
-    Writes samples_<first seed>.npz (uint8 NHWC) or <seed>.png, and options.json. Sample k follows from seed k,
-    whatever the number of processes; the size of the batch changes only rounding. The same command again draws what
-    is missing; with more seeds it continues.
+    Writes samples_<first seed>.npz (uint8 NHWC) or <seed>.png, and options.json. Each sample follows from its seed, for
+    any number of processes; the batch size changes only rounding. The same command again draws what is missing; with
+    more seeds it continues.
 
     Examples:
 
@@ -47,7 +47,7 @@ def main(**opts):
         --outdir=samples/cifar_uncond
 
     \b
-    # Restart, published strings as they stand; and four particles at each restart, the best of which is kept
+    # Restart, with a published string as it is; and four particles at each restart, of which the best is kept
     python generate.py --outdir=samples/restart --seeds=0-499 --dg_weight_1st_order=0 --sampler=restart \\
         --restart='18; [3,2,0.06,0.30]'
     python generate.py --outdir=samples/particles --seeds=0-499 --sampler=restart --restart=cifar10-43 \\
@@ -79,7 +79,7 @@ def main(**opts):
 
 
 def load_guidance(opts, net, machine):
-    """(the log-ratio or None, discriminator guidance or None if both weights are 0, what options.json says of them)."""
+    """(the log-ratio or None, discriminator guidance or None if both weights are 0, their entries of options.json)."""
     weights = {name: opts[name] for name in ('dg_weight_1st_order', 'dg_weight_2nd_order')}
     if not any(weights.values()) and opts['num_particles'] == 1:
         check_conditional(opts, net)

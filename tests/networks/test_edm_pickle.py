@@ -356,4 +356,4 @@ def test_a_module_that_contains_itself(tmp_path):
     loop = b''.join([pickle.BINGET, b'\x06', text('a'), pickle.BINGET, b'\x05', pickle.SETITEM, pickle.POP])
     path = tmp_path / 'net.pkl'
     path.write_bytes(b'\x80\x02' + record + loop + b'.')
-    refused(path, 'does not describe its EDMPrecond .a stands in two places')
+    refused(path, 'does not describe its EDMPrecond .a occurs in two places')

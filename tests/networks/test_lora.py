@@ -91,7 +91,7 @@ def test_our_files_are_read_as_published_ones(tmp_path):
     ('plain', 'plain.pt has no LoRA adapters in it, 111 other tensors'),
     ('short', "short.pt lack input_blocks.1.0.in_layers.2.lora_A; the classifier has this layer"),
     ('long', "long.pt have 'middle_block.9.lora_A'; the classifier has no such layer"),
-    ('unlike', 'unlike.pt has adapters of unlike ranks: 3, 4'),
+    ('unlike', 'unlike.pt has adapters of different ranks: 3, 4'),
     ('narrow', r'input_blocks.1.0.in_layers.2.lora_A is \[12, 96\], this one needs \[12, 192\]'),
     ('other', 'other.safetensors is a create_classifier, not LoRA adapters'),
     ('list', 'list.pt is not a file of LoRA adapters'),

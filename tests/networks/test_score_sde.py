@@ -202,7 +202,7 @@ def test_presets_that_do_not_fit(folder, preset, message):
 
 
 @pytest.mark.parametrize('key, value, message', [
-    ('nf', None, 'the configuration lacks nf'), ('nf', 'many', "nf is 'many', not of the kind of 128"),
+    ('nf', None, 'the configuration lacks nf'), ('nf', 'many', "nf is 'many'; expected a value such as 128"),
     ('nf', 32, 'shape .* see its nf'), ('ch_mult', [1, 1], 'see its .*ch_mult'),
     ('num_res_blocks', 2, r'all_modules.\d+ is .*see its .*num_res_blocks'),
     ('attn_resolutions', [32], r'all_modules.\d+ is .*see its attn_resolutions'),
