@@ -34,7 +34,7 @@ def test_score_is_the_derivative_of_the_log_kernel(sigma):
     y = y[1:-1]
     numerical = (log_kernel(x + step, y, sigma) - log_kernel(x - step, y, sigma)) / (2 * step)
     found = cube.kernel_score(x, y, torch.full([len(x)], sigma, dtype=torch.float64))
-    scale = 1 / sigma**2  # of a pair at distance 1
+    scale = 1 / sigma**2  # for a pair at distance 1
     torch.testing.assert_close(found, numerical, rtol=1e-6, atol=1e-9 * max(scale, 1))
 
 
@@ -59,7 +59,7 @@ def test_score_is_finite_and_zero_at_the_walls(sigma, dtype):
 
 
 def test_far_pairs_keep_their_score():
-    """Where the published score is 0: a pair at distance 0.8 with sigma 0.05."""
+    """A pair at distance 0.8 with sigma 0.05, for which the published score is 0."""
     x, y, sigma = torch.tensor([[0.9]]), torch.tensor([[0.1]]), 0.05
     found = cube.kernel_score(x, y, torch.tensor([sigma]))
     torch.testing.assert_close(found, (y - x) / sigma**2, rtol=1e-5, atol=0)

@@ -1,4 +1,4 @@
-"""LoRA adapters of the ADM classifier against loralib's numbers; their files, and what does not belong together.
+"""LoRA adapters of the ADM classifier against loralib's numbers; their files, and files that do not fit.
 
 Goldens: tests/goldens/lora, rtol 1e-4, atol 5e-4 on features (up to 9 in size).
 """
@@ -32,7 +32,7 @@ def files(tmp_path_factory):
 
 
 def apart():
-    """The golden classifier with the golden adapters beside its weights."""
+    """The golden classifier with the golden adapters, not merged."""
     net = create_classifier(32, 64, 1)
     net.load_state_dict(classifier().state_dict())
     found = lora.read_adapters(PUBLISHED)
@@ -147,7 +147,7 @@ def test_in_half_precision_the_sum_is_rounded_once(d):
 
 
 def test_several_discriminators_are_averaged(d):
-    """Value and gradient; each is clipped by itself where DG's form is asked for."""
+    """Value and gradient; with DG's form each is clipped separately."""
     x, sigma = d['x'], torch.tensor(0.7)
     nets = [discriminator('uncond'), create_classifier(8, 64, 2, in_channels=256, out_channels=1).eval()]
     torch.nn.init.normal_(nets[1].out[2].c_proj.weight, std=20)  # reaches the clip

@@ -1,4 +1,4 @@
-"""The noise-level model: published files of both sizes, files of its own, and files of something else."""
+"""The noise-level model: published files of both sizes, our own files, and other files."""
 
 import pytest
 import torch

@@ -56,7 +56,7 @@ both = pytest.mark.parametrize('kind', ['folder', 'zip'])
     ([str(i) for i in range(12)], [str(i) for i in range(12)]),
     (['00002', '00000', '00010'], ['00000', '00002', '00010']),
     (['3', '20', '100'], ['3', '20', '100']),
-    (['class10', 'class9'], ['class10', 'class9']),  # not integers: as torchvision's ImageFolder
+    (['class10', 'class9'], ['class10', 'class9']),  # not integers: as in torchvision's ImageFolder
     (['cat', '1', '02'], ['02', '1', 'cat']),
 ])
 def test_folders_are_classes(tmp_path, kind, folders, order):
@@ -239,7 +239,7 @@ def test_what_is_skipped_is_named(tmp_path, kind, capsys):
 
 
 def stored(orientation):
-    """A JPEG of 16 x 8 pixels, its left half bright, that says how it is to be turned."""
+    """A JPEG of 16 x 8 pixels, its left half bright, with an orientation."""
     pixels = np.zeros([8, 16, 3], np.uint8)
     pixels[:, :8] = 255
     exif = PIL.Image.Exif()
@@ -252,7 +252,7 @@ def stored(orientation):
 @pytest.mark.parametrize('orientation, side', [(1, 'left'), (2, 'right'), (3, 'right'), (4, 'left'), (5, 'top'),
                                                (6, 'top'), (7, 'bottom'), (8, 'bottom')])
 def test_photos_are_turned(tmp_path, orientation, side):
-    """Where the bright half lands by the EXIF standard: 6 is to be turned by 90 degrees clockwise."""
+    """Where the bright half ends up by the EXIF standard: 6 means a turn by 90 degrees clockwise."""
     path = place(tmp_path, 'folder', {'a.jpg': stored(orientation)})
     source = open_source(path)
     measured = next(iter(source.blocks(0, 1)))[0]  # [H, W, 3]

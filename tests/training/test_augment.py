@@ -1,4 +1,4 @@
-"""Augmentations: the labels say what was done, and nothing was done where they are zero."""
+"""Augmentations: the labels describe what was done, and nothing was done if they are zero."""
 
 import math
 
@@ -78,7 +78,7 @@ def test_frequencies():
     assert used[1].item() == pytest.approx(p / 2, abs=deviation)
     for column in (2, 3, 4, 5, 7, 8):
         assert used[column].item() == pytest.approx(p, abs=deviation), column
-    assert used[6].item() == pytest.approx(p / 2, abs=deviation)  # the axis leaves the grid half of the time
+    assert used[6].item() == pytest.approx(p / 2, abs=deviation)  # the axis is off the grid half of the time
     assert labels[:, 2][labels[:, 2] != 0].std().item() == pytest.approx(1, abs=0.2)
     assert torch.equal(labels[:, 7] != 0, labels[:, 8] != 0)  # both shifts together
     angle = torch.atan2(labels[:, 4], labels[:, 3] + 1)
@@ -114,7 +114,7 @@ def test_warping_reads_the_function_elsewhere(images, matrix):
 
 
 def test_labels_say_what_was_done(images):
-    """Undo by the labels alone what the pipe did, where the labels are unambiguous (no anisotropy)."""
+    """Undo what the pipe did from its labels, as far as they are unambiguous (no anisotropy)."""
     pipe = AugmentPipe(0.5)
     out, labels = pipe(images, rng())
     plain = (labels[:, 5] == 0) & (labels[:, 6] == 0)
