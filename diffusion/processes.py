@@ -15,7 +15,7 @@ class VariancePreserving:
     """dX = -beta X / 2 dt + sqrt(beta) dw, beta(t) from beta_min to beta_max."""
 
     prior_std = 1.0
-    time_end = 1e-3  # where published samplers stop
+    time_end = 1e-3  # the last time of published samplers
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
         self.beta_min, self.beta_max = beta_min, beta_max

@@ -33,7 +33,7 @@ class ImageData:
     0 without labels.
 
     Args:
-        path: where the data is.
+        path: the source of the images.
         max_images: use at most this many images, a subset that depends only on this number.
         resolution, channels: those that the images must have; None accepts any square images.
         quiet: show no bar, and do not print what was found (classes, skipped files).

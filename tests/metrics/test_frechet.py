@@ -45,7 +45,7 @@ def test_commuting_covariances_have_a_closed_form(spread):
 
 @pytest.mark.parametrize('rank1, rank2', [(40, 7), (7, 40), (7, 9), (20, 20), (1, 40)])
 def test_singular_covariances_are_exact_and_symmetric(rank1, rank2):
-    """Factors A of the known ranks give the trace as a nuclear norm; the function must find it from S alone."""
+    """Factors A of the known ranks give the trace as a nuclear norm; the function must find it from S only."""
     rng = np.random.default_rng(1)
     A1, A2 = rng.standard_normal((40, rank1)), rng.standard_normal((40, rank2))
     expected = np.linalg.svd(A1.T @ A2, compute_uv=False).sum()

@@ -195,7 +195,7 @@ def test_sample_that_is_never_accepted(monkeypatch):
 def test_contradictions():
     with pytest.raises(ValueError, match='boosting'):
         sample([0], guidance=DiscriminatorGuidance(LOG_RATIO, boosting=True))
-    with pytest.raises(ValueError, match='without trajectories'):
+    with pytest.raises(ValueError, match='at least one trajectory'):
         calibrate(NET, LOG_RATIO, warmup_seeds(0))
     with pytest.raises(TypeError, match='thresholds'):  # no warm-up unless asked for
         diffrs_sampler(NET, [0], log_ratio=LOG_RATIO)
