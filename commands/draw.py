@@ -21,7 +21,7 @@ def open_folder(outdir, seeds, opts: dict, record: dict) -> SampleFolder:
 
 def draw(stream, folder: SampleFolder, *, decode=None, overwrite: bool = False, remedy: str = '--precision=fp32',
          details: Callable[[dict], dict] | None = None, describe: Callable[[dict], str] | None = None) -> None:
-    """Run `stream` into `folder` on all ranks, then report what the samples have cost; the last act of a script.
+    """Run `stream` into `folder` on all ranks, then write and show the cost report; the last act of a script.
 
     remedy: what may help against samples of NaN; details(costs) adds to the report, describe(report) to what is shown
     of it. If the command is run by `in_memory.run_in_memory`, its images are taken there, and nothing is written.
@@ -35,7 +35,7 @@ def draw(stream, folder: SampleFolder, *, decode=None, overwrite: bool = False, 
         with blame('--outdir'):
             result = run(stream, folder, overwrite=overwrite, decode=decode)
     except NonFiniteSample as error:
-        raise click.ClickException(f'--network: {error}; {remedy} may help, else the checkpoint is broken') from None
+        raise click.ClickException(f'--network: {error}; {remedy} may help; if not, the checkpoint is broken') from None
     if dist.get_rank() == 0:
         print(f'{result.images} images in {folder.path}, {result.drawn} of them new, in {result.seconds:.1f} s')
         with blame('--outdir'):
@@ -44,11 +44,11 @@ def draw(stream, folder: SampleFolder, *, decode=None, overwrite: bool = False, 
 
 
 def _finish(folder: SampleFolder, result: Report, details, describe) -> None:
-    """Write the classes of PNG files, and the report; show the report."""
+    """Write the classes of PNG files; write and show the report."""
     if folder.save_type == 'png':
         write_labels(folder.path)
     found = costs.collect(folder.path)
-    if 'nfe' not in found:  # all of them drawn by an earlier version
+    if 'nfe' not in found:  # an earlier version drew all of them
         return
     earlier = read_report(folder.path)
     report = costs.make_report(found, folder.options['precision'],

@@ -21,7 +21,7 @@ def blame(option: str) -> Iterator[None]:
 
 
 class IntList(click.ParamType):
-    """A click type for `parse_int_list`; a repeated number is an error, since each seed is one sample."""
+    """A click type for `parse_int_list`; a repeated number is an error, since each seed gives one sample."""
 
     name = 'LIST'
 
@@ -36,7 +36,7 @@ class IntList(click.ParamType):
 
 
 class FloatRange(click.FloatRange):
-    """click's, but without NaN, which lies in all of its ranges."""
+    """click's FloatRange, which accepts NaN in any range, without NaN."""
 
     def convert(self, value, param, ctx):
         number = super().convert(value, param, ctx)
@@ -98,6 +98,6 @@ class SectionedCommand(click.Command):
         width = max(len(first) for records in rows.values() for first, _ in records)
         for heading, records in rows.items():
             with formatter.section(heading):
-                # one column width for all sections, as long as it leaves room for the text
+                # one column width for all sections, if that leaves room for the text
                 records = [(first.ljust(min(width, 30)), text) for first, text in records]
                 formatter.write_dl(records)

@@ -12,7 +12,7 @@ RUN = SimpleNamespace(outdir='runs/x', batch_size=4)
 
 
 def ended(monkeypatch, outcome, **kwargs):
-    """The exit code of `fit` if `train` gives or raises `outcome`."""
+    """The exit code of `fit` if `train` returns or raises `outcome`."""
     def train(run):
         if isinstance(outcome, Exception):
             raise outcome

@@ -24,14 +24,14 @@ MAY_IMPORT = {
     'commands': BELOW | {'generation', 'sampling', 'training', 'metrics', 'networks', 'figures', 'diffusion'},
 }
 SCRIPTS = {path.stem for path in ROOT.glob('*.py')} - MAY_IMPORT.keys()
-ONLY_IN = {  # what few places may know
+ONLY_IN = {  # libraries that few places may import
     'click': ('commands/', 'dnnlib/cli.py'),
     'matplotlib': ('figures/',),
 }
 
 
 def imported(path: Path) -> set[str]:
-    """The modules that a file imports by absolute names, with all names `from` them as modules too."""
+    """The modules that a file imports by absolute names; names imported `from` them count as modules too."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -42,7 +42,7 @@ def imported(path: Path) -> set[str]:
 
 
 def allowed(name: str, room: str) -> bool:
-    """Whether a room may import a module: its own, one of the table's or what lies in them, or a library."""
+    """Whether a room may import a module: its own, one in the table or below it, or a library."""
     if name.split('.')[0] not in MAY_IMPORT.keys() | SCRIPTS:
         return True
     return any(f'{name}.'.startswith(f'{place}.') for place in MAY_IMPORT[room] | {room})

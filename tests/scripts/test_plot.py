@@ -1,4 +1,4 @@
-"""plot.py: pictures hold the samples pixel by pixel; one line for what cannot be drawn."""
+"""plot.py: pictures hold the samples pixel by pixel; what cannot be drawn ends in one line."""
 
 import base64
 import html.parser
@@ -32,7 +32,7 @@ def pixels(path):
 
 
 def contains(picture, part):
-    """Does `part` [h, w, 3] occur in `picture`, each of its pixels one pixel?"""
+    """Whether `part` [h, w, 3] occurs in `picture`, pixel by pixel."""
     h, w, _ = part.shape
     corner = part[:4, :4]
     for top in range(picture.shape[0] - h + 1):
@@ -151,7 +151,7 @@ def measured(name, value):
 
 
 def test_report_page(tmp_path, monkeypatch):
-    """Everything that it can hold, from files as the scripts leave them."""
+    """All that it can hold, from files as the scripts write them."""
     monkeypatch.chdir(tmp_path)
     difference = dict(name='b', against='a', metric='fd', label='FD-CIFAR10', scale=1, difference=-0.5, error=0.02,
                       relative=-0.25, paired=True, verdict='lower')
