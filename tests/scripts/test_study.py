@@ -62,7 +62,7 @@ def place(tmp_path, monkeypatch):
 
 def arguments(networks, *args):
     return [f'--network={networks}/score.safetensors', f'--pretrained_classifier_ckpt={networks}/classifier.pt',
-            '--steps=2', '--device=cpu', '--precision=fp32', *args]
+            '--steps=2', '--device=cpu', '--precision=fp32', '--compile=off', *args]
 
 
 REF = '--ref=stats.npz'
