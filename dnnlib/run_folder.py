@@ -12,6 +12,7 @@ from .files import atomic_write
 
 OPTIONS_FILE = 'options.json'
 REPORT = 'report'  # entry of options.json: the costs of the run; it decides nothing
+COMMAND = 'command'  # the last one that wrote there; what it asked for stands in the other entries
 CLASS_NAMES = 'class_names'  # [[number, name, images], ...]; they follow from the data, whose digest is compared
 LOCK = '.lock'  # in a folder that cannot be locked itself
 TEMPORARY = re.compile(r'\.(.+)\.\w+\.tmp')  # as atomic_write names it
@@ -59,7 +60,8 @@ class RunFolder:
             if self.is_leftover(name):
                 (self.path / name).unlink(missing_ok=True)
         earlier = read_options(self.path / OPTIONS_FILE)
-        changed = {name: self.options.get(name) for name in self.may_differ(earlier) - {REPORT, CLASS_NAMES}}
+        may_differ = self.may_differ(earlier) - {REPORT, CLASS_NAMES}
+        changed = {name: self.options[name] for name in may_differ & self.options.keys()}
         if not earlier or earlier != earlier | changed:
             write_options(self.path, earlier | changed if earlier else self.options)
 
@@ -74,7 +76,7 @@ class RunFolder:
 
     def may_differ(self, earlier: dict) -> set[str]:
         """The options in which the earlier ones of the same run may differ from these."""
-        return {REPORT, CLASS_NAMES}
+        return {REPORT, COMMAND, CLASS_NAMES}
 
     def own_files(self) -> list[str]:
         """Names of the files in the folder that a run with these options may have written."""

@@ -179,7 +179,7 @@ def test_report_page(tmp_path, monkeypatch):
     result = run('report', 'calc.json', 'fid.json', 'train', 'run0', 'run1', '--out=out/page.html', '--title=A & B')
     assert result.exit_code == 0, result.output
     page = Page(Path('out/page.html').read_text())
-    assert all(address.startswith('data:image/') for address in page.loads) and len(page.loads) == 5
+    assert all(address.startswith('data:image/') for address in page.loads) and len(page.loads) == 6
     for text in ('A & B', 'FD-CIFAR10', '2 \xb1 0.05', '-0.5 \xb1 0.02', 'paired', 'lower', '-25', '4', '<old>',
                  '9.5 \xb1 0.25', '10 \xb1 2', 'run0', '35 (9 to 40.5)', '2.5', 'weight', 'Training', 'Rejections'):
         assert text in page.texts, text
