@@ -156,7 +156,7 @@ def test_report_page(tmp_path, monkeypatch):
     difference = dict(name='b', against='a', metric='fd', label='FD-CIFAR10', scale=1, difference=-0.5, error=0.02,
                       relative=-0.25, paired=True, verdict='lower')
     summary = dict(detector='cifar10', fingerprint='abcd', distance='FD-CIFAR10', ref='demo.npz', ref_count=50000,
-                   num_samples=1000, blocks=1, results=[measured('a', 2.0), measured('b', 1.5)],
+                   num_samples=1000, blocks=1, results=[measured('run0', 2.0), measured('run1', 1.5)],
                    differences=[difference])
     Path('calc.json').write_text(json.dumps(dict(writer='calc_metrics.py', summaries=[summary], blocks={})))
     results = [dict(name='<old>', num_samples=10, distance=9.5, distance_deviation=0.25, kid=0.01, kid_deviation=0.002,
