@@ -1,16 +1,23 @@
 """A sampling run from the command line: samples into a folder, messages on the screen, costs into options.json."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import click
 
-from dnnlib.cli import blame
+from dnnlib.cli import blame, command_line
+from dnnlib.run_folder import COMMAND
 from generation import costs
 from generation.folder import SampleFolder, read_report, write_labels, write_report
 from generation.run import NonFiniteSample, Report, run
 from torch_utils import distributed as dist
 
-from .in_memory import Drawn, Taker
+
+@dataclass(frozen=True)
+class Taker:
+    """The object of a command's context whose `take` gets what `draw` was given, instead of a folder."""
+
+    take: Callable[[Callable, SampleFolder, Callable | None], None]
 
 
 def open_folder(outdir, seeds, opts: dict, record: dict) -> SampleFolder:
@@ -26,11 +33,11 @@ def draw(stream, folder: SampleFolder, *, decode=None, overwrite: bool = False, 
     remedy: what may help against samples of NaN; details(costs) adds to the report, describe(report) to what is shown
     of it. If the command is run by `in_memory.run_in_memory`, its images are taken there, and nothing is written.
     """
-    context = click.get_current_context()
-    taker = context.find_object(Taker)
+    folder.options[COMMAND] = command_line()
+    taker = click.get_current_context().find_object(Taker)
     try:
         if taker is not None:
-            return taker.take(Drawn(stream, folder, decode, context.info_name.removesuffix('.py')))
+            return taker.take(stream, folder, decode)
         dist.print0(f'Drawing {len(folder.seeds)} images to {folder.path}')
         with blame('--outdir'):
             result = run(stream, folder, overwrite=overwrite, decode=decode)

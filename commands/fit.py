@@ -8,7 +8,8 @@ from typing import NoReturn
 import click
 import torch
 
-from dnnlib.cli import FloatRange, blame
+from dnnlib.cli import FloatRange, blame, command_line
+from dnnlib.run_folder import COMMAND
 from torch_utils import distributed as dist
 from training.loop import share_of_batch, train
 from training.run import NonFiniteLoss, TrainResult, TrainRun
@@ -78,6 +79,7 @@ def fit(run: TrainRun, folder: str = '--outdir', summary: Callable[[TrainResult]
     `folder` is the option that names the run's folder; mistakes end in one line that names the option at fault.
     """
     torch.backends.cudnn.benchmark = True
+    run.config = run.config | {COMMAND: command_line()}
     with blame('--batch'):
         share_of_batch(run.batch_size)
     try:

@@ -8,7 +8,6 @@ import runpy
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import click
 import torch
@@ -20,6 +19,8 @@ from generation.run import NonFiniteSample
 from metrics.sources import ImageSource
 from metrics.stream import ImageStream
 from torch_utils import distributed as dist
+
+from .draw import Taker
 
 _passes = itertools.count()  # all ranks begin equally many, so this names one
 
@@ -86,13 +87,6 @@ def block_length(drawn: Drawn, blocks: int) -> int:
     return count
 
 
-@dataclass(frozen=True)
-class Taker:
-    """The object of a command's context that has `draw` hand its images over instead of writing them."""
-
-    take: Callable[[Drawn], None]
-
-
 def sampling_context(words: Sequence[str], take: Callable[[Drawn], None]) -> click.Context:
     """The context of a sampling command, such as ['generate.py', '--steps=9', '--seeds=0-999'], checked but not begun.
 
@@ -103,11 +97,13 @@ def sampling_context(words: Sequence[str], take: Callable[[Drawn], None]) -> cli
     if script not in scripts:
         raise click.ClickException(f'COMMAND: {script or "nothing"} is not a sampling script; use one of '
                                    f'{", ".join(scripts)}, and its options')
-    command = runpy.run_path(str(scripts[script]), run_name=scripts[script].stem)['main']
+    name = scripts[script].stem
+    command = runpy.run_path(str(scripts[script]), run_name=name)['main']
+    taker = Taker(lambda stream, folder, decode: take(Drawn(stream, folder, decode, name)))
     with contextlib.ExitStack() as stack:
         # The folder is for what a run leaves beside its samples, such as the warm-up of DiffRS.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='samples-'))
-        context = command.make_context(script, arguments, obj=Taker(take), default_map=dict(outdir=folder))
+        context = command.make_context(script, arguments, obj=taker, default_map=dict(outdir=folder))
         context.call_on_close(stack.pop_all().close)
     return context
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from .files import atomic_write
 
 OPTIONS_FILE = 'options.json'
-REPORT = 'report'  # entry of options.json: the cost report of the run, which is not compared
-CLASS_NAMES = 'class_names'  # [[number, name, images], ...]; not compared, since the digest of the data is
-LOCK = '.lock'  # in a folder that itself cannot be locked
-TEMPORARY = re.compile(r'\.(.+)\.\w+\.tmp')  # as atomic_write names its files
+REPORT = 'report'  # entry of options.json: the costs of the run; it decides nothing
+COMMAND = 'command'  # the last one that wrote there; what it asked for stands in the other entries
+CLASS_NAMES = 'class_names'  # [[number, name, images], ...]; they follow from the data, whose digest is compared
+LOCK = '.lock'  # in a folder that cannot be locked itself
+TEMPORARY = re.compile(r'\.(.+)\.\w+\.tmp')  # as atomic_write names it
 _locked: set[Path] = set()  # folders that this process has locked
 
 
@@ -58,7 +59,8 @@ class RunFolder:
             if self.is_leftover(name):
                 (self.path / name).unlink(missing_ok=True)
         earlier = read_options(self.path / OPTIONS_FILE)
-        changed = {name: self.options.get(name) for name in self.may_differ(earlier) - {REPORT, CLASS_NAMES}}
+        may_differ = self.may_differ(earlier) - {REPORT, CLASS_NAMES}
+        changed = {name: self.options[name] for name in may_differ & self.options.keys()}
         if not earlier or earlier != earlier | changed:
             write_options(self.path, earlier | changed if earlier else self.options)
 
@@ -72,8 +74,8 @@ class RunFolder:
                              f'{"it" if len(found) == 1 else "them"}; use another folder or --overwrite')
 
     def may_differ(self, earlier: dict) -> set[str]:
-        """The options in which an `earlier` start of the same run may differ from this one."""
-        return {REPORT, CLASS_NAMES}
+        """The options in which the earlier ones of the same run may differ from these."""
+        return {REPORT, COMMAND, CLASS_NAMES}
 
     def own_files(self) -> list[str]:
         """Names of the files in the folder that a run with these options may have written."""

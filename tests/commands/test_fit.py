@@ -8,7 +8,7 @@ import pytest
 from commands import fit
 from training.run import NonFiniteLoss, TrainResult
 
-RUN = SimpleNamespace(outdir='runs/x', batch_size=4)
+RUN = SimpleNamespace(outdir='runs/x', batch_size=4, config={})
 
 
 def ended(monkeypatch, outcome, **kwargs):
@@ -19,6 +19,7 @@ def ended(monkeypatch, outcome, **kwargs):
         return outcome
 
     monkeypatch.setattr(fit, 'train', train)
+    monkeypatch.setattr(fit, 'command_line', lambda: 'python train.py')
     with pytest.raises(SystemExit) as end:
         fit.fit(RUN, **kwargs)
     return end.value.code

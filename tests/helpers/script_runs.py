@@ -160,9 +160,10 @@ def contents(folder) -> dict[str, bytes]:
 
 
 def comparable(folder) -> dict:
-    """All files of a folder of samples, options.json without times."""
+    """All files of a folder of samples, options.json without times and the command, which names the folder."""
     found = contents(folder)
     if 'options.json' in found:
         found['options.json'] = options = json.loads(found['options.json'])
+        options.pop('command', None)
         options.get('report', {}).update(wall_sec=None, timed_images=None)
     return found
