@@ -296,7 +296,8 @@ def objects(path):
 @pytest.mark.parametrize('make, message', [
     (bad_zip, 'no label for 1 images'), (mixed, 'mixed image shapes.*a.png.*b.png'), (oblong, '4x8 pixels.*square'),
     (no_array, r'no array.*mu'), (floats, 'float64.*expected uint8'), (short_labels, '12 images but 5 labels'),
-    (odd_labels, 'class indices'), (mixed_shards, 'mixed image shapes'), (half_labelled, 'only some shards have labels'),
+    (odd_labels, 'class indices'), (mixed_shards, 'mixed image shapes'),
+    (half_labelled, 'only some shards have labels'),
     (truncated, 'not a complete'), (broken_image, 'a.png is not a readable image'), (no_zip, 'neither a folder nor'),
     (damaged_pixels, 'x.npz is damaged'), (damaged_labels, 'x.npz is not a complete'),
     (stored_labels, 'x.npz is damaged'),
