@@ -2,19 +2,28 @@
 
 import click
 
+from commands.in_memory import Drawn, block_length, run_in_memory, sampling_context
 from commands.machine import blame_machine, start
-from commands.measure import DETECTOR_OPTIONS, load_space, load_weights, read_weights
+from commands.measure import (
+    DETECTOR_OPTIONS,
+    JSON_OPTION,
+    SPACE_OPTIONS,
+    WEIGHT_OPTIONS,
+    load_results,
+    load_spaces,
+    load_weights,
+    measure_blocks,
+    read_weights,
+    show_results,
+)
 from commands.options import with_options
-from dnnlib import demo
 from dnnlib.cli import blame
 from dnnlib.files import check_writable, resolve_output
 from figures.results import short_names
 from metrics.compare import run_options
 from metrics.detectors import DETECTORS
-from metrics.evaluate import METRICS, choose_metrics, evaluate, possible
 from metrics.measure import measure
 from metrics.reference import make_reference, provenance
-from metrics.results import Results, as_text, block_key, summarise
 from metrics.sources import open_source
 from torch_utils import distributed as dist
 
@@ -38,6 +47,10 @@ def main():
         --ref=stats/cifar10-inception.npz --ref=stats/cifar10-demo.npz
 
     \b
+    # 500 images as a sampler draws them, nothing saved
+    python calc_metrics.py gen -- generate.py --steps=9 --seeds=0-499
+
+    \b
     # statistics with features, which kid, pr, dc and mind need
     python calc_metrics.py ref --images=data/cifar10-train.zip --detector=inception --dest=stats/cifar10-inception.npz
     """
@@ -46,16 +59,12 @@ def main():
 @main.command()
 @click.option('--images', 'folders', help=f'{FOLDER}. Repeatable: every later one is compared with the first',
               metavar='DIR|NPZ|ZIP', type=str, multiple=True, required=True)
-@click.option('--ref', 'refs', help='Statistics, each of another detector; default: the shipped ones. Repeatable',
-              metavar='NPZ|URL', type=str, multiple=True)
-@click.option('--metrics', 'names', help=f'Comma-separated: {", ".join(METRICS)}, or fid, fid_inf, fd_DETECTOR for one '
-              'detector; default: all that the statistics allow', metavar='LIST', type=str)
-@click.option('--num', '--num_samples', 'num', help='Images of a block; fewer are refused',
-              metavar='INT', type=click.IntRange(min=20), default=50000, show_default=True)
+@with_options(SPACE_OPTIONS)
+@click.option('--num', '--num_samples', 'num', help='Images of a block; fewer are refused', metavar='INT',
+              type=click.IntRange(min=20), default=50000, show_default=True)
 @click.option('--blocks', help='Disjoint blocks of --num images; several give a deviation', metavar='INT',
               type=click.IntRange(min=1), default=1, show_default=True)
-@click.option('--json', 'json_path', help='Write the results there, after each pass; the same command again measures '
-              'only what is missing', metavar='FILE', type=str)
+@JSON_OPTION
 @with_options(DETECTOR_OPTIONS)
 @blame_machine('--batch')
 def calc(folders, refs, names, num, blocks, json_path, weights, allow_code, batch, precision, device):
@@ -65,46 +74,45 @@ def calc(folders, refs, names, num, blocks, json_path, weights, allow_code, batc
     standard errors or below 1.3 % is inconclusive. Values depend on the number of images. Works under torchrun.
     """
     machine = start(device, precision)
-    results = Results(None if json_path is None else resolve_output(json_path))
-    if json_path is not None:
-        with blame('--json'):
-            check_writable(results.path)
-            results.load()
-    refs, weights = dict.fromkeys(refs or [str(demo.DEMO_STATS)]), read_weights(weights)
-    spaces = {ref: load_space(ref, machine, weights, allow_code) for ref in refs}
-    with blame('--metrics'):
-        choose_metrics(names.split(',') if names else possible(spaces.values()), spaces.values())
+    results = load_results(json_path)
+    spaces = load_spaces(refs, names, machine, weights, allow_code)
     with blame('--images'):
         sources = [open_source(folder) for folder in folders]
         for source in sources:
             source.choose(num, blocks)
+    found = [measure_blocks(source, spaces, results, num, blocks, batch=batch, precision=precision, option='--images')
+             for source in sources]
+    show_results(results, spaces, dict(zip(short_names([source.path for source in sources]), found, strict=True)),
+                 [run_options(source.path) for source in sources], num)
+    dist.shutdown()
 
-    def key(source, ref, block):
-        return block_key(source, spaces[ref], ref, block * num, num, precision)
 
-    for source in sources:
-        for block in range(blocks):
-            left = {ref: results.missing(key(source, ref, block), space) for ref, space in spaces.items()}
-            left = {ref: missing for ref, missing in dist.broadcast_object(left).items() if missing}
-            if not left:
-                continue
-            with blame('--images'):
-                found = evaluate(source, [spaces[ref].only(missing) for ref, missing in left.items()], block * num,
-                                 num, batch=batch, desc=f'{source.name} {block + 1}/{blocks}')
-            for ref, values in zip(left, found, strict=True):
-                results.blocks.setdefault(key(source, ref, block), {}).update(values)
-            with blame('--json'):
-                dist.on_rank0(results.save)
-    if dist.get_rank() == 0:
-        options = [run_options(source.path) for source in sources]
-        for ref, space in spaces.items():
-            runs = {name: [results.found(key(source, ref, block), space) for block in range(blocks)]
-                    for name, source in zip(short_names([source.path for source in sources]), sources, strict=True)}
-            shown = demo.DEMO_STATS.name if ref == str(demo.DEMO_STATS) else ref
-            results.summaries.append(summarise(space, shown, runs, options, num))
-            click.echo(as_text(results.summaries[-1]) + '\n')
-        with blame('--json'):
-            results.save()
+@main.command(context_settings=dict(ignore_unknown_options=True))
+@with_options(SPACE_OPTIONS)
+@click.option('--blocks', help='Measure the images in this many blocks of equal length; several give a deviation',
+              metavar='INT', type=click.IntRange(min=1), default=1, show_default=True)
+@JSON_OPTION
+@with_options(WEIGHT_OPTIONS)
+@click.argument('words', nargs=-1, required=True, metavar='-- COMMAND', type=click.UNPROCESSED)
+def gen(refs, names, blocks, json_path, weights, allow_code, words):
+    """Measure images while they are drawn; nothing is saved but the results.
+
+    COMMAND is a sampling script with its options, which give the number of images, the images at a time and the
+    device. The detectors run in float32. Works under torchrun.
+    """
+    results = load_results(json_path)
+
+    def take(drawn: Drawn) -> None:
+        num = block_length(drawn, blocks)
+        if drawn.options['tf32']:
+            raise click.ClickException('--precision: tf32 would hold for the detectors too; use fp32, bf16 or fp16')
+        found = measure_blocks(drawn, spaces, results, num, blocks, batch=drawn.batch, precision='fp32',
+                               option='--network')
+        show_results(results, spaces, {drawn.name: found}, [drawn.options | dict(report=drawn.report())], num)
+
+    command = sampling_context(words, take)
+    spaces = load_spaces(refs, names, start(command.params['device'], 'fp32'), weights, allow_code)
+    run_in_memory(command)
     dist.shutdown()
 
 

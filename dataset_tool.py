@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from commands.images import labels_option, max_images_option, open_source, source_option
 from commands.machine import blame_machine, start
 from dnnlib.cli import Resolution, blame
 from dnnlib.files import resolve_output
@@ -15,26 +16,13 @@ from metrics.sources import StoreSource
 from torch_utils import distributed as dist
 from torch_utils.device import PRECISIONS
 from torch_utils.image_output import alike, write_dataset, write_npz
-from torch_utils.image_source import Source, open_images
 from torch_utils.image_transforms import TRANSFORMS, make_transform, over, parse_color
 from torch_utils.images import png_bytes
 from torch_utils.progress import progress
-from torch_utils.published_sets import download_cifar10
-
-source_option = click.option(
-    '--source', help='A zip, a folder or an npz of images; cifar10 or cifar10-test: downloaded by torchvision; '
-    'cifar-10-python.tar.gz, train-images-idx3-ubyte.gz (MNIST)', metavar='ZIP|DIR|NPZ|cifar10', type=str,
-    required=True)
-limit_option = click.option('--max_images', '--max-images', help='Use this many images, a fixed subset', metavar='INT',
-                            type=click.IntRange(min=1))
-labels_option = click.option(
-    '--labels', help='Where labels come from. data: dataset.json, else folders, or the arrays of an npz; names: file '
-    'names <class>_<anything>.png, as ADM\'s', type=click.Choice(['data', 'names', 'none']), default='data',
-    show_default=True)
 
 
 class EdmGroup(click.Group):
-    """Subcommands; EDM's command, which has none, and EDM2's `convert` are `zip`."""
+    """Subcommands; EDM's command without a subcommand, and EDM2's `convert`, mean `zip`."""
 
     def parse_args(self, ctx, args):
         return super().parse_args(ctx, ['zip', *args] if args and args[0].startswith('--') and args[0] != '--help'
@@ -48,18 +36,18 @@ class EdmGroup(click.Group):
 def main():
     """Make data/*.npz, EDM-style zips and reference statistics.
 
-    Folders of images are read with all their subfolders, but for hidden ones. Without a dataset.json the first folder
-    below what all have in common is the class: names that are integers count in their order, others alphabetically.
-    Photos are turned as their EXIF orientation says, for data sets, statistics and samples alike.
+    Folders of images are read with all subfolders except hidden ones. Without a dataset.json, the first folder below
+    the common ones is the class; classes are ordered numerically if all names are integers, else alphabetically.
+    Photos are rotated as their EXIF orientation says, in data sets, statistics and samples alike.
 
     Examples:
 
     \b
-    # data/true_data.npz and data/true_data_label.npz, as DG's train.py wants them
+    # data/true_data.npz and data/true_data_label.npz, as DG's train.py reads them
     python dataset_tool.py npz --source=cifar10
 
     \b
-    # EDM-style zips: of CIFAR-10, and of a folder whose subfolders are classes
+    # EDM-style zips of CIFAR-10, and of a folder whose subfolders are classes
     python dataset_tool.py zip --source=cifar10 --dest=data/cifar10-train.zip
     python dataset_tool.py zip --source=photos/ --dest=data/photos.zip --resolution=64x64 --transform=center-crop
 
@@ -76,7 +64,7 @@ def main():
 
 @main.command()
 @source_option
-@limit_option
+@max_images_option
 @labels_option
 @click.option('--outdir', help='Where to write true_data.npz and true_data_label.npz', metavar='DIR', type=str,
               default='data', show_default=True)
@@ -85,9 +73,9 @@ def main():
 def npz(source, max_images, labels, outdir, name):
     """Write <name>.npz (arr_0, uint8 [N, H, W, C]) and, with labels, <name>_label.npz (samples, label [N]).
 
-    Beside the latter <name>_label.json names the classes.
+    <name>_label.json names the classes.
     """
-    data = load(source, max_images, labels)
+    data = open_source(source, max_images, labels)
     outdir = resolve_output(outdir)
     plain, labelled = outdir / f'{name}.npz', outdir / f'{name}_label.npz'
     names = {plain: 'arr_0'} | ({} if data.labels.indices is None else {labelled: 'samples'})
@@ -98,7 +86,7 @@ def npz(source, max_images, labels, outdir, name):
                 yield block
                 bar.update(len(block))
 
-    with blame('--outdir'), contextlib.closing(read()) as blocks:  # which ends the bar's line before an error
+    with blame('--outdir'), contextlib.closing(read()) as blocks:  # so that the bar ends its line before an error
         write_npz(names, blocks, len(data.images), data.labels, labelled)
     for path, array in names.items():
         click.echo(f'{path}: {len(data.images)} images as `{array}`')
@@ -108,8 +96,8 @@ def npz(source, max_images, labels, outdir, name):
 
 @main.command('zip')
 @source_option
-@click.option('--max_images', '--max-images', help='Use the first images only, this many, as EDM', metavar='INT',
-              type=click.IntRange(min=1))
+@click.option('--max_images', '--max-images', help='Use only this many images, the first ones, as in EDM',
+              metavar='INT', type=click.IntRange(min=1))
 @labels_option
 @click.option('--dest', help='The zip to write, or an empty or new folder', metavar='ZIP|DIR', type=str, required=True)
 @click.option('--resolution', help='Width and height to make, by the Lanczos filter; without --transform images are '
@@ -127,7 +115,7 @@ def make_zip(source, max_images, labels, dest, resolution, transform, rgb):
         color = None if rgb is None else parse_color(rgb)
     with blame('--transform'):
         crop = make_transform(transform, resolution)
-    data = load(source, None, labels)
+    data = open_source(source, None, labels)
     images, dest = data.images.select(slice(max_images)), resolve_output(dest)
 
     def work(image):
@@ -148,7 +136,7 @@ def make_zip(source, max_images, labels, dest, resolution, transform, rgb):
 
 @main.command()
 @source_option
-@limit_option
+@max_images_option
 @click.option('--dest', help='The statistics to write', metavar='NPZ', type=str, required=True)
 @click.option('--detector', help='Feature network', type=click.Choice(DETECTORS), default='cifar10', show_default=True)
 @click.option('--detector_ckpt', help="The detector's weights; default: shipped or published ones", metavar='FILE',
@@ -165,12 +153,12 @@ def make_zip(source, max_images, labels, dest, resolution, transform, rgb):
 def stats(source, max_images, dest, detector, detector_ckpt, allow_code, features, batch, precision, device):
     """Write reference statistics: mu, sigma, detector, fingerprint, count, source, and features for KID.
 
-    Works under torchrun, which deals the images out.
+    Works under torchrun, whose processes share the images.
     """
     machine = start(device, precision)
     with blame('--detector'), dist.rank0_first():  # it downloads
         detector = load_detector(detector, machine.device, machine.dtype, detector_ckpt, allow_code)
-    data = load(source, max_images, 'none')
+    data = open_source(source, max_images, 'none')
     with blame('--source'):
         images = StoreSource(Path(source), data.images)
         measured = measure(images, detector, 0, len(images), batch=batch, max_features=features)
@@ -181,18 +169,6 @@ def stats(source, max_images, dest, detector, detector_ckpt, allow_code, feature
             reference.save(dest)
         click.echo(f'{dest}: {reference.dim} features of {reference.count} images, detector {detector.name}')
     dist.shutdown()
-
-
-def load(source: str, max_images: int | None, labels: str) -> Source:
-    """The images of --source where they lie, and their labels; says what was found."""
-    with blame('--source'):
-        if source in ('cifar10', 'cifar10-test'):
-            with dist.rank0_first():
-                source = download_cifar10(train=source == 'cifar10')
-        found = open_images(source, labels).subset(max_images)
-    for note in found.describe():
-        dist.print0(note)
-    return found
 
 
 if __name__ == '__main__':

@@ -14,16 +14,16 @@ from dnnlib.files import resolve_output
 @click.command(cls=SectionedCommand, sections={
     'Samples': 'network', 'EDM sampler': 'num_steps', 'Other samplers': 'sampler', 'Restart and particles': 'sigmas',
     'Discriminator guidance': 'dg_weight_1st_order', 'Other guidance': 'guiding_network', 'Machine': 'device'})
-@options.with_options(options.SAMPLES, options.EDM, options.ABLATION, options.COMPOSED,
+@options.with_options(options.NETWORK, options.SAMPLES, options.EDM, options.ABLATION, options.COMPOSED,
                       options.guidance(first_weight=2.0), options.BOOSTING, options.DISCRIMINATORS, options.GUIDES,
                       options.MACHINE)
 @blame_machine('--batch')
 def main(**opts):
     """Draw samples from a score network, guided by a discriminator unless both weights are 0.
 
-    Writes samples_<first seed>.npz (uint8 NHWC) or <seed>.png, and options.json. Sample k follows from seed k,
-    whatever the number of processes; the size of the batch changes only rounding. The same command again draws what
-    is missing; with more seeds it continues.
+    Writes samples_<first seed>.npz (uint8 NHWC) or <seed>.png, and options.json. Each sample follows from its seed, for
+    any number of processes; the batch size changes only rounding. The same command again draws what is missing; with
+    more seeds it continues.
 
     Examples:
 
@@ -39,7 +39,7 @@ def main(**opts):
         --outdir=samples/cifar_uncond
 
     \b
-    # Restart, published strings as they stand; and four particles at each restart, the best of which is kept
+    # Restart, with a published string as it is; and four particles at each restart, of which the best is kept
     python generate.py --outdir=samples/restart --seeds=0-499 --dg_weight_1st_order=0 --sampler=restart \\
         --restart='18; [3,2,0.06,0.30]'
     python generate.py --outdir=samples/particles --seeds=0-499 --sampler=restart --restart=cifar10-43 \\
@@ -56,7 +56,7 @@ def main(**opts):
     opts = samplers.settle(opts)
     seeds = options.seeds_of(opts)
     machine = start(opts['device'], opts['precision'], opts['compile_mode'])
-    network = load_network(opts['network'], machine, opts['class_idx'])
+    network = load_network(opts, machine)
     prepared = prepare(opts, seeds, machine, network)
     folder = open_folder(resolve_output(opts['outdir']), seeds, opts, prepared.record)
     draw(prepared.stream, folder, decode=network.value.decode, overwrite=opts['overwrite'],

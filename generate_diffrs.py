@@ -7,7 +7,16 @@ import numpy as np
 
 from commands import options
 from commands.draw import draw, open_folder
-from commands.loading import check_value, guidance_of, load_discriminator, load_guides, load_network, load_warmup
+from commands.loading import (
+    check_value,
+    guidance_of,
+    is_guided,
+    load_discriminator,
+    load_guides,
+    load_network,
+    load_warmup,
+    refuse_boosting,
+)
 from commands.machine import blame_machine, compile_for_sampling, start
 from dnnlib.cli import SectionedCommand, blame
 from dnnlib.files import resolve_output
@@ -23,15 +32,15 @@ from torch_utils import distributed as dist
 LOW_ACCEPTANCE = 0.02  # of a step; below it a run gets a warning
 ORIGIN = ('network_sha256', 'classifier_sha256', 'discriminator_sha256', 'cond', 'class_idx', 'log_ratio',
           'dg_weight_1st_order', 'dg_weight_2nd_order', 'S_churn')
-GUIDED = ('guiding_network_sha256', 'guiding_weight', 'w', 'guiding_classifier_sha256', 'classifier_weight',
-          'guidance_interval')
+LATER = ('guiding_network_sha256', 'guiding_weight', 'w', 'guiding_classifier_sha256', 'classifier_weight',
+          'guidance_interval', 'network_preset', 'network_preset_sha256')
 
 
 @click.command(cls=SectionedCommand, sections={
     'Samples': 'network', 'EDM sampler': 'num_steps', 'Rejection': 'rej_percentile',
     'Discriminator guidance': 'dg_weight_1st_order', 'Other guidance': 'guiding_network', 'Machine': 'device'})
-@options.with_options(options.SAMPLES, options.EDM, options.REJECTION, options.guidance(first_weight=0.0),
-                      options.DISCRIMINATORS, options.GUIDES, options.MACHINE)
+@options.with_options(options.NETWORK, options.SAMPLES, options.EDM, options.REJECTION,
+                      options.guidance(first_weight=0.0), options.DISCRIMINATORS, options.GUIDES, options.MACHINE)
 @blame_machine('--batch')
 def main(**opts):
     """Draw samples whose every step is accepted or rejected by a discriminator.
@@ -54,9 +63,10 @@ def main(**opts):
     """
     seeds = options.seeds_of(opts)
     machine = start(opts['device'], opts['precision'], opts['compile_mode'])
-    net, origin = load_network(opts['network'], machine, opts['class_idx'])
+    net, origin = load_network(opts, machine)
     log_ratio, files = load_discriminator(opts, net, machine)
     check_value(log_ratio, '--discriminator_ckpt')
+    refuse_boosting(opts)
     guides, guided_by = load_guides(opts, net, machine)
     levels = options.levels_of(opts, net)
     with blame('--max_iter'):
@@ -64,7 +74,7 @@ def main(**opts):
     compiled = compile_for_sampling(machine, net, log_ratio, len(seeds) * (2 * levels.num_steps - 1))
     width = min(opts['batch'], len(seeds))
     net, log_ratio = Padded(net, width), Padded(log_ratio, width)
-    guidance = nested(*guides, load_guidance(opts, log_ratio))
+    guidance = nested(*guides, guidance_of(opts, log_ratio))
 
     record = options.given(opts, *options.LEVEL_NAMES) | origin | files | guided_by | machine.record()
     record |= dict(compile=compiled)
@@ -93,23 +103,14 @@ def main(**opts):
         raise click.ClickException(f'--rej_percentile: {error}') from None
 
 
-def load_guidance(opts, log_ratio):
-    """Discriminator guidance, if it has a weight."""
-    if not opts['dg_weight_1st_order'] and not opts['dg_weight_2nd_order']:
-        return None
-    if opts['boosting']:
-        raise click.ClickException('--boosting: belongs to a batch whose rows are at the same step; use generate.py')
-    return guidance_of(opts, log_ratio)
-
-
 def origin_of(record: dict) -> dict:
     """The entries of options.json on which a warm-up depends, beside its levels."""
     names = [*ORIGIN, *(['lora_sha256'] if 'lora_sha256' in record else [])]
     if record['S_churn']:
         names += ['S_min', 'S_max', 'S_noise']
-    if record['dg_weight_1st_order'] or record['dg_weight_2nd_order']:
+    if is_guided(record):
         names += ['time_min', 'time_max']
-    return {name: record[name] for name in names} | {name: record.get(name) for name in GUIDED}
+    return {name: record[name] for name in names} | {name: record.get(name) for name in LATER}
 
 
 def warm_up(opts, outdir, origin: dict, machine: dict, draw_part) -> rules.Calibration:

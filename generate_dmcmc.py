@@ -6,21 +6,21 @@ import click
 
 from commands import dmcmc, options
 from commands.draw import draw
-from commands.loading import check_conditional, guidance_of, load_discriminator, load_network
+from commands.loading import load_guidance, load_guides, load_network, refuse_boosting
 from commands.machine import blame_machine, compile_for_sampling, start
 from dnnlib.cli import SectionedCommand, blame
 from dnnlib.files import resolve_output
-from generation.chains import ChainFolder, read_features
-from sampling import dmcmc_report, stream
-from sampling.dmcmc import Diverged, Start, dmcmc_sampler
-from sampling.integrators import INTEGRATORS
+from generation.chains import ChainFolder
+from sampling import dmcmc_report, nested, stream
+from sampling.dmcmc import Diverged, dmcmc_sampler
 from torch_utils import distributed as dist
 
 
 @click.command(cls=SectionedCommand, sections={
-    'Samples': 'network', 'Chains': 'preset', 'Discriminator guidance': 'dg_weight_1st_order', 'Machine': 'device'})
-@options.with_options(options.SAMPLES, dmcmc.CHAINS, options.guidance(first_weight=0.0), options.DISCRIMINATORS,
-                      options.MACHINE)
+    'Samples': 'network', 'Chains': 'preset', 'Discriminator guidance': 'dg_weight_1st_order',
+    'Other guidance': 'guiding_network', 'Machine': 'device'})
+@options.with_options(options.NETWORK, options.SAMPLES, dmcmc.CHAINS, options.guidance(first_weight=0.0),
+                      options.DISCRIMINATORS, options.GUIDES, options.MACHINE)
 @blame_machine('--batch')
 def main(**opts):
     """Draw samples as denoised states of Markov chains over images and noise levels.
@@ -33,9 +33,13 @@ def main(**opts):
     Examples:
 
     \b
-    # 400 images of the demo network from 100 chains, with a noise-level model of your own
+    # 400 images of the demo network from 100 chains
+    python generate_dmcmc.py --outdir=samples/dmcmc --num_samples=400 --chains=100
+
+    \b
+    # of a network of your own, with a noise-level model for it
     python train_classifier.py --outdir=runs/noise_level --task=noise_level --data=data/cifar10-train.zip
-    python generate_dmcmc.py --outdir=samples/dmcmc --num_samples=400 --chains=100 \\
+    python generate_dmcmc.py --outdir=samples/dmcmc-own --network=runs/score/network-000400.safetensors \\
         --noise_classifier=runs/noise_level/noise_level.safetensors
 
     \b
@@ -47,73 +51,35 @@ def main(**opts):
     \b
     # guided by the demo's discriminator, in Langevin steps and in Heun's
     python generate_dmcmc.py --outdir=samples/dmcmc-dg --num_samples=400 --chains=100 --dg_weight_1st_order=1 \\
-        --dg_weight_2nd_order=1 --noise_classifier=runs/noise_level/noise_level.safetensors
+        --dg_weight_2nd_order=1
     """
     numbers = options.seeds_of(opts)
     machine = start(opts['device'], opts['precision'], opts['compile_mode'])
-    net, origin = load_network(opts['network'], machine, opts['class_idx'])
+    net, origin = load_network(opts, machine)
     opts = dmcmc.settle(opts, net)
     noise_level, model = dmcmc.noise_level_of(opts, net, machine)
-    guidance, log_ratio, guided = load_guidance(opts, net, machine)
-    integrator, named, evaluations = choose_integrator(opts, model['noise_levels'][0])
-    beginning = Start(model['noise_levels'][1], model['noise_levels'][0], n_init=opts['n_init'],
-                      eta_init=opts['eta_init'], n_burn=opts['n_burn'])
-    evaluations += opts['n_skip'] + 1
+    refuse_boosting(opts)
+    log_ratio, guidance, guided = load_guidance(opts, net, machine)
+    guides, guided_by = load_guides(opts, net, machine)
+    own, named, evaluations = dmcmc.sampler_options(opts, noise_level, model['noise_levels'])
     compiled = False  # rk45's batches shrink, and each size would be compiled
     if opts['integrator'] != dmcmc.STEPLESS:
         compiled = compile_for_sampling(machine, net, log_ratio, len(numbers) * evaluations)
-
-    record = origin | model | guided | named | machine.record() | dict(kind='dmcmc', compile=compiled)
-    record |= options.given(opts, *dmcmc.NAMES)
+    record = origin | model | guided | guided_by | named | machine.record() | dict(kind='dmcmc', compile=compiled)
     batch = min(opts['batch'], opts['chains'])
     with blame('--chains, --batch, --num_samples'):
         folder = ChainFolder(resolve_output(opts['outdir']), numbers, opts['chains'], batch, record, opts['save_type'])
     if folder.groups < dist.get_world_size():
         dist.print0(f'Note: {opts["chains"]} chains in groups of {batch} keep {folder.groups} of '
                     f'{dist.get_world_size()} processes at work; a smaller --batch makes more groups')
-    draws = stream(dmcmc_sampler, net, noise_level=noise_level, chains=opts['chains'], integrator=integrator,
-                   tweedie=opts['tweedie'] or model['noise_levels'][0], start=beginning, eta=opts['eta'],
-                   n_skip=opts['n_skip'], class_idx=opts['class_idx'], guidance=guidance, batch=batch,
-                   device=machine.device, keep_state=True,
+    draws = stream(dmcmc_sampler, net, **own, class_idx=opts['class_idx'], guidance=nested(*guides, guidance),
+                   batch=batch, device=machine.device, keep_state=True,
                    find_state=None if opts['overwrite'] else folder.find_state)
     try:
         draw(draws, folder, decode=net.decode, overwrite=opts['overwrite'], describe=dmcmc_report.describe,
-             details=functools.partial(report, folder, opts, noise_level, beginning),
-             remedy='a lower --eta or --precision=fp32')
+             details=functools.partial(dmcmc.report, folder, own, guides), remedy='a lower --eta or --precision=fp32')
     except Diverged as error:
         raise click.ClickException(f'--eta: {error}; use a smaller one') from None
-
-
-def load_guidance(opts, net, machine):
-    """(discriminator guidance or None if both weights are 0, the log-ratio, what options.json says of them)."""
-    weights = {name: opts[name] for name in ('dg_weight_1st_order', 'dg_weight_2nd_order')}
-    if not any(weights.values()):
-        check_conditional(opts, net)
-        return None, None, weights
-    if opts['boosting']:
-        raise click.ClickException('--boosting: belongs to a batch whose rows are at the same step; use generate.py')
-    log_ratio, files = load_discriminator(opts, net, machine)
-    return guidance_of(opts, log_ratio), log_ratio, weights | files | {name: opts[name] for name in
-                                                                      ('time_min', 'time_max')}
-
-
-def choose_integrator(opts, sigma_min: float):
-    """(the integrator with its options, what options.json says of them, its evaluations per image at least)."""
-    name = opts['integrator']
-    if name == dmcmc.STEPLESS:
-        own = dict(rtol=opts['tolerance'], atol=2 * opts['tolerance'])  # published for images in [0, 1]
-        return functools.partial(INTEGRATORS[name], sigma_min=sigma_min, **own), dict(tolerance=opts['tolerance']), 14
-    steps = opts['num_steps']
-    return (functools.partial(INTEGRATORS[name], sigma_min=sigma_min, num_steps=steps), dict(num_steps=steps),
-            2 * steps - 1 if name.startswith('kar') else steps)
-
-
-def report(folder, opts, noise_level, beginning: Start, costs: dict) -> dict:
-    """What the report says beside the costs."""
-    split = dict(langevin=opts['n_skip'], integrator=float(costs['nfe'].mean()) - opts['n_skip'] - 1, tweedie=1,
-                 initialisation_per_chain=beginning.nfe)
-    return dmcmc_report.details(read_features(folder.path), costs['start_level'], noise_level.sigmas.numpy(),
-                                opts['chains'], split)
 
 
 if __name__ == '__main__':

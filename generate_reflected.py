@@ -27,12 +27,16 @@ from training.data import ImageData
 DEFAULT_STEPS = dict(heun=18, pc=1000)
 DENOISER_SIGMA = 1e-5  # the noise level that a trained denoiser is told, as published
 
+NETWORK = [
+    click.option('--network', help='.safetensors of train_reflected.py, or a run folder of the published code  '
+                 '[default: the demo that ships]', metavar='PATH|DIR|URL', type=str),
+    click.option('--checkpoint', help='Of a run folder: the number of its checkpoint  [default: the newest]',
+                 metavar='INT', type=int, default=-1),
+]
 REFLECTED = [
     click.option('--label', help='As --class', metavar='INT', type=click.IntRange(min=0)),
     click.option('--w', help='Weight of classifier-free guidance', metavar='FLOAT', type=FloatRange(min=0), default=0,
                  show_default=True),
-    click.option('--checkpoint', help='Of a run folder: the number of its checkpoint  [default: the newest]',
-                 metavar='INT', type=int, default=-1),
     click.option('--sampler', help='heun: probability flow at fixed levels; ode: at adaptive ones, for each image; '
                  'pc: predictor-corrector', type=click.Choice(['heun', 'ode', 'pc']), default='heun',
                  show_default=True),
@@ -65,13 +69,13 @@ LIKELIHOOD = [
 @click.command(cls=WordsCommand, options_metavar='[OPTIONS] [KEY=VALUE]...',
                understand=lambda words, rest: sampling_arguments(words, rest) + rest, sections={
     'Samples': 'network', 'Reflected diffusion': 'label', 'Likelihood': 'data', 'Machine': 'device'})
-@options.with_options(options.SAMPLES, REFLECTED, LIKELIHOOD, options.MACHINE)
+@options.with_options(NETWORK, options.SAMPLES, REFLECTED, LIKELIHOOD, options.MACHINE)
 @blame_machine('--batch')
 def main(**opts):
     """Draw samples from a network of reflected diffusion (Lou and Ermon 2023).
 
-    --network is a .safetensors of train_reflected.py, or a run folder of the published code. Writes what generate.py
-    writes, and takes the published KEY=VALUE words beside its options. With --likelihood it writes likelihood.json.
+    Writes what generate.py writes, and takes the published KEY=VALUE words beside its options. With --likelihood it
+    writes likelihood.json.
 
     Examples:
 

@@ -19,7 +19,7 @@ from training.discriminator import epoch_length, split_pairs
 
 
 def refuse_words(words, rest):
-    raise ValueError(f'{words[0]} is a word of reflected diffusion, and this trains discriminators; '
+    raise ValueError(f'{words[0]} is a setting of reflected diffusion, but train.py trains discriminators; '
                      f'use python train_reflected.py {" ".join(words)}')
 
 
@@ -34,8 +34,8 @@ def main(**opts):
     """Train a discriminator to tell real from generated images; the same command again resumes.
 
     Writes discriminator_<epoch>.pt (state dicts as DG's), best.pt and best.safetensors (least held-out loss),
-    stats.jsonl and training.png. More epochs are not better for FID: use `best`. With --lora_rank the adapters of each
-    are beside it, as lora_adm_<epoch>.pt and lora_best; lora_adm_final are the last ones.
+    stats.jsonl and training.png. More epochs do not mean better FID: use `best`. With --lora_rank it also writes the
+    adapters of each, lora_adm_<epoch>.pt and lora_best; lora_adm_final are the last ones.
 
     Examples:
 
@@ -67,12 +67,12 @@ def main(**opts):
                                     dtype=machine.dtype)
     if (opts['lora_rank'] or opts['loss'] == 'score') and machine.dtype == torch.float16:
         raise click.ClickException('--precision: gradients of the classifier would vanish in fp16; use bf16 or fp32')
-    net, origin = load_network(opts['network'], machine) if opts['network'] else (None, {})
+    net, origin = load_network(opts, machine) if opts['network'] else (None, {})
     if net is not None and bool(net.label_dim) != bool(opts['cond']):
         raise click.ClickException(f'--network: it has {net.label_dim or "no"} classes; use '
                                    f'--cond={int(not opts["cond"])}')
     real, generated = discriminator.load_images(opts, extractor.in_channels)
-    config = discriminator.make_config(opts, real, generated, origin.get('network_sha256'))
+    config = discriminator.make_config(opts, real, generated, origin)
     fit.show_config(config, opts['dry_run'])
     with blame('--gendir'):
         pairs, held_out = split_pairs(real, generated, config['val_fraction'], config['seed'])

@@ -27,26 +27,26 @@ from .reference_client import NEEDED, Reference, find_checkouts
 
 SQRTM = 'scipy.linalg.sqrtm'  # as the published scripts
 PUBLISHED = 'published'
-EAGER = 'fp32, as published'  # Inception with its batch norms, in the layout in which its weights come
+EAGER = 'fp32, as published'  # Inception with its batch norms, in the layout of its weights
 SHARD = 500  # images in a file
 
 
 def standard_features(dim: int, count: int, seed: int) -> np.ndarray:
     """[count, dim] centred random features over sqrt(count - 1), so that their covariance is F^T F.
 
-    Their scales fall as those of Inception's do.
+    Their scales decay like those of Inception's features.
     """
     features = np.random.default_rng(seed).standard_normal([count, dim]) * np.linspace(1, 0.05, dim)
     return (features - features.mean(axis=0)) / np.sqrt(count - 1)
 
 
 def trace_by_scipy(sigma1: np.ndarray, sigma2: np.ndarray) -> float:
-    """tr (S1 S2)^(1/2) from the root itself."""
+    """tr (S1 S2)^(1/2) by computing the root itself."""
     return float(np.trace(scipy.linalg.sqrtm(sigma1 @ sigma2)).real)
 
 
 def bench_trace(dim: int, rounds: int, reference: str | None) -> None:
-    """Time and accuracy of the distance between moments of more and of fewer images than dimensions."""
+    """Time and accuracy of the distance, for moments of more and of fewer images than dimensions."""
     for name, counts in (('full rank', (2 * dim, 2 * dim)), ('n = D / 2', (2 * dim, dim // 2))):
         first, second = (standard_features(dim, count, seed) for seed, count in enumerate(counts))
         moments = dict(mu=np.zeros(dim), sigma=first.T @ first, mu_ref=np.zeros(dim), sigma_ref=second.T @ second)
@@ -88,7 +88,7 @@ def bench_trace(dim: int, rounds: int, reference: str | None) -> None:
 
 
 def inception(precision: str, device, weights: InceptionV3) -> torch.nn.Module:
-    """As metrics.detectors runs it, with the given weights."""
+    """Inception as metrics.detectors runs it, with the given weights."""
     return prepare_(copy.deepcopy(weights), device, select_precision(precision, device))
 
 
@@ -129,7 +129,7 @@ def quiet_measure(*arguments, **options):
 
 
 def bench_pass(detector: Detector, source, count: int, batch: int, rounds: int) -> None:
-    """The one pass of fid_npzs.py, beside its parts alone; the memory of a short and of a long one."""
+    """The pass of fid_npzs.py next to its parts in turn, and the memory of a short and of a long one."""
     memory = []
     for stop in (max(count // 10, 2), count):
         quiet_measure(source, detector, 0, stop, batch=batch)
@@ -205,7 +205,7 @@ def main(what, dim, images, batch, precision, rounds, device, reference):
     torch.manual_seed(0)
     weights = InceptionV3().eval().requires_grad_(False)
     click.echo(machine(device))
-    if 'fid' in what:  # first, so that the largest memory is its own
+    if 'fid' in what:  # first, so that the largest memory is that of the pass
         bench_fid(weights, images, batch, precision[-1], rounds, device)
     if 'trace' in what:
         bench_trace(dim, rounds, reference)

@@ -1,4 +1,4 @@
-"""A discriminator to be trained, from its options: images, configuration, loss, files."""
+"""The options of train.py, and the discriminator that they describe: images, configuration, loss, files."""
 
 import functools
 from pathlib import Path
@@ -22,11 +22,12 @@ from training.held_out import PICTURE, EpochHooks, owns
 from training.run import TrainResult, TrainRun, adam
 
 from .fit import POSITIVE
+from .options import NETWORK_PRESET
 
 EMBEDDED_CLASSES = 1000  # rows of the label table in DG's conditional discriminators
 REAL, REAL_LABELLED = '/data/true_data.npz', '/data/true_data_label.npz'  # DG's
 FRACTION = FloatRange(min=0, max=1)
-# Options that came later: a run is known by them only if they are changed.
+# Options that were added later: the configuration has them only if they are changed.
 LATER = dict(wd=1e-7, dropout=0.0, augment=0.0, loss='bce', lora_rank=0)
 DG_CACHE = 'gen_data_for_discriminator_training.npz'  # DG's own concatenation of the shards
 
@@ -37,15 +38,16 @@ DATA = [
                  f'{DG_CACHE} in it), of images, a zip or an npz', metavar='DIR', type=str,
                  default='/samples/cifar_uncond_vanilla', show_default=True),
     click.option('--datadir', help=f'Real images: npz, zip or folder; with --cond=1 and without this one, '
-                 f'{REAL_LABELLED} if it is there', metavar='NPZ|ZIP|DIR', type=str, default=REAL, show_default=True),
+                 f'{REAL_LABELLED} if it exists', metavar='NPZ|ZIP|DIR', type=str, default=REAL, show_default=True),
     click.option('--img_resolution', help='Image resolution', metavar='INT', type=POSITIVE, default=32,
                  show_default=True),
     click.option('--cond', help='1: conditional on the class', metavar='INT', type=click.IntRange(min=0, max=1),
                  default=0, show_default=True),
     click.option('--pretrained_classifier_ckpt', help='ADM classifier whose features are used', metavar='PATH',
                  type=str, default='/checkpoints/ADM_classifier/32x32_classifier.pt', show_default=True),
-    click.option('--network', help='Score network that drew --gendir; with it `best` is what corrects its score best '
+    click.option('--network', help='Score network that drew --gendir; with it, `best` corrects its score best '
                  'on held-out images', metavar='PATH|URL', type=str),
+    NETWORK_PRESET,
     click.option('--num_data', help='Use at most this many real and this many generated images', metavar='INT',
                  type=POSITIVE, default=50000, show_default=True),
     click.option('--val_fraction', help='Share of the images to hold out and measure on; DG: 0', metavar='FLOAT',
@@ -62,7 +64,7 @@ TRAINING = [
                  type=click.IntRange(min=-1), default=0, show_default=True),
     click.option('--loss', help='bce: tell real from generated; score: correct the score of --network on real images',
                  type=click.Choice(['bce', 'score']), default='bce', show_default=True),
-    click.option('--time', 'time_convention', help='Time fed to the networks; auto: as the classifier says, else '
+    click.option('--time', 'time_convention', help='VP time that the networks read; auto: as the classifier says, else '
                  'cosine at 64x64 and linear otherwise', type=click.Choice(['auto', 'linear', 'cosine']),
                  default='auto', show_default=True),
     click.option('--epoch', '--n_epochs', help='Passes over the images', metavar='INT', type=POSITIVE, default=50,
@@ -109,12 +111,12 @@ def load_images(opts, channels):
             raise ValueError(f'it has {generated.num_classes} classes, --datadir only {real.num_classes}')
     dist.print0(f'{len(real)} real images from {opts["datadir"]}, {len(generated)} generated ones from {source}')
     if len(real) != len(generated):
-        dist.print0('the two counts differ: the log-ratio will be off by the logarithm of their quotient')
+        dist.print0('the two counts differ: the log-ratio will be off by the logarithm of their ratio')
     return real, generated
 
 
 def check_loss(opts) -> None:
-    """Refuse options that --loss=score cannot have."""
+    """Refuse options that do not go with --loss=score."""
     if opts['loss'] == 'bce':
         return
     if not opts['network']:
@@ -126,12 +128,16 @@ def check_loss(opts) -> None:
     opts['compile'] = 'off'
 
 
-def make_config(opts, real, generated, network_sha256) -> dict:
-    """What decides the result, not how and where the run goes; files are known by their contents."""
+def make_config(opts, real, generated, origin: dict) -> dict:
+    """What decides the result, not how and where the run goes; files are known by their contents.
+
+    `origin`: what options.json would say of the score network; {} if there is none.
+    """
     names = ('img_resolution', 'cond', 'num_data', 'epoch', 'lr', 'val_fraction', 'patience', 'xflip', 'width',
              'depth', 'time_convention', 'seed', 'precision')
     later = {name: opts[name] for name, before in LATER.items() if opts[name] != before}
-    later |= dict(network_sha256=network_sha256) if network_sha256 else {}
+    later |= {name: origin[name] for name in ('network_sha256', 'network_preset', 'network_preset_sha256')
+              if origin.get(name)}
     later |= dict(class_names=real.classes) if opts['cond'] else {}
     return dict(batch_size=opts['batch']) | {name: opts[name] for name in names} | dict(
         num_real=len(real), num_generated=len(generated), real_sha256=real.digest(),
@@ -142,7 +148,7 @@ def make_config(opts, real, generated, network_sha256) -> dict:
 def make_run(config, opts, extractor, score_net, pairs, held_out, epoch_nimg, classes, device, how) -> TrainRun:
     """The training run that `config` describes: a new discriminator on the extractor's features, and its adapters.
 
-    `classes` are those of all of --datadir: the last one may be too rare for the part that is trained on.
+    `classes` are those of all of --datadir; the last one may be missing in the part that is trained on.
     """
     config_or_default, outdir = LATER | config, resolve_output(opts['savedir'])
     rank, dropout = config_or_default['lora_rank'], config_or_default['dropout']
@@ -177,7 +183,7 @@ def make_run(config, opts, extractor, score_net, pairs, held_out, epoch_nimg, cl
 
 
 def make_loss(config, net, extractor, score_net, convention) -> DiscriminatorLoss:
-    """The loss that `config` names, of images perturbed by the VP-SDE."""
+    """The loss that `config` names, for images perturbed by the VP-SDE."""
     def denoise(x, sigma, classes):
         return score_net(x, sigma, None if classes is None else F.one_hot(classes, score_net.label_dim).float())
 
@@ -192,7 +198,8 @@ def make_loss(config, net, extractor, score_net, convention) -> DiscriminatorLos
 def save_network(outdir: Path, architecture: dict, metadata: dict, adapted, name: str, net, **measured) -> None:
     """name.pt: a plain state dict that DG reads; name.safetensors: the same with its description.
 
-    Of `adapted`, an extractor or None, the adapters are written beside it, numbered ones as the final ones too.
+    The adapters of the extractor `adapted` (or None) are written beside it, those of numbered files also as the final
+    ones.
     """
     if adapted is not None:
         net, beside = net.discriminator, f'lora_{name.replace("discriminator_", "adm_")}'

@@ -1,19 +1,26 @@
 """Denoising MCMC from the command line: its options, presets and noise-level model."""
 
+import functools
+import math
 from pathlib import Path
 
 import click
+import torch
 
+from dnnlib import demo
 from dnnlib.cli import FloatRange, blame
 from dnnlib.files import file_digest, resolve_path
+from generation.chains import ChainFolder, read_features
 from networks.noise_level import PUBLISHED, load_noise_level
-from sampling.dmcmc import NoiseLevel
+from sampling import ClassifierFree, dmcmc_report
+from sampling.dmcmc import NoiseLevel, Start
 from sampling.integrators import INTEGRATORS
+from sampling.interval import ALWAYS
 from torch_utils import distributed as dist
 
 from .loading import Loaded
 from .machine import Machine
-from .options import POSITIVE
+from .options import POSITIVE, given
 
 # Levels and step sizes are those of images in [-1, 1]. The published ones are for [0, 1]: a level there is half as
 # large, a step size a quarter.
@@ -37,7 +44,7 @@ CHAINS = [
     click.option('--preset', help='Options of a published run; others that are given override it',
                  type=click.Choice([*PRESETS])),
     click.option('--noise_classifier', help='Noise-level model: .safetensors of train_classifier.py --task=noise_level,'
-                 ' or a published .pt', metavar='PATH', type=str, required=True),
+                 ' or a published .pt  [default: the demo\'s, for the demo network]', metavar='PATH', type=str),
     click.option('--noise_classifier_is', help='What a published .pt is, which it does not say itself',
                  type=click.Choice([*PUBLISHED])),
     click.option('--chains', help=f'Parallel chains; --batch of them run together  {_shown("chains")}', metavar='INT',
@@ -82,7 +89,7 @@ def settle(opts: dict, net) -> dict:
 
 def noise_level_of(opts: dict, net, machine: Machine) -> Loaded:
     """The noise-level model, checked against the network, as a chain uses it, and what options.json says of it."""
-    path = resolve_path(opts['noise_classifier'])
+    path = find_noise_level(opts, net)
     dist.print0(f'Loading noise-level model from {path}')
     with blame('--noise_classifier' if opts['noise_classifier_is'] else '--noise_classifier, --noise_classifier_is'):
         model = load_noise_level(path, opts['noise_classifier_is'], machine.device)
@@ -91,6 +98,56 @@ def noise_level_of(opts: dict, net, machine: Machine) -> Loaded:
                   noise_levels=[model.sigma_min, model.sigma_max, len(model.sigmas)])
     choice = NoiseLevel(model, model.sigmas, opts['noise_level'], machine.device)
     return Loaded(choice, record | dict(noise_classifier_is=opts['noise_classifier_is']))
+
+
+def sampler_options(opts: dict, noise_level: NoiseLevel, levels: list):
+    """(options of dmcmc_sampler, what options.json says of them, evaluations per image at least).
+
+    opts: as `settle` gives them; levels: the least and the largest of the noise-level model.
+    """
+    (low, high), name, steps = levels[:2], opts['integrator'], opts['num_steps']
+    if name == STEPLESS:
+        solver = dict(rtol=opts['tolerance'], atol=2 * opts['tolerance'])  # published for images in [0, 1]
+        named, evaluations = dict(tolerance=opts['tolerance']), 14
+    else:
+        solver = named = dict(num_steps=steps)
+        evaluations = 2 * steps - 1 if name.startswith('kar') else steps
+    start = Start(high, low, n_init=opts['n_init'], eta_init=opts['eta_init'], n_burn=opts['n_burn'])
+    own = dict(noise_level=noise_level, chains=opts['chains'], tweedie=opts['tweedie'] or low, start=start,
+               integrator=functools.partial(INTEGRATORS[name], sigma_min=low, **solver), eta=opts['eta'],
+               n_skip=opts['n_skip'])
+    return own, named | given(opts, *NAMES), evaluations + opts['n_skip'] + 1
+
+
+def report(folder: ChainFolder, own: dict, guides: list, costs: dict) -> dict:
+    """What the report of a run says beside the costs, the initialisation as if guides acted at all of its levels.
+
+    own: options of dmcmc_sampler; guides: the guidances beside the discriminator's.
+    """
+    sigmas = own['noise_level'].sigmas
+    per_step, tweedie = (_evaluations(guides, levels) for levels in (sigmas, torch.tensor([own['tweedie']])))
+    langevin = own['n_skip'] * per_step
+    split = dict(langevin=langevin, integrator=float(costs['nfe'].mean()) - langevin - tweedie, tweedie=tweedie,
+                 initialisation_per_chain=own['start'].nfe * per_step)
+    return dmcmc_report.details(read_features(folder.path), costs['start_level'], sigmas.numpy(), own['chains'], split)
+
+
+def _evaluations(guides: list, sigmas: torch.Tensor) -> int:
+    """Evaluations of the score network in a call of a denoiser that knows only that its level is one of `sigmas`."""
+    return 1 + sum(isinstance(guide, ClassifierFree) and bool((guide.interval or ALWAYS).contains(sigmas).any())
+                   for guide in guides)
+
+
+def find_noise_level(opts: dict, net) -> Path:
+    """Where the noise-level model lies: as given, or the demo's for the demo network."""
+    if opts['noise_classifier']:
+        return resolve_path(opts['noise_classifier'])
+    if opts['network'] is None:
+        return demo.DEMO_NOISE_LEVEL
+    low, high = net.sigma_min or 0.002, net.sigma_max if math.isfinite(net.sigma_max) else 80
+    raise click.ClickException('--noise_classifier: only the demo network has one here; train one for yours: python '
+                               'train_classifier.py --outdir=runs/noise_level --task=noise_level '
+                               f'--data=TRAINING_IMAGES --sigma_min={low:g} --sigma_max={high:g}')
 
 
 def check(model, net, path: Path) -> None:

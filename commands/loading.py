@@ -1,4 +1,4 @@
-"""Loads what a sampling script names, blames the option that is at fault, and notes the digests of the files."""
+"""Loads the files that a sampling script names, blames the option at fault, and records the digests."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,25 +28,29 @@ from .machine import Machine
 CLASSIFIER = '/checkpoints/ADM_classifier/32x32_classifier.pt'
 CLASSIFIER_OF_REPRODUCTION = 'guided_diffusion/model/32x32_classifier.pt'  # where DG's LoRA reproduction has the same
 DISCRIMINATOR = '/checkpoints/discriminator/cifar_uncond/discriminator_60.pt'
+WEIGHTS = ('dg_weight_1st_order', 'dg_weight_2nd_order')
 
 
 class Loaded(NamedTuple):
-    """Something from files, and the entries of options.json that say which."""
+    """An object from files, and the entries of options.json that name them."""
 
     value: object
     record: dict
 
 
-def load_network(path: str | None, machine: Machine, class_idx: int | None = None) -> Loaded:
-    """The score network at a path or URL (None: the one that ships), checked against --class."""
-    source = path or demo.DEMO_SCORE
+def load_network(opts: dict, machine: Machine) -> Loaded:
+    """The score network of --network (None: the one that ships), checked against --class if there is one."""
+    source, preset, class_idx = opts['network'] or demo.DEMO_SCORE, opts['network_preset'], opts.get('class_idx')
     dist.print0(f'Loading network from {source}')
-    with blame('--network'):
+    with blame('--network, --network_preset' if preset or str(source).endswith('.pth') else '--network'):
         with dist.rank0_first():  # it downloads
-            net = networks.load_network(source, device=machine.device, dtype=machine.dtype)
+            net = networks.load_network(source, device=machine.device, dtype=machine.dtype, preset=preset)
     with blame('--class'):
         check_class(net, class_idx)
-    return Loaded(net, dict(network=path, network_sha256=file_digest(fetch(source)), class_idx=class_idx))
+    record = dict(network=opts['network'], network_sha256=file_digest(fetch(source)), class_idx=class_idx)
+    if preset:
+        record |= dict(network_preset=preset, network_preset_sha256=file_digest(resolve_path(preset)))
+    return Loaded(net, record)
 
 
 def check_conditional(opts: dict, net) -> None:
@@ -89,8 +93,32 @@ def load_discriminator(opts: dict, net, machine: Machine) -> Loaded:
     return Loaded(log_ratio, record)
 
 
+def load_guidance(opts: dict, net, machine: Machine, needs_ratio: str | None = None):
+    """(the log-ratio or None, discriminator guidance or None if both weights are 0, what options.json says of them).
+
+    needs_ratio: an option that needs the value of the log-ratio, with guidance or without.
+    """
+    weights = {name: opts[name] for name in WEIGHTS}
+    if not is_guided(opts) and not needs_ratio:
+        check_conditional(opts, net)
+        return None, None, weights
+    log_ratio, files = load_discriminator(opts, net, machine)
+    if needs_ratio:
+        check_value(log_ratio, needs_ratio)
+    record = weights | files
+    if is_guided(opts):
+        record |= record_of_boosting(opts) | {name: opts[name] for name in ('time_min', 'time_max')}
+    return log_ratio, guidance_of(opts, log_ratio), record
+
+
+def refuse_boosting(opts: dict) -> None:
+    """Refuse --boosting for a sampler whose rows are at different steps."""
+    if opts['boosting'] and is_guided(opts):
+        raise click.ClickException('--boosting: belongs to a batch whose rows are at the same step; use generate.py')
+
+
 def check_value(log_ratio, option: str) -> None:
-    """Refuse a log-ratio of which only the gradient means anything, for what `option` names."""
+    """Refuse, for the sake of `option`, a log-ratio of which only the gradient has a meaning."""
     if log_ratio.only_gradient:
         raise click.ClickException(f'{option}: the discriminator was trained with --loss=score and knows the gradient '
                                    f'of the log-ratio, but not its value, which is needed here')
@@ -101,8 +129,15 @@ def _one_or_all(values: list):
     return values if len(values) > 1 else values[0] if values else None
 
 
-def guidance_of(opts: dict, log_ratio) -> DiscriminatorGuidance:
-    """Discriminator guidance as the options ask for it."""
+def is_guided(opts: dict) -> bool:
+    """Whether there is discriminator guidance."""
+    return any(opts[name] for name in WEIGHTS)
+
+
+def guidance_of(opts: dict, log_ratio) -> DiscriminatorGuidance | None:
+    """Discriminator guidance as the options ask for it; None if both weights are 0."""
+    if not is_guided(opts):
+        return None
     boosting = boosting_of(opts)
     if boosting:
         check_value(log_ratio, '--boosting')
@@ -121,21 +156,21 @@ def boosting_of(opts: dict) -> Boosting | None:
 
 
 def record_of_boosting(opts: dict) -> dict:
-    """What options.json says of boosting; of DG's only that it is on, so that older folders can be finished."""
+    """Entries of options.json for boosting; of DG's only that it is on, so that older folders can be finished."""
     boosting = boosting_of(opts)
     record = dict(boosting=opts['boosting'] or int(boosting is not None))
     return record if boosting in (None, Boosting()) else record | dict(boosting_schedule=asdict(boosting))
 
 
 def load_guides(opts: dict, net, machine: Machine) -> Loaded:
-    """The guidances beside the discriminator's, as a list: autoguidance, classifier-free, a classifier's."""
+    """A list of the guidances other than the discriminator's: autoguidance, classifier-free, a classifier's."""
     found, record, interval = [], {}, None
     if opts['guidance_interval']:
         with blame('--guidance_interval'):
             interval = parse_interval(opts['guidance_interval'])
             if interval.steps and opts.get('sampler') != 'edm':
-                raise ValueError('steps are those of a straight path: restarts and rejection repeat them; '
-                                 'give noise levels LOW,HIGH')
+                raise ValueError('steps are those of a straight path, which restarts, rejection and chains do not '
+                                 'take; give noise levels LOW,HIGH')
     if opts['guiding_network']:
         with blame('--guiding_network'):
             with dist.rank0_first():
@@ -162,7 +197,7 @@ def load_guides(opts: dict, net, machine: Machine) -> Loaded:
 
 
 def check_knows_no_label(net) -> None:
-    """Raise ValueError for a network that has not learnt to do without labels, or has none."""
+    """Raise ValueError for a network that has no labels, or was not trained without them too."""
     if not net.label_dim:
         raise ValueError('guidance needs a network with classes, and this one is unconditional')
     if getattr(net.model, 'label_dropout', None) == 0:

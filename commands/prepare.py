@@ -7,15 +7,7 @@ from dnnlib.cli import blame
 from sampling import nested, stream
 
 from . import options, samplers
-from .loading import (
-    Loaded,
-    check_conditional,
-    check_value,
-    guidance_of,
-    load_discriminator,
-    load_guides,
-    record_of_boosting,
-)
+from .loading import Loaded, load_guidance, load_guides
 from .machine import Machine, compile_for_sampling
 
 
@@ -29,7 +21,8 @@ class Prepared(NamedTuple):
 def prepare(opts: dict, seeds: Sequence[int], machine: Machine, network: Loaded) -> Prepared:
     """The run that the settled options of generate.py ask for, of `seeds` in all, with a loaded score network."""
     net = network.value
-    log_ratio, guidance, guided = load_guidance(opts, net, machine)
+    log_ratio, guidance, guided = load_guidance(
+        opts, net, machine, '--num_particles' if opts['num_particles'] > 1 else None)
     guides, guided_by = load_guides(opts, net, machine)
     levels = options.levels_of(opts, net)
     sampler, own, record, evaluations = samplers.choose_sampler(opts, net, levels, guidance, log_ratio)
@@ -38,18 +31,3 @@ def prepare(opts: dict, seeds: Sequence[int], machine: Machine, network: Loaded)
     return Prepared(stream(blame('--network')(sampler), net, batch=min(opts['batch'], len(seeds)),
                            device=machine.device, class_idx=opts['class_idx'], guidance=nested(*guides, guidance),
                            pad=compiled, levels=levels, **own), record)
-
-
-def load_guidance(opts, net, machine):
-    """(the log-ratio or None, discriminator guidance or None if both weights are 0, what options.json says of them)."""
-    weights = {name: opts[name] for name in ('dg_weight_1st_order', 'dg_weight_2nd_order')}
-    if not any(weights.values()) and opts['num_particles'] == 1:
-        check_conditional(opts, net)
-        return None, None, weights
-    log_ratio, files = load_discriminator(opts, net, machine)
-    if opts['num_particles'] > 1:
-        check_value(log_ratio, '--num_particles')
-    if not any(weights.values()):
-        return log_ratio, None, weights | files
-    record = weights | files | record_of_boosting(opts) | {name: opts[name] for name in ('time_min', 'time_max')}
-    return log_ratio, guidance_of(opts, log_ratio), record

@@ -18,6 +18,8 @@ NETWORKS = {  # model=NAME
                 image_fourier=True, image_fourier_start=6, image_fourier_end=8, attention=False),
     'adm': dict(name='adm', model_channels=192, channel_mult=[1, 2, 3, 4], channel_mult_emb=4, num_blocks=3,
                 attn_resolutions=[32, 16, 8], dropout=0.1, ema_rate=0.9999, scale_by_sigma=True),
+    # Not published: begins with the weights of an EDM network; '' is the bundled one.
+    'edm': dict(name='edm', transfer='', dropout=0.0, ema_rate=0.9999),
 }
 DATA = {  # data=NAME
     'cifar10': dict(dataset='CIFAR10', image_size=32, random_flip=True, num_channels=3, classes=False),
@@ -34,7 +36,7 @@ ELSEWHERE = {  # published keys that mean nothing here, and what does their work
     'dataroot': '--data names the images', 'training.eval_freq': 'the loss of every step is in stats.jsonl',
     'training.snapshot_freq_for_preemption': '--save_minutes', 'training.snapshot_sampling': 'grids are always drawn',
     'eval.batch_size': 'nothing is evaluated in training', 'sde.num_scales': 'generate_reflected.py --steps'}
-# The published commands' settings, and a network that two CPU cores train in about three hours.
+# The published commands' settings, and the bundled score network made reflected on two CPU cores.
 PRESETS = {
     'cifar10': 'data=cifar10 model=ddpmpp',
     'cifar10-likelihood': 'data=cifar10 data.random_flip=False model=vdm training.n_iters=10000001 '
@@ -42,10 +44,9 @@ PRESETS = {
     'imagenet32-likelihood': 'data=imagenet32 model=vdm training.n_iters=2000001 training.batch_size=512 '
                              'sde.sigma_min=0.0001',
     'imagenet64-cfg': 'data=imagenet64c model=adm training.n_iters=400001 training.batch_size=2048 optim.lr=1e-4',
-    'cifar10-demo': 'data=cifar10 model=ddpmpp model.nf=64 model.ch_mult=[1,2,2] model.num_res_blocks=1 '
-                    'model.dropout=0.0 sde.sigma_max=2 training.batch_size=64 training.n_iters=6250 '
-                    'training.snapshot_freq=1500 training.log_freq=150 optim.lr=1e-3 optim.warmup=300 '
-                    'optim.beta2=0.99 optim.decay=0.5',
+    'cifar10-demo': 'data=cifar10 model=edm model.ema_rate=0.99 sde.sigma_max=2 training.batch_size=64 '
+                    'training.n_iters=500 training.snapshot_freq=250 training.log_freq=10 optim.lr=3e-4 '
+                    'optim.warmup=50 optim.beta2=0.99 optim.decay=0.5',
 }
 
 

@@ -5,7 +5,7 @@ import click
 from dnnlib.cli import FloatList, IntList
 
 from . import options
-from .measure import WEIGHTS
+from .measure import WEIGHT_OPTIONS
 from .options import CLASS, NETWORK
 
 EDM = 'https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-cifar10-32x32-'
@@ -68,7 +68,7 @@ STUDY = [
     click.option('--against', help='The row that the others are compared with  [default: the first]', metavar='ROW',
                  type=str),
     click.option('--overwrite', help='Replace the study in --outdir', is_flag=True),
-    *WEIGHTS,
+    *WEIGHT_OPTIONS,
     click.option('--batch', help='Images at a time, drawn and measured', metavar='INT', type=click.IntRange(min=1),
                  default=100, show_default=True),
 ]
@@ -78,7 +78,7 @@ DRAWN = [
                  show_default=True),
     click.option('--keep', help='Keep the images, in samples/<row> as generate.py writes them', is_flag=True),
 ]
-SAMPLING = [NETWORK, CLASS, *options.EDM, *options.ABLATION, *options.COMPOSED, *options.guidance(first_weight=2.0),
+SAMPLING = [*NETWORK, CLASS, *options.EDM, *options.ABLATION, *options.COMPOSED, *options.guidance(first_weight=2.0),
             *options.BOOSTING, *options.DISCRIMINATORS, *options.GUIDES, *options.MACHINE]
 SECTIONS = {'Sampling, as in generate.py': 'network', 'Discriminator guidance': 'dg_weight_1st_order',
             'Other samplers': 'sampler', 'Restart and particles': 'sigmas', 'Other guidance': 'guiding_network',

@@ -85,9 +85,8 @@ class Results:
 
 
 def block_key(source, space: Space, ref_name: str, first: int, count: int, precision: str) -> str:
-    """What decides the numbers of a block: images, when they changed last, detector, reference and precision."""
-    changed = source.path.stat().st_mtime_ns
-    return '|'.join(map(str, (source.path.resolve(), changed, first, count, space.detector.name,
+    """What decides the numbers of a block: images, detector, reference and precision."""
+    return '|'.join(map(str, (source.identity, first, count, space.detector.name,
                               space.detector.fingerprint, ref_name, space.ref.count, precision)))
 
 

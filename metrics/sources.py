@@ -48,6 +48,11 @@ class ImageSource:
         """The last part of the path, as the published script prints it."""
         return self.path.resolve().name
 
+    @property
+    def identity(self) -> str:
+        """Text that is another one for other images: where they are, and when they changed last."""
+        return f'{self.path.resolve()}|{self.path.stat().st_mtime_ns}'
+
     def choose(self, count: int, blocks: int = 1) -> None:
         """Settle which images come first, before `blocks` times `count` of them are measured.
 

@@ -10,6 +10,7 @@ from torch_utils import checkpoint
 
 from .dhariwal_unet import DhariwalUNet
 from .formats.text import shown
+from .io import read_network_file
 from .precond import label_rows, set_precision
 from .reflected_runs import is_run_folder, read_run_folder, renamed
 from .song_unet import SongUNet
@@ -32,12 +33,14 @@ class ReflectedPrecond(torch.nn.Module):
         sigma_min, sigma_max: range of the noise levels in training.
         scale_by_sigma: whether F is the score times sigma, or the score itself.
         image_fourier: (start, end) of ImageFourier in front of F, or None.
-        model_type, model_kwargs: F and its arguments. As published, SongUNet sees 2 x - 1 and log(sigma), DhariwalUNet
-        x and log(sigma / 2), VDM x and the place of sigma between sigma_min and sigma_max.
+        sigma_data: None: F is the U-Net, as published. A number: F is that of a U-Net which denoises in EDM's
+        preconditioning with this sigma_data, see `edm_raw`.
+        model_type, model_kwargs: the U-Net and its arguments. As published, SongUNet sees 2 x - 1 and log(sigma),
+        DhariwalUNet x and log(sigma / 2), VDM x and the place of sigma between sigma_min and sigma_max.
     """
 
     def __init__(self, img_resolution, img_channels, label_dim=0, sigma_min=0.01, sigma_max=5.0, scale_by_sigma=True,
-                 image_fourier=None, model_type='SongUNet', **model_kwargs):
+                 image_fourier=None, sigma_data=None, model_type='SongUNet', **model_kwargs):
         super().__init__()
         if model_type not in MODELS:
             raise ValueError(f'model_type {model_type!r} is not one of {", ".join(MODELS)}')
@@ -45,6 +48,9 @@ class ReflectedPrecond(torch.nn.Module):
             raise ValueError(f'noise levels from {sigma_min:g} to {sigma_max:g}: give 0 < sigma_min < sigma_max')
         self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
         self.sigma_min, self.sigma_max, self.scale_by_sigma = float(sigma_min), float(sigma_max), scale_by_sigma
+        if sigma_data is not None and not (scale_by_sigma and image_fourier is None):
+            raise ValueError('sigma_data: EDM\'s preconditioning is scaled by sigma and has no image_fourier')
+        self.sigma_data = sigma_data
         self.body_dtype = torch.float32
         self.features = None if image_fourier is None else ImageFourier(*image_fourier)
         count = 1 if image_fourier is None else 1 + 2 * len(self.features.freqs)
@@ -55,11 +61,25 @@ class ReflectedPrecond(torch.nn.Module):
         """F(x; sigma) [N, C, H, W], float32, of x [N, C, H, W] and sigma [] or [N]."""
         x, sigma = x.to(torch.float32), sigma.to(torch.float32).reshape(-1)
         class_labels = label_rows(class_labels, self.label_dim, x.device)
+        if self.sigma_data is not None:
+            return self.edm_raw(2 * x - 1, 2 * sigma, class_labels)
         inputs, noise = 2 * x - 1 if isinstance(self.model, SongUNet) else x, self._noise_label(sigma)
         if self.features is not None:
             inputs = self.features(inputs)  # before x loses its last bits
         body_in = inputs.to(self.body_dtype, memory_format=torch.channels_last)
         return self.model(body_in, noise, class_labels=class_labels).to(torch.float32)
+
+    def edm_raw(self, x, sigma, class_labels):
+        """(D(x; sigma) - x) / sigma of EDM's D (Karras et al., NeurIPS 2022, Eq. 7); x and sigma in units of [-1, 1].
+
+        That is sigma times the score, in both units. Without noise near the walls the kernels of both diffusions are
+        alike, so a trained D is a start for the reflected one. Written so that x does not cancel.
+        """
+        sigma = sigma.reshape(-1, 1, 1, 1)
+        total = sigma**2 + self.sigma_data**2
+        body_in = (x / total.sqrt()).to(self.body_dtype, memory_format=torch.channels_last)
+        F_x = self.model(body_in, sigma.log().flatten() / 4, class_labels=class_labels).to(torch.float32)
+        return self.sigma_data / total.sqrt() * F_x - sigma / total * x
 
     def _noise_label(self, sigma):
         if isinstance(self.model, VDM):
@@ -88,6 +108,27 @@ def construct_reflected(kwargs: dict) -> ReflectedPrecond:
     except TypeError as error:
         raise ValueError(f'{CONSTRUCTOR} does not take these arguments ({error})') from None
     net.constructor, net.init_kwargs = CONSTRUCTOR, dict(kwargs)
+    return net
+
+
+def reflected_from(path_or_url: str | os.PathLike, sigma_min: float, sigma_max: float, dropout: float = 0.0):
+    """A reflected network that begins with the weights of an EDM network, which denoises images in [-1, 1].
+
+    sigma_min, sigma_max: noise levels of images in [0, 1], half those of images in [-1, 1]. Raises ValueError and
+    OSError, in one line, also for a network of another preconditioning.
+    """
+    file = read_network_file(fetch(path_or_url))
+    if file.constructor != 'EDMPrecond':
+        raise ValueError(f'{path_or_url} is a {file.constructor}; only EDM\'s preconditioning has a reflected form')
+    dropped = ('use_fp16', 'sigma_min', 'sigma_max', 'augment_dim')
+    kwargs = {name: value for name, value in file.kwargs.items() if name not in dropped}
+    net = construct_reflected(dict(sigma_data=0.5, model_type='DhariwalUNet') | kwargs | dict(
+        sigma_min=sigma_min, sigma_max=sigma_max, dropout=dropout))
+    state = {name: tensor for name, tensor in file.state.items() if 'map_augment' not in name}  # augmented by nothing
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f'{path_or_url} does not fit its own description: {shown(error, 300)}') from None
     return net
 
 

@@ -20,16 +20,16 @@ def rk45(function, y: torch.Tensor, start: float, end: float, *, rtol: float = 1
          project=None, on_step=None, max_steps: int = 10_000) -> torch.Tensor:
     """y(end) [N, ...], float64, of dy/dt = function(t, y, rows) from y(start) = y.
 
-    function: t [n] float64 on the device of y, y [n, ...], rows int64 [n] on the host (which rows of the whole batch
-    these are) -> dy/dt [n, ...]. Each row's error, in root mean square over atol + rtol |y|, stays below 1, whatever
-    the other rows do; finished rows are not evaluated. project(y): applied to every accepted state.
-    on_step(done, y): after every step, with the part of the way [0, 1] that all rows have behind them. Raises
-    ValueError if a row needs more than `max_steps` or becomes NaN.
+    function: t [n] float64 and rows int64 [n] (which rows of the whole batch these are), both on the host, and y
+    [n, ...] on its device -> dy/dt [n, ...]. The device is asked once per step, for the errors. Each row's error, in
+    root mean square over atol + rtol |y|, stays below 1, whatever the other rows do; finished rows are not evaluated.
+    project(y): applied to every accepted state. on_step(done, y): after every step, with the part of the way [0, 1]
+    that all rows have behind them. Raises ValueError if a row needs more than `max_steps` or becomes NaN.
     """
     y, span = y.to(torch.float64).clone(), end - start
     times, sizes = np.full(len(y), float(start)), np.zeros(len(y))  # the host knows where each row is
     allowed = np.full(len(y), 10.0)  # growth of the next step
-    slopes = function(*_at(times, y, np.arange(len(y))))
+    slopes = function(torch.from_numpy(times), y, np.arange(len(y)))
     sizes[:] = _first_sizes(function, times, y, slopes, span, rtol, atol)
     for _ in range(max_steps):
         rows = np.flatnonzero(times != end)
@@ -48,16 +48,12 @@ def rk45(function, y: torch.Tensor, start: float, end: float, *, rtol: float = 1
             growth = np.clip(0.9 * size ** -0.2, 0.2, allowed[rows])
         sizes[rows], allowed[rows] = h * growth, np.where(good, 10.0, 1.0)
         times[rows[good]] = np.where(last, end, times[rows] + h)[good]
-        kept = upload(torch.from_numpy(good), y.device)
+        kept = upload(torch.from_numpy(np.flatnonzero(good)), y.device)
         y[index[kept]] = new[kept] if project is None else project(new[kept])
         slopes[index[kept]] = k_last[kept]
         if on_step is not None:
             on_step(float(np.min((times - start) / span)), y)
     raise ValueError(f'the ODE is not solved after {max_steps} steps; allow a larger error')
-
-
-def _at(times, y, rows):
-    return upload(torch.from_numpy(times), y.device), y, rows
 
 
 def _rms(values: torch.Tensor) -> np.ndarray:
@@ -71,7 +67,7 @@ def _step(function, times, h, y, slope, rows):
     slopes = [slope]
     for node, weights in zip(NODES[1:], STAGES[1:], strict=True):
         state = y + size * sum(weight * k for weight, k in zip(weights, slopes, strict=True) if weight)
-        slopes.append(function(*_at(times + node * h, state, rows)))
+        slopes.append(function(torch.from_numpy(times + node * h), state, rows))
     return state, slopes[-1], size * sum(weight * k for weight, k in zip(ERROR, slopes, strict=True) if weight)
 
 
@@ -82,7 +78,7 @@ def _first_sizes(function, times, y, slopes, span, rtol, atol):
     h0 = np.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / np.maximum(d1, 1e-300))
     h0 = np.minimum(h0, abs(span)) * np.sign(span)
     ahead = y + per_row(upload(torch.from_numpy(h0), y.device), y) * slopes
-    d2 = _rms((function(*_at(times + h0, ahead, np.arange(len(y)))) - slopes) / scale) / np.abs(h0)
+    d2 = _rms((function(torch.from_numpy(times + h0), ahead, np.arange(len(y))) - slopes) / scale) / np.abs(h0)
     steepest = np.maximum(d1, d2)
     h1 = np.where(steepest <= 1e-15, np.maximum(1e-6, 1e-3 * np.abs(h0)), (0.01 / np.maximum(steepest, 1e-300)) ** 0.2)
     return np.minimum(np.minimum(100 * np.abs(h0), h1), abs(span)) * np.sign(span)

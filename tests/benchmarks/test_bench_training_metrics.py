@@ -1,4 +1,4 @@
-"""The benchmarks of training and measuring: tables add up, and the published code, where there is some, is timed."""
+"""The benchmarks of training and measuring: tables add up, and the published code, if there is any, is timed."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ CPU = torch.device('cpu')
 REFERENCE = os.environ.get('REFERENCE_DIR')
 needs_reference = pytest.mark.skipif(not REFERENCE, reason='REFERENCE_DIR names no folder of published checkouts')
 
-# Stands in for DG's script: the formula for diagonal covariances, off by 2e-3.
+# Replaces DG's script: the formula for diagonal covariances, off by 2e-3.
 FAKE_FID = '''
 import numpy as np
 
@@ -29,7 +29,7 @@ def calculate_fid_from_inception_stats(mu, sigma, mu_ref, sigma_ref):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """A small matrix product, whose rate means nothing."""
+    """A small matrix product; its rate is not used."""
     for module in (bench_metrics, bench_training):
         monkeypatch.setattr(module, 'matrix_peak', functools.partial(matrix_peak, size=64))
 
@@ -84,7 +84,7 @@ def test_traces_agree_with_scipy_and_with_the_exact_one():
 
 
 def test_trace_by_published_code(tmp_path):
-    """A wrong answer shows as a difference, so it is the checkout's answer that is compared."""
+    """A wrong answer shows as a difference, so the checkout's answer is the one compared."""
     (tmp_path / 'DG' / 'guided_diffusion').mkdir(parents=True)
     (tmp_path / 'DG' / 'guided_diffusion' / 'unet.py').touch()
     (tmp_path / 'DG' / 'fid_npzs.py').write_text(FAKE_FID)

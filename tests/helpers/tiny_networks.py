@@ -15,16 +15,21 @@ def write_networks(folder):
     for name, kwargs in dict(uncond=TINY, cond=TINY | dict(label_dim=10), large=TINY | dict(img_resolution=32)).items():
         net = recipe_(networks.construct('EDMPrecond', dict(label_dim=0) | kwargs))
         networks.save_network(folder / f'{name}.safetensors', net)
-    classifier = recipe_(create_classifier(image_size=16, classifier_width=64, classifier_depth=1))
-    torch.save(classifier.state_dict(), folder / 'classifier.pt')
-    with torch.no_grad():
-        features = classifier(torch.zeros(1, 3, 16, 16), torch.zeros(1), feature=True)
-    for name, condition in dict(disc_uncond=False, disc_cond=True).items():
-        discriminator = create_classifier(image_size=features.shape[2], in_channels=features.shape[1], out_channels=1,
-                                          classifier_width=64, classifier_depth=1, num_classes=1000 if condition else 0)
-        torch.save(recipe_(discriminator, 17).state_dict(), folder / f'{name}.pt')
+    write_discriminators(folder)
     net = recipe_(networks.construct('EDMPrecond', dict(label_dim=0) | TINY))
     with torch.no_grad():
         next(net.parameters()).fill_(float('nan'))
     networks.save_network(folder / 'nan.safetensors', net)
     (folder / 'foreign.pt').write_bytes(b'this is not a network')
+
+
+def write_discriminators(folder, size=16):
+    """A classifier of size x size images, and two discriminators behind it."""
+    classifier = recipe_(create_classifier(image_size=size, classifier_width=64, classifier_depth=1))
+    torch.save(classifier.state_dict(), folder / 'classifier.pt')
+    with torch.no_grad():
+        features = classifier(torch.zeros(1, 3, size, size), torch.zeros(1), feature=True)
+    for name, condition in dict(disc_uncond=False, disc_cond=True).items():
+        discriminator = create_classifier(image_size=features.shape[2], in_channels=features.shape[1], out_channels=1,
+                                          classifier_width=64, classifier_depth=1, num_classes=1000 if condition else 0)
+        torch.save(recipe_(discriminator, 17).state_dict(), folder / f'{name}.pt')

@@ -5,22 +5,11 @@ import inspect
 
 import pytest
 import torch
-from dg_goldens import classifier, discriminator, write_files
-from goldens import load
+from dg_goldens import classifier, discriminator
 
 import classifier_lib as lib
 import networks
 from torch_utils import checkpoint
-
-
-@pytest.fixture(scope='module')
-def d():
-    return {key: torch.as_tensor(value) for key, value in load('dg/grad_log_ratio.npz').items()}
-
-
-@pytest.fixture(scope='module')
-def files(tmp_path_factory):
-    return write_files(tmp_path_factory.mktemp('dg'))
 
 
 def assert_score(actual, expected):
@@ -52,56 +41,56 @@ def published(folder, kind):
 
 
 @pytest.mark.parametrize('kind, res', [('uncond', 32), ('uncond', 64), ('cond', 32), ('cond', 64)])
-def test_golden_get_grad_log_ratio(d, files, kind, res):
-    """In range the clipped variant's numbers; out of it a zero correction and the log-ratio 1e7."""
-    evaluate = published(files[0].parent, kind)
-    for index, sigma in enumerate(d['sigma']):
-        x = d['x0'] + sigma * d['noise']
-        args = (evaluate, lib.vpsde(), x, sigma.reshape(1), res, 0.01, 1.0, d['class_labels'])
+def test_golden_get_grad_log_ratio(dg, dg_files, kind, res):
+    """In range, the numbers of the clipped variant; outside, a zero correction and the log-ratio 1e7."""
+    evaluate = published(dg_files[0].parent, kind)
+    for index, sigma in enumerate(dg['sigma']):
+        x = dg['x0'] + sigma * dg['noise']
+        args = (evaluate, lib.vpsde(), x, sigma.reshape(1), res, 0.01, 1.0, dg['class_labels'])
         score, value = lib.get_grad_log_ratio(*args, log=True)
-        assert_score(score, d[f'dg_{kind}_res{res}_score'][index])
-        torch.testing.assert_close(value.float(), d[f'dg_{kind}_res{res}_log_ratio'][index], rtol=0, atol=5e-4)
+        assert_score(score, dg[f'dg_{kind}_res{res}_score'][index])
+        torch.testing.assert_close(value.float(), dg[f'dg_{kind}_res{res}_log_ratio'][index], rtol=0, atol=5e-4)
         if index == 1:
             assert torch.equal(lib.get_grad_log_ratio(*args), score)
 
 
-def test_each_row_is_decided_by_its_own_noise_level(d, files):
+def test_each_row_is_decided_by_its_own_noise_level(dg, dg_files):
     """Unlike the reference, where the smallest time of the batch decides for all rows."""
-    evaluate = published(files[0].parent, 'uncond')
+    evaluate = published(dg_files[0].parent, 'uncond')
 
     def ask(sigma, rows=slice(None)):
-        x = (d['x0'] + sigma[:, None, None, None] * d['noise'])[rows]
+        x = (dg['x0'] + sigma[:, None, None, None] * dg['noise'])[rows]
         return lib.get_grad_log_ratio(evaluate, lib.vpsde(), x, sigma[rows], 32, 0.01, 1.0, None, log=True)
 
-    low = d['dg_mixed_low_sigma']  # 0.02, below the range, and 3
+    low = dg['dg_mixed_low_sigma']  # 0.02, below the range, and 3
     score, value = ask(low)
     assert not score[0].any() and value[0] == lib.OUTSIDE
     alone, value_alone = ask(low, slice(1, 2))
     assert_score(score[1:], alone)
     assert score[1].any() and value[1] == pytest.approx(float(value_alone), abs=1e-4)
-    assert (d['dg_mixed_low_log_ratio'] == lib.OUTSIDE).all()  # the reference: both rows silent
+    assert (dg['dg_mixed_low_log_ratio'] == lib.OUTSIDE).all()  # the reference: no row is guided
 
-    high = d['dg_mixed_high_sigma']  # 3, and 300, above the range
+    high = dg['dg_mixed_high_sigma']  # 3, and 300, above the range
     score, value = ask(high)
-    assert_score(score[0], d['dg_mixed_high_score'][0])
-    assert value[0] == pytest.approx(float(d['dg_mixed_high_log_ratio'][0]), abs=5e-4)
+    assert_score(score[0], dg['dg_mixed_high_score'][0])
+    assert value[0] == pytest.approx(float(dg['dg_mixed_high_log_ratio'][0]), abs=5e-4)
     assert not score[1].any() and value[1] == lib.OUTSIDE
-    assert d['dg_mixed_high_score'][1].any()  # the reference: guided too
+    assert dg['dg_mixed_high_score'][1].any()  # the reference: guided too
 
 
-def test_without_a_discriminator(d):
-    x = d['x0'] + d['noise']
+def test_without_a_discriminator(dg):
+    x = dg['x0'] + dg['noise']
     score, value = lib.get_grad_log_ratio(None, lib.vpsde(), x, torch.ones(1), 32, 0.01, 1.0, None, log=True)
     assert score.shape == x.shape and not score.any() and (value == lib.OUTSIDE).all()
 
 
-def test_get_discriminator_gives_probabilities(d, files):
-    evaluate = published(files[0].parent, 'uncond')
-    x, t = d['x0'].float(), torch.tensor([0.1, 0.5])
+def test_get_discriminator_gives_probabilities(dg, dg_files):
+    evaluate = published(dg_files[0].parent, 'uncond')
+    x, t = dg['x0'].float(), torch.tensor([0.1, 0.5])
     probability = evaluate(x, timesteps=t)
     expected = discriminator('uncond')(classifier()(x, t, feature=True), t).sigmoid().view(-1)
     torch.testing.assert_close(probability, expected, rtol=1e-5, atol=1e-6)
-    frozen = lib.get_discriminator(files[0], files[1]['uncond'], False, 32, 'cpu', enable_grad=False)
+    frozen = lib.get_discriminator(dg_files[0], dg_files[1]['uncond'], False, 32, 'cpu', enable_grad=False)
     assert not frozen(x.requires_grad_(), t).requires_grad and evaluate(x, t).requires_grad
 
 
@@ -120,22 +109,22 @@ def test_vpsde_under_its_published_names():
     assert z == 1 and times.min() >= 1e-3 and 0.45 < times.median() < 0.55
 
 
-def test_get_discriminator_refuses_the_other_time(files, tmp_path):
+def test_get_discriminator_refuses_the_other_time(dg_files, tmp_path):
     cosine = tmp_path / 'd.safetensors'
     checkpoint.save_network(cosine, discriminator('uncond'), 'create_classifier', {}, dict(time='cosine'))
     with pytest.raises(ValueError, match='d.safetensors was trained with cosine time, get_grad_log_ratio takes linear '
                                          'time at 32x32; use load_log_ratio'):
-        lib.get_discriminator(files[0], cosine, False, 32, 'cpu')
+        lib.get_discriminator(dg_files[0], cosine, False, 32, 'cpu')
     cosine = tmp_path / 'c.safetensors'
     checkpoint.save_network(cosine, classifier(), 'create_classifier', {}, dict(time='cosine'))
     with pytest.raises(ValueError, match='classifier .*c.safetensors was trained with cosine'):
-        lib.get_discriminator(cosine, files[1]['uncond'], False, 32, 'cpu')
+        lib.get_discriminator(cosine, dg_files[1]['uncond'], False, 32, 'cpu')
 
 
-def test_the_rest_are_the_house_s_own(d, files):
+def test_the_rest_are_the_house_s_own(dg, dg_files):
     assert lib.LogRatio is networks.LogRatio
     net = networks.load_network()
-    ours = networks.load_log_ratio(net, files[0], files[1]['uncond'], clip=True)
-    published = lib.load_log_ratio(files[0], files[1]['uncond'], net, False, 'cpu', clip=True)
-    x, sigma = d['x0'] + d['noise'], torch.tensor(1.0)
+    ours = networks.load_log_ratio(net, dg_files[0], dg_files[1]['uncond'], clip=True)
+    published = lib.load_log_ratio(dg_files[0], dg_files[1]['uncond'], net, False, 'cpu', clip=True)
+    x, sigma = dg['x0'] + dg['noise'], torch.tensor(1.0)
     assert torch.equal(published.value(x, sigma), ours.value(x, sigma)) and published.clip

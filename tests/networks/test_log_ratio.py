@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from dg_goldens import classifier, discriminator, write_files
+from dg_goldens import classifier, discriminator
 from functorch.compile import make_boxed_func
 from goldens import load
 from torch._dynamo.backends.common import aot_autograd
@@ -27,23 +27,13 @@ NET = SimpleNamespace(img_resolution=32, img_channels=3, label_dim=0)
 NET10 = SimpleNamespace(img_resolution=32, img_channels=3, label_dim=10)
 
 
-@pytest.fixture(scope='module')
-def d():
-    return {key: torch.as_tensor(value) for key, value in load('dg/grad_log_ratio.npz').items()}
-
-
-@pytest.fixture(scope='module')
-def files(tmp_path_factory):
-    return write_files(tmp_path_factory.mktemp('dg'))
-
-
 def log_ratio(kind, res=32, clip=False):
     return LogRatio(classifier(), discriminator(kind), time='cosine' if res == 64 else 'linear', clip=clip,
                         conditional=kind == 'cond')
 
 
 def compile_to(monkeypatch, forward, backward):
-    """Let torch.compile trace as ever, and give the graphs to these compilers."""
+    """Let torch.compile trace as usual, but pass the graphs to these compilers."""
     backend = aot_autograd(fw_compiler=forward, bw_compiler=backward)
     compile = torch.compile
     monkeypatch.setattr(torch, 'compile', lambda function, dynamic: compile(
@@ -51,7 +41,7 @@ def compile_to(monkeypatch, forward, backward):
 
 
 @pytest.mark.parametrize('kind', ['uncond', 'cond'])
-def test_compiled(monkeypatch, d, kind):
+def test_compiled(monkeypatch, dg, kind):
     """One graph of both networks for the value, one more for the gradient, and the numbers of the plain ones."""
     graphs = []
 
@@ -62,8 +52,8 @@ def test_compiled(monkeypatch, d, kind):
     compile_to(monkeypatch, forward, lambda graph, inputs: make_boxed_func(graph.forward))
     plain, compiled = log_ratio(kind), log_ratio(kind)
     compiled.compile()
-    for sigma in d['sigma'][IN_RANGE]:
-        arguments = d['x0'] + sigma * d['noise'], sigma, d['class_labels']
+    for sigma in dg['sigma'][IN_RANGE]:
+        arguments = dg['x0'] + sigma * dg['noise'], sigma, dg['class_labels']
         torch.testing.assert_close(compiled.value(*arguments), plain.value(*arguments))
         (value, gradient), (_, expected) = compiled.value_and_grad(*arguments), plain.value_and_grad(*arguments)
         torch.testing.assert_close(value, plain.value(*arguments))
@@ -72,16 +62,16 @@ def test_compiled(monkeypatch, d, kind):
 
 
 @pytest.mark.parametrize('mode', ['auto', 'on'])
-def test_a_compiler_that_fails_backwards(monkeypatch, capsys, d, mode):
-    """It sees a gradient's backward pass when that is first taken, after the forward pass."""
+def test_a_compiler_that_fails_backwards(monkeypatch, capsys, dg, mode):
+    """It sees the backward pass only when that is first computed, after the forward pass."""
     def broken(graph, inputs):
         raise RuntimeError('no backward pass')
 
     compile_to(monkeypatch, lambda graph, inputs: make_boxed_func(graph.forward), broken)
     plain, ours = log_ratio('uncond'), log_ratio('uncond')
     ours.compile(functools.partial(compiled_or_plain, mode))
-    sigma = d['sigma'][2]
-    x = d['x0'] + sigma * d['noise']
+    sigma = dg['sigma'][2]
+    x = dg['x0'] + sigma * dg['noise']
     torch.testing.assert_close(ours(x, sigma), plain(x, sigma))
     if mode == 'on':
         with pytest.raises(RuntimeError, match='no backward pass'):
@@ -99,9 +89,9 @@ def assert_score(actual, expected):
 
 @pytest.mark.parametrize('source', ['file', 'new'])
 @pytest.mark.parametrize('eval', [True, False])
-def test_networks_are_frozen_to_be_used_and_trainable_to_be_trained(files, source, eval):
-    """Whether they come from a file or are new; for use their convolutions are stored in the precision asked for."""
-    paths = (files[0], files[1]['uncond']) if source == 'file' else (None, None)
+def test_networks_are_frozen_to_be_used_and_trainable_to_be_trained(dg_files, source, eval):
+    """From files or new; for use, their convolutions are stored in the chosen precision."""
+    paths = (dg_files[0], dg_files[1]['uncond']) if source == 'file' else (None, None)
     nets = [load_classifier(paths[0], 32, 'cpu', eval, dtype=torch.bfloat16)]
     nets.append(load_discriminator(paths[1], 'cpu', False, eval, nets[0].feature_channels, dtype=torch.bfloat16))
     for net in nets:
@@ -110,40 +100,40 @@ def test_networks_are_frozen_to_be_used_and_trainable_to_be_trained(files, sourc
 
 
 @pytest.mark.parametrize('repo, kind, res', CASES)
-def test_golden_log_ratio_and_gradient(d, repo, kind, res):
+def test_golden_log_ratio_and_gradient(dg, repo, kind, res):
     """-sigma^2 times our gradient in x is the published correction, which is taken in mean(tau) x."""
     ours = log_ratio(kind, res, clip=repo == 'dg')
     name = f'{repo}_{kind}_res{res}'
     for index in range(5)[IN_RANGE]:
-        sigma = d['sigma'][index]
-        x = d['x0'] + sigma * d['noise']
-        value, gradient = ours.value_and_grad(x, sigma, d['class_labels'])
+        sigma = dg['sigma'][index]
+        x = dg['x0'] + sigma * dg['noise']
+        value, gradient = ours.value_and_grad(x, sigma, dg['class_labels'])
         assert value.shape == (2,) and gradient.shape == x.shape and gradient.dtype == torch.float32
-        torch.testing.assert_close(value, d[f'{name}_log_ratio'][index], rtol=0, atol=5e-4)
-        if f'{name}_score' in d:
-            assert_score(-sigma**2 * gradient, d[f'{name}_score'][index])
+        torch.testing.assert_close(value, dg[f'{name}_log_ratio'][index], rtol=0, atol=5e-4)
+        if f'{name}_score' in dg:
+            assert_score(-sigma**2 * gradient, dg[f'{name}_score'][index])
 
 
 @pytest.mark.parametrize('kind, res', [('uncond', 32), ('cond', 64)])
-def test_diffrs_log_ratio_at_every_noise_level(d, kind, res):
+def test_diffrs_log_ratio_at_every_noise_level(dg, kind, res):
     ours = log_ratio(kind, res)
-    for sigma, expected in zip(d['sigma'], d[f'diffrs_{kind}_res{res}_log_only']):
-        value = ours.value(d['x0'] + sigma * d['noise'], sigma, d['class_labels'])
+    for sigma, expected in zip(dg['sigma'], dg[f'diffrs_{kind}_res{res}_log_only']):
+        value = ours.value(dg['x0'] + sigma * dg['noise'], sigma, dg['class_labels'])
         torch.testing.assert_close(value, expected, rtol=0, atol=5e-4)
 
 
-def test_three_ways_to_ask(d):
+def test_three_ways_to_ask(dg):
     ours = log_ratio('cond')
-    sigma = d['sigma'][[1, 2]]
-    x = (d['x0'] + sigma[:, None, None, None] * d['noise']).requires_grad_()
-    labels = d['class_labels']
+    sigma = dg['sigma'][[1, 2]]
+    x = (dg['x0'] + sigma[:, None, None, None] * dg['noise']).requires_grad_()
+    labels = dg['class_labels']
     value, gradient = ours.value_and_grad(x, sigma, labels)
     called = ours(x, sigma, labels)
     assert torch.equal(called.detach(), value) and torch.equal(ours.value(x, sigma, labels), value)
     by_autograd, = torch.autograd.grad(called.sum(), x)
     torch.testing.assert_close(by_autograd.float(), gradient, rtol=1e-5, atol=1e-7)
     assert not value.requires_grad and not gradient.requires_grad and not ours.value(x, sigma, labels).requires_grad
-    # rows stand alone; labels by index; one level for all
+    # rows are independent; labels by index; one level for all
     for k in range(2):
         one = slice(k, k + 1)
         torch.testing.assert_close(ours.value(x[one], sigma[k], labels[one].argmax(1)), value[one],
@@ -154,10 +144,10 @@ def test_three_ways_to_ask(d):
         assert torch.equal(ours.value_and_grad(x, sigma, labels)[1], gradient)
 
 
-def test_an_unconditional_one_ignores_labels(d):
+def test_an_unconditional_one_ignores_labels(dg):
     ours = log_ratio('uncond')
-    x = d['x0'] + d['noise']
-    assert torch.equal(ours.value(x, torch.tensor(1.0), d['class_labels']), ours.value(x, torch.tensor(1.0)))
+    x = dg['x0'] + dg['noise']
+    assert torch.equal(ours.value(x, torch.tensor(1.0), dg['class_labels']), ours.value(x, torch.tensor(1.0)))
 
 
 def test_golden_clip():
@@ -167,12 +157,12 @@ def test_golden_clip():
                                rtol=1e-5, atol=1e-5)
 
 
-def test_what_the_clip_does_at_saturation(d):
-    """Both variants agree inside; outside, the clipped value stays at 11.5 and its gradient is zero."""
+def test_what_the_clip_does_at_saturation(dg):
+    """Both variants agree within the clip; beyond it the clipped value stays at 11.5 and its gradient is zero."""
     sure = copy.deepcopy(discriminator('uncond'))
     sure.out[2].c_proj.weight.mul_(20)
     raw, clipped = (LogRatio(classifier(), sure, clip=clip) for clip in (False, True))
-    x = d['x0'] + 0.5 * d['noise']
+    x = dg['x0'] + 0.5 * dg['noise']
     value, gradient = raw.value_and_grad(x, torch.tensor(0.5))
     value_c, gradient_c = clipped.value_and_grad(x, torch.tensor(0.5))
     assert (value.abs() > 12).all() and gradient.flatten(1).norm(dim=1).gt(0.1).all()
@@ -187,13 +177,13 @@ def test_unknown_time():
 
 # Files.
 
-def test_load_classifier(files):
-    net = load_classifier(files[0], 32, 'cpu')
+def test_load_classifier(dg_files):
+    net = load_classifier(dg_files[0], 32, 'cpu')
     assert not net.training and not any(p.requires_grad for p in net.parameters())
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in classifier().state_dict().items())
-    assert load_classifier(files[0], 32, 'cpu', eval=False).training
+    assert load_classifier(dg_files[0], 32, 'cpu', eval=False).training
     with pytest.raises(ValueError, match='is for 32x32 images, these are 64x64'):
-        load_classifier(files[0], 64, 'cpu')
+        load_classifier(dg_files[0], 64, 'cpu')
 
 
 def test_new_networks_have_dgs_sizes():
@@ -214,25 +204,25 @@ def refused(message, function, *args, **kwargs):
     assert '\n' not in text and len(text) < 600 and 'weights_only' not in text
 
 
-def test_load_discriminator(files):
+def test_load_discriminator(dg_files):
     for kind, condition in (('uncond', False), ('cond', True)):
-        net = load_discriminator(files[1][kind], 'cpu', condition, True, 256)
+        net = load_discriminator(dg_files[1][kind], 'cpu', condition, True, 256)
         assert torch.equal(net.out[2].c_proj.weight, discriminator(kind).out[2].c_proj.weight)
         other = 'conditional; use --cond=1' if condition else 'unconditional; use --cond=0'
-        refused(rf'discriminator_{kind}.pt is {other}', load_discriminator, files[1][kind], 'cpu', not condition,
+        refused(rf'discriminator_{kind}.pt is {other}', load_discriminator, dg_files[1][kind], 'cpu', not condition,
                 True, 256)
-    refused('reads 256 feature channels, the classifier has 512', load_discriminator, files[1]['uncond'], 'cpu', 0)
+    refused('reads 256 feature channels, the classifier has 512', load_discriminator, dg_files[1]['uncond'], 'cpu', 0)
 
 
-def test_load_log_ratio(d, files):
-    ours = load_log_ratio(NET10, files[0], files[1]['cond'], True, device='cpu')
+def test_load_log_ratio(dg, dg_files):
+    ours = load_log_ratio(NET10, dg_files[0], dg_files[1]['cond'], True, device='cpu')
     assert ours.time == 'linear' and not ours.clip and ours.conditional
-    x, sigma = d['x0'] + d['noise'], torch.tensor(1.0)
-    expected = log_ratio('cond').value(x, sigma, d['class_labels'])
-    torch.testing.assert_close(ours.value(x, sigma, d['class_labels']), expected, rtol=1e-5, atol=1e-5)
-    half = load_log_ratio(NET10, files[0], files[1]['cond'], True, torch.bfloat16, clip=True, device='cpu')
+    x, sigma = dg['x0'] + dg['noise'], torch.tensor(1.0)
+    expected = log_ratio('cond').value(x, sigma, dg['class_labels'])
+    torch.testing.assert_close(ours.value(x, sigma, dg['class_labels']), expected, rtol=1e-5, atol=1e-5)
+    half = load_log_ratio(NET10, dg_files[0], dg_files[1]['cond'], True, torch.bfloat16, clip=True, device='cpu')
     assert half.clip and half.classifier.body_dtype == torch.float32
-    assert (half.value(x, sigma, d['class_labels']) - expected).abs().max() < 0.25
+    assert (half.value(x, sigma, dg['class_labels']) - expected).abs().max() < 0.25
 
 
 def test_bundled_networks_need_no_arguments():
@@ -263,28 +253,28 @@ def test_features_of_another_size(tmp_path):
     assert load_discriminator(tmp_path / 'd7.pt', 'cpu', False, True, 256).image_size == 7
 
 
-def test_published_paths(files, monkeypatch):
+def test_published_paths(dg_files, monkeypatch):
     """DG's users write /checkpoints/... for ./checkpoints/..."""
-    monkeypatch.chdir(files[0].parent.parent)
-    folder = '/' + files[0].parent.name
+    monkeypatch.chdir(dg_files[0].parent.parent)
+    folder = '/' + dg_files[0].parent.name
     load_log_ratio(NET, f'{folder}/classifier.pt', f'{folder}/discriminator_uncond.pt', device='cpu')
 
 
-def test_mismatches_name_both_sides(files, tmp_path):
-    def load_with(net=NET10, classifier=files[0], discriminator=files[1]['cond'], cond=True):
+def test_mismatches_name_both_sides(dg_files, tmp_path):
+    def load_with(net=NET10, classifier=dg_files[0], discriminator=dg_files[1]['cond'], cond=True):
         return load_log_ratio(net, classifier, discriminator, cond, device='cpu')
 
     refused('conditional discriminator needs a class-conditional network; use --cond=0', load_with, net=NET)
     refused('discriminator_cond.pt is conditional; use --cond=1', load_with, cond=False)
-    refused('discriminator_uncond.pt is unconditional; use --cond=0', load_with, discriminator=files[1]['uncond'])
+    refused('discriminator_uncond.pt is unconditional; use --cond=0', load_with, discriminator=dg_files[1]['uncond'])
     large = SimpleNamespace(img_resolution=64, img_channels=3, label_dim=10)
     refused('is for 32x32x3 images, the network draws 64x64x3', load_with, net=large)
     grey = SimpleNamespace(img_resolution=32, img_channels=1, label_dim=10)
     refused('is for 32x32x3 images, the network draws 32x32x1', load_with, net=grey)
     many = SimpleNamespace(img_resolution=32, img_channels=3, label_dim=1001)
     refused('knows 1000 classes, the network has 1001', load_with, net=many)
-    refused('is for 32x32 images: a classifier, not a discriminator', load_with, discriminator=files[0])
-    refused('is for 8x8x256 images, the network draws 32x32x3', load_with, classifier=files[1]['cond'])
+    refused('is for 32x32 images: a classifier, not a discriminator', load_with, discriminator=dg_files[0])
+    refused('is for 8x8x256 images, the network draws 32x32x3', load_with, classifier=dg_files[1]['cond'])
     wide = create_classifier(8, 64, 1, in_channels=512, out_channels=1)
     torch.save(wide.state_dict(), tmp_path / 'wide.pt')
     refused('wide.pt reads 512 feature channels, the classifier has 256; use the classifier it was trained with',
@@ -298,8 +288,8 @@ def save_described(path, net, **metadata):
     return path
 
 
-def test_described_files(files, tmp_path):
-    """Ours carry the time and the classes that they were trained with."""
+def test_described_files(dg_files, tmp_path):
+    """Ours record the time and the classes that they were trained with."""
     def images(**metadata):
         return save_described(tmp_path / 'classifier.safetensors', classifier(), **metadata)
 
@@ -310,8 +300,8 @@ def test_described_files(files, tmp_path):
         return load_log_ratio(NET10, one, two, True, device='cpu')
 
     assert load_both(images(time='cosine'), features(time='cosine', classes=10)).time == 'cosine'
-    assert load_both(images(time='cosine'), files[1]['cond']).time == 'cosine'
-    assert load_both(files[0], features(time='cosine')).time == 'cosine'
+    assert load_both(images(time='cosine'), dg_files[1]['cond']).time == 'cosine'
+    assert load_both(dg_files[0], features(time='cosine')).time == 'cosine'
     assert load_both(images(), features()).time == 'linear'
     refused('classifier.safetensors was trained with cosine time, discriminator .*discriminator.safetensors with '
             'linear', load_both, images(time='cosine'), features(time='linear'))
@@ -323,22 +313,22 @@ def test_described_files(files, tmp_path):
 
 
 @pytest.mark.parametrize('size', [64, 256])
-def test_described_for_other_images(files, tmp_path, size):
-    """Features are 8x8 whatever the images, so only the file's description can tell."""
+def test_described_for_other_images(dg_files, tmp_path, size):
+    """Features are 8x8 for all images, so only the description in the file shows the size."""
     path = save_described(tmp_path / 'd.safetensors', discriminator('uncond'), resolution=size, time='linear')
     message = f'discriminator .*d.safetensors was trained for {size}x{size} images, these are 32x32'
-    refused(message, load_log_ratio, NET, files[0], path, device='cpu')
-    refused(message, classifier_lib.get_discriminator, files[0], path, False, 32, 'cpu')
+    refused(message, load_log_ratio, NET, dg_files[0], path, device='cpu')
+    refused(message, classifier_lib.get_discriminator, dg_files[0], path, False, 32, 'cpu')
     same = save_described(tmp_path / 'same.safetensors', discriminator('uncond'), resolution=32, time='linear')
-    load_log_ratio(NET, files[0], same, device='cpu')
-    classifier_lib.get_discriminator(files[0], same, False, 32, 'cpu')
+    load_log_ratio(NET, dg_files[0], same, device='cpu')
+    classifier_lib.get_discriminator(dg_files[0], same, False, 32, 'cpu')
 
 
 def test_described_image_size_settles_a_choice(tmp_path):
     """Without attention, 256x256 at depth 1 and 32x32 at depth 3 have the same tensors (test_guided_diffusion)."""
     net = create_classifier(256, 64, 1, '', out_channels=2)
     torch.save(net.state_dict(), tmp_path / 'c.pt')
-    assert load_classifier(tmp_path / 'c.pt', 32, 'cpu').image_size == 32  # nothing says otherwise
+    assert load_classifier(tmp_path / 'c.pt', 32, 'cpu').image_size == 32  # by default
     checkpoint.save_network(tmp_path / 'c.safetensors', net, 'create_classifier', dict(image_size=256))
     refused('is for 256x256 images, these are 32x32', load_classifier, tmp_path / 'c.safetensors', 32, 'cpu')
     assert load_classifier(tmp_path / 'c.safetensors', 256, 'cpu').image_size == 256
@@ -353,7 +343,7 @@ class Evil:
         return exec, ("open('PWNED', 'w')",)
 
 
-def test_foreign_files(files, tmp_path, monkeypatch):
+def test_foreign_files(dg_files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(dict(a=torch.zeros(2)), 'tensors.pt')
     torch.save([torch.zeros(2)], 'list.pt')
@@ -361,7 +351,7 @@ def test_foreign_files(files, tmp_path, monkeypatch):
     torch.save(dict(evil=Evil()), 'evil.pt')
     np.savez('arrays.npz', a=np.zeros(2))
     for name, data in (('empty.pt', b''), ('page.pt', b'<html>'), ('text.safetensors', b'hello'),
-                       ('short.pt', files[0].read_bytes()[:20000]), ('edm.pkl', pickle.dumps(Evil(), protocol=4))):
+                       ('short.pt', dg_files[0].read_bytes()[:20000]), ('edm.pkl', pickle.dumps(Evil(), protocol=4))):
         (tmp_path / name).write_bytes(data)
     state = dict(classifier().state_dict())
     torch.save({key: value for key, value in state.items() if key != 'middle_block.0.in_layers.0.weight'}, 'part.pt')
@@ -375,5 +365,5 @@ def test_foreign_files(files, tmp_path, monkeypatch):
             'page.pt': 'is a web page, not a PyTorch file; download it again',
             'text.safetensors': 'is not a readable safetensors file', 'short.pt': 'is not a PyTorch file',
             'part.pt': 'classifier part.pt: .*Missing key'}.items():
-        refused(message, load_log_ratio, NET, name, files[1]['uncond'], device='cpu')
+        refused(message, load_log_ratio, NET, name, dg_files[1]['uncond'], device='cpu')
     assert {path.name for path in tmp_path.iterdir()} == before

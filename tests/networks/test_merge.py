@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from click.testing import CliRunner
+from converting import convert
 from goldens import recipe_
 
 import networks
-from networks import convert
 from networks.merge import merge_
 
 SMALL = dict(img_resolution=8, img_channels=1, label_dim=0, model_type='SongUNet', model_channels=4, channel_mult=[1],
@@ -30,8 +29,8 @@ def test_command(tmp_path):
     for name, seed in dict(a=0, b=1).items():
         networks.save_network(tmp_path / f'{name}.safetensors', network(seed))
     arguments = [str(tmp_path / f'{name}.safetensors') for name in ('a', 'b', 'c')]
-    result = CliRunner().invoke(convert.merge, [*arguments, '--w=0.5'])
-    assert result.exit_code == 0 and 'EDMPrecond of SongUNet' in result.output, result.output
+    code, output = convert('merge', *arguments, '--w=0.5')
+    assert code == 0 and 'EDMPrecond of SongUNet' in output, output
     x, sigma = torch.randn([2, 1, 8, 8]), torch.tensor(0.7)
     found = networks.load_network(arguments[2])
     torch.testing.assert_close(found(x, sigma), merge_(network(0), network(1), 0.5).eval()(x, sigma), rtol=0, atol=1e-6)
@@ -47,5 +46,5 @@ def test_what_does_not_correspond_is_refused(tmp_path):
     networks.save_network(tmp_path / 'a.safetensors', network(0))
     networks.save_network(tmp_path / 'b.safetensors', network(0, model_channels=8))
     arguments = [str(tmp_path / f'{name}.safetensors') for name in ('a', 'b', 'c')]
-    output = CliRunner().invoke(convert.merge, [*arguments, '--w=0.5']).output
-    assert output.startswith('Error: B: the networks are not of one architecture')
+    code, output = convert('merge', *arguments, '--w=0.5')
+    assert code == 1 and output.startswith('Error: B: the networks differ in architecture')

@@ -15,15 +15,18 @@ from torch.utils._pytree import tree_leaves
 
 import networks
 from diffusion.losses import EDMLoss
+from diffusion.mixtures import GaussianMixture, MixtureNet
 from diffusion.vpsde import VPSDE
 from dnnlib import demo
 from networks.classifiers import load_classifier, load_discriminator
+from sampling import integrators, reflected
 from sampling.autoguidance import Autoguidance
 from sampling.guidance import DiscriminatorGuidance
 from sampling.interval import GuidanceInterval
 from sampling.levels import edm_levels
 from sampling.multistep import multistep_sampler
 from sampling.restart import parse_restarts, restart_sampler
+from sampling.rk45 import rk45
 from training import randomness
 from training.augment import AugmentPipe
 from training.discriminator import DiscriminatorLoss
@@ -51,7 +54,7 @@ class Transfers(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        given = {x.device.type for x in tensors([args, kwargs]) if x.ndim or func in COPIES}  # numbers ride along
+        given = {x.device.type for x in tensors([args, kwargs]) if x.ndim or func in COPIES}  # numbers are passed along
         if func is torch.ops.aten.lift_fresh.default:  # a tensor made of Python numbers
             given = {'cpu'}
         for device in {x.device.type for x in tensors(result)}:
@@ -101,7 +104,7 @@ def test_composed_samplers(loaded, sampler, options, more):
 @pytest.mark.filterwarnings('ignore:Synchronization debug mode')
 @pytest.mark.parametrize(('sampler', 'guided', 'options'), SAMPLERS, ids=SAMPLER_NAMES)
 def test_samplers_on_cuda(sampler, guided, options):
-    """torch itself watches, and sees what depends on the device."""
+    """Checked by torch itself, including what depends on the device."""
     net = networks.load_network(demo.DEMO_SCORE, 'cuda', torch.bfloat16)
     log_ratio = networks.load_log_ratio(net, dtype=torch.bfloat16, device='cuda')
     guidance = DiscriminatorGuidance(log_ratio, 2.0, 1.0, boosting=True) if guided else None
@@ -130,7 +133,7 @@ def discriminator_training():
 
 @pytest.mark.parametrize('kind', [score_training, discriminator_training])
 def test_training_steps(monkeypatch, kind):
-    """Nothing goes to the device or comes back but the batch."""
+    """Only the batch goes to the device, and nothing comes back."""
     monkeypatch.setattr(randomness, 'step_generator', lambda *args, device: None)
     net, loss, labels = kind()
     trainer = Trainer(TrainRun(
@@ -143,8 +146,45 @@ def test_training_steps(monkeypatch, kind):
     assert transfers.count == {('cpu', 'meta'): 1}  # the labels
 
 
+class Questions(TorchDispatchMode):
+    """Counts what makes the host wait for values of a tensor: copies back (`cpu` is one here too), masks, numbers."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        aten, name = torch.ops.aten, func.overloadpacket
+        masked = name in (aten.index, aten.index_put, aten.index_put_) and any(
+            x.dtype == torch.bool for x in tensors(args[1]))
+        self.count += masked or name in (aten.nonzero, aten._local_scalar_dense, aten.equal)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('name', ['dmcmc', 'reflected'])
+def test_adaptive_steps_ask_once(monkeypatch, name):
+    """For the errors of a step, and three times for the first step's size; guidance asks for nothing more."""
+    steps, questions, cpu = [], Questions(), torch.Tensor.cpu
+
+    def counted(x):
+        questions.count += 1
+        return cpu(x)
+
+    net = MixtureNet(GaussianMixture([[0.2, 0.3], [0.7, 0.6]], stds=0.2))
+    net.sigma_min, net.sigma_max = 0.01, 5.0
+    guided = DiscriminatorGuidance(lambda x, sigma, labels=None: x.flatten(1).sum(1), 1.0, 1.0, time_min=0)(net)
+    monkeypatch.setattr(integrators if name == 'dmcmc' else reflected, 'rk45', lambda *args, **own: rk45(
+        *args, **own | dict(on_step=lambda done, y: steps.append(done))))
+    monkeypatch.setattr(torch.Tensor, 'cpu', counted)
+    x = torch.randn([3, 2, 1, 1], dtype=torch.float64)
+    with questions:
+        if name == 'dmcmc':
+            integrators.rk45_flow(guided, x, torch.tensor([0.5, 1.0, 4.0]), sigma_min=0.01, rtol=1e-3, atol=1e-3)
+        else:
+            reflected.reflected_ode(guided, x, rtol=1e-3, atol=1e-3)
+    assert len(steps) > 4 and questions.count == len(steps) + 3
+
+
 def test_values_cannot_be_asked_for():
-    """What the tests above rest on."""
+    """The tests above rely on this."""
     x = torch.ones(3, device='meta')
     for ask in (lambda: x[0].item(), lambda: bool((x > 0).any()), lambda: x.cpu(), lambda: x[x > 0]):
         with pytest.raises((RuntimeError, NotImplementedError)):

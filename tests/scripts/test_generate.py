@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import script_runs
 import torch
-from click.testing import CliRunner
 from sampler_runs import run_edm
 from script_runs import comparable
 
@@ -35,9 +35,7 @@ def invoke(files, *args, network='uncond', guided=False, disc='disc_uncond'):
                     f'--discriminator_ckpt={files / disc}.pt']
     elif not any('dg_weight' in str(arg) for arg in args):
         command += ['--dg_weight_1st_order=0']
-    result = CliRunner().invoke(generate.main, [str(arg) for arg in command])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
+    result = script_runs.invoke(generate.main, *command)
     return result.exit_code, result.output
 
 
@@ -211,14 +209,14 @@ def test_nan_is_one_line_and_no_file(files, tmp_path):
 
 @pytest.mark.skipif(not demo.DEMO_SCORE.is_file() or not demo.DEMO_DISCRIMINATOR.is_file(), reason='no demo files yet')
 def test_the_demo_is_the_default(tmp_path):
-    result = CliRunner().invoke(generate.main, [f'--outdir={tmp_path}/out', '--seeds=0-1', '--steps=2', '--device=cpu',
-                                                '--precision=fp32'])
+    result = script_runs.invoke(generate.main, f'--outdir={tmp_path}/out', '--seeds=0-1', '--steps=2', '--device=cpu',
+                                '--precision=fp32')
     assert result.exit_code == 0, result.output
     assert samples(tmp_path / 'out')['samples_00000000.npz']['samples'].shape == (2, 32, 32, 3)
 
 
 def test_torchrun_gives_the_same_files(files, tmp_path):
-    """Two real processes with gloo against none."""
+    """Two real processes with gloo against one without."""
     command = ['generate.py', f'--network={files / "cond.safetensors"}', '--dg_weight_1st_order=0', '--seeds=0-6',
                '--batch=2', '--steps=2', '--device=cpu', '--precision=fp32', '--S_churn=5']
     environment = os.environ | dict(OMP_NUM_THREADS='1')
@@ -276,7 +274,7 @@ def test_what_is_compiled(monkeypatch, device):
 
 
 def test_any_number_of_ranks_compiles_alike(monkeypatch, files, tmp_path):
-    """Otherwise another number could not resume a run: 4 images of 5 evaluations each, whatever the ranks."""
+    """Otherwise another number could not resume a run: 4 images of 5 evaluations each, for any number of ranks."""
     asked = []
     monkeypatch.setattr(machine, 'select_compile', lambda mode, device, evaluate, calls: asked.append(calls))
     for solver in ([], ['--solver=euler']):
@@ -298,7 +296,7 @@ def test_too_little_memory_is_no_fault_of_the_compiler(error):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which('g++') is None, reason='needs a C++ compiler')
 def test_compiled_runs_give_the_same_files(files, tmp_path):
-    """The last batch is short; the files of a second run are the same bytes, and near those of an uncompiled one."""
+    """The last batch is short; a second run writes the same bytes, close to those of an uncompiled one."""
     for name, compiled in (('a', 'on'), ('b', 'on'), ('eager', 'off')):
         code, output = invoke(files, f'--outdir={tmp_path}/{name}', '--seeds=0-4', '--batch=2', f'--compile={compiled}')
         assert code == 0, output

@@ -13,9 +13,12 @@ from tiny_networks import TINY
 
 import generate_dmcmc
 import networks
+from dnnlib import demo
 from networks.noise_level import NoiseLevelNet, load_noise_level, save_noise_level
+from sampling import Autoguidance, ClassifierFree
 from sampling.dmcmc import NoiseLevel, Start, dmcmc_sampler
 from sampling.integrators import kar1
+from sampling.interval import GuidanceInterval
 from sampling.samples import sample
 from torch_utils.images import to_uint8
 
@@ -28,6 +31,8 @@ def nets(tmp_path_factory):
     networks.save_network(folder / 'net.safetensors', recipe_(networks.construct('EDMPrecond', TINY | tiny)))
     networks.save_network(folder / 'small.safetensors', recipe_(networks.construct('EDMPrecond', TINY | dict(
         label_dim=0))))
+    networks.save_network(folder / 'cond.safetensors', recipe_(networks.construct('EDMPrecond', TINY | tiny | dict(
+        label_dim=3, label_dropout=0.1)), 5))
     for name, kwargs in dict(levels=dict(sigma_max=20.0), high={}, large=dict(img_resolution=256)).items():
         net = recipe_(NoiseLevelNet(**dict(sigma_min=0.1, levels=20) | kwargs))
         save_noise_level(folder / f'{name}.safetensors', net)
@@ -84,6 +89,33 @@ def test_samples_are_those_of_the_library(nets, whole):
     assert 'of which 1 langevin, 3 integrator, 1 tweedie, 39 initialisation per chain' in output
 
 
+@pytest.fixture
+def demo_files(nets, monkeypatch):
+    """The tiny networks in the places of the bundled ones."""
+    monkeypatch.setattr(demo, 'DEMO_SCORE', nets / 'net.safetensors')
+    monkeypatch.setattr(demo, 'DEMO_NOISE_LEVEL', nets / 'levels.safetensors')
+
+
+def test_the_demo_needs_no_options(demo_files, tmp_path, monkeypatch):
+    runs = []
+    monkeypatch.setattr(generate_dmcmc, 'draw', lambda stream, folder, **kwargs: runs.append(folder))
+    assert call(f'--outdir={tmp_path}').exit_code == 0
+    folder, = runs
+    assert (len(folder.seeds), folder.chains, folder.groups) == (50000, 200, 2)
+    assert folder.options['noise_levels'] == [0.1, 20.0, 20]
+
+
+def test_the_demo_has_a_noise_level_model_of_its_own(nets, demo_files, whole, tmp_path):
+    own = [text for text in arguments(nets, tmp_path, *SMALL) if not text.startswith(('--network', '--noise_class'))]
+    result = call(*own)
+    assert result.exit_code == 0 and f'{nets}/levels.safetensors' in result.output, result.output
+    assert np.array_equal(images_in(tmp_path), images_in(whole[0]))
+    other = call(f'--network={nets}/net.safetensors', *own, '--overwrite')
+    assert other.exit_code == 1 and ('--noise_classifier: only the demo network has one here; train one for yours: '
+                                     'python train_classifier.py') in other.output
+    assert other.output.rstrip().endswith('--sigma_min=0.002 --sigma_max=50')
+
+
 def test_a_chain_follows_from_its_seed(nets, whole, tmp_path):
     """Chains 0 and 1 of 2 are those of 4, up to the rounding of another batch; their outputs have other numbers."""
     assert call(*arguments(nets, tmp_path, '--chains=2', '--batch=1', '--num_samples=4')).exit_code == 0
@@ -107,7 +139,7 @@ def test_more_samples_continue_the_chains(nets, whole, tmp_path):
     folder = tmp_path / 'out'
     assert call(*arguments(nets, folder, '--chains=4', '--batch=2', '--num_samples=5')).exit_code == 0
     result = call(*arguments(nets, folder, *SMALL))
-    assert result.exit_code == 0 and '6 of them new' in result.output  # the shard of one, and those that were not there
+    assert result.exit_code == 0 and '6 of them new' in result.output  # the shard of one, and the missing ones
     assert without_report(folder) == without_report(whole[0])
 
 
@@ -138,7 +170,36 @@ def test_integrators(nets, tmp_path, args):
     assert json.loads((tmp_path / 'options.json').read_text())['report']['effective_samples']['of'] == 8
 
 
+def test_other_guidance(nets, tmp_path):
+    """A weaker network in an interval, and classifier-free guidance: what they draw is the library's; the counts."""
+    interval = GuidanceInterval(0.5, 3.0)
+    net, guide = (networks.load_network(nets / f'{name}.safetensors') for name in ('cond', 'net'))
+    model = load_noise_level(nets / 'levels.safetensors')
+    for name, args, guidance in (
+            ('auto', [f'--guiding_network={nets}/net.safetensors', '--guiding_weight=1.5'],
+             Autoguidance(guide, 1.5, interval)), ('free', ['--w=0.5'], ClassifierFree(0.5, interval=interval))):
+        given = [text for text in arguments(nets, tmp_path / name) if not text.startswith('--network')]
+        result = call(*given, f'--network={nets}/cond.safetensors', '--chains=2', '--batch=2', '--num_samples=4',
+                      '--guidance_interval=0.5,3', *args)
+        assert result.exit_code == 0, result.output
+        expected = sample(dmcmc_sampler, net, range(4), batch=2, progress=False, chains=2, eta=2.0, n_skip=1,
+                          noise_level=NoiseLevel(model, model.sigmas), tweedie=0.1, guidance=guidance,
+                          start=Start(20.0, 0.1, n_init=1, n_burn=1),
+                          integrator=lambda *a, **k: kar1(*a, sigma_min=0.1, num_steps=2, **k))
+        assert np.abs(images_in(tmp_path / name).astype(int) - to_uint8(expected.images)).max() <= 1
+        options = json.loads((tmp_path / name / 'options.json').read_text())
+        assert options['guidance_interval'] == '0.5,3'
+        split, nfe = options['report']['nfe_split'], options['report']['nfe']['mean']
+        assert split['langevin'] + split['integrator'] + split['tweedie'] == nfe
+        if name == 'auto':  # some levels of each step lie in the interval, the last one does not
+            assert options['report']['guiding_calls']['mean'] >= 1 and split['langevin'] == 1
+        else:
+            assert options['w'] == 0.5 and split['langevin'] == 2 and split['tweedie'] == 1
+
+
 @pytest.mark.parametrize('args, message', [
+    (['--guidance_interval=[1,2]', '--w=1'], '--guidance_interval: steps are those of a straight path'),
+    (['--w=1'], '--w: guidance needs a network with classes'),
     (['--chains=4', '--num_samples=3'], '--chains, --batch, --num_samples: 4 chains give samples from 0 on, and at'),
     (['--chains=4', '--seed=4'], 'give samples from 0 on'),
     (['--chains=5', '--batch=2', '--num_samples=10'], '5 chains cannot be run in groups of 2'),

@@ -5,8 +5,8 @@ import os
 
 import numpy as np
 import pytest
+import script_runs
 import torch
-from click.testing import CliRunner
 
 import generate
 import networks
@@ -24,9 +24,7 @@ def invoke(files, *args, network='uncond', guided=False):
     command = ['--device=cpu', '--precision=fp32', f'--network={files / network}.safetensors', '--compile=off',
                f'--pretrained_classifier_ckpt={files / "classifier.pt"}',
                f'--discriminator_ckpt={files / "disc_uncond.pt"}', *([] if guided else ['--dg_weight_1st_order=0'])]
-    result = CliRunner().invoke(generate.main, [*command, *map(str, args)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
+    result = script_runs.invoke(generate.main, *command, *args)
     return result.exit_code, result.output
 
 
@@ -117,7 +115,7 @@ def test_autoguidance_in_an_interval(files, tmp_path):
 
 
 def test_guides_are_those_of_the_library(files, tmp_path):
-    """Another network than the guided one, so that guidance shows."""
+    """With another network than the guided one, so that guidance has an effect."""
     net, guide = uncond(files), networks.load_network(files / 'uncond.safetensors')
     with torch.no_grad():
         for parameter in guide.parameters():

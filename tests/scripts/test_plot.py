@@ -1,4 +1,4 @@
-"""plot.py: pictures hold the samples pixel by pixel; one line for what cannot be drawn."""
+"""plot.py: pictures hold the samples pixel by pixel; what cannot be drawn ends in one line."""
 
 import base64
 import html.parser
@@ -32,7 +32,7 @@ def pixels(path):
 
 
 def contains(picture, part):
-    """Does `part` [h, w, 3] occur in `picture`, each of its pixels one pixel?"""
+    """Whether `part` [h, w, 3] occurs in `picture`, pixel by pixel."""
     h, w, _ = part.shape
     corner = part[:4, :4]
     for top in range(picture.shape[0] - h + 1):
@@ -151,12 +151,12 @@ def measured(name, value):
 
 
 def test_report_page(tmp_path, monkeypatch):
-    """Everything that it can hold, from files as the scripts leave them."""
+    """All that it can hold, from files as the scripts write them."""
     monkeypatch.chdir(tmp_path)
     difference = dict(name='b', against='a', metric='fd', label='FD-CIFAR10', scale=1, difference=-0.5, error=0.02,
                       relative=-0.25, paired=True, verdict='lower')
     summary = dict(detector='cifar10', fingerprint='abcd', distance='FD-CIFAR10', ref='demo.npz', ref_count=50000,
-                   num_samples=1000, blocks=1, results=[measured('a', 2.0), measured('b', 1.5)],
+                   num_samples=1000, blocks=1, results=[measured('run0', 2.0), measured('run1', 1.5)],
                    differences=[difference])
     Path('calc.json').write_text(json.dumps(dict(writer='calc_metrics.py', summaries=[summary], blocks={})))
     results = [dict(name='<old>', num_samples=10, distance=9.5, distance_deviation=0.25, kid=0.01, kid_deviation=0.002,
@@ -179,7 +179,7 @@ def test_report_page(tmp_path, monkeypatch):
     result = run('report', 'calc.json', 'fid.json', 'train', 'run0', 'run1', '--out=out/page.html', '--title=A & B')
     assert result.exit_code == 0, result.output
     page = Page(Path('out/page.html').read_text())
-    assert all(address.startswith('data:image/') for address in page.loads) and len(page.loads) == 5
+    assert all(address.startswith('data:image/') for address in page.loads) and len(page.loads) == 6
     for text in ('A & B', 'FD-CIFAR10', '2 \xb1 0.05', '-0.5 \xb1 0.02', 'paired', 'lower', '-25', '4', '<old>',
                  '9.5 \xb1 0.25', '10 \xb1 2', 'run0', '35 (9 to 40.5)', '2.5', 'weight', 'Training', 'Rejections'):
         assert text in page.texts, text

@@ -16,7 +16,7 @@ from tiny_networks import TINY
 import calc_metrics
 import generate
 import study
-from commands import study_draw
+from commands import in_memory, study_rows
 from guided_diffusion import create_classifier
 from metrics.detectors import DETECTORS
 from metrics.estimate import verdict
@@ -129,7 +129,7 @@ def test_kept_images_are_those_of_generate(networks, place):
 def test_a_killed_study_resumes(networks, place, monkeypatch):
     """Blocks that were measured are not drawn again, and the results are those of one call; more can be added."""
     drawn, limit = [], 3
-    draw = study_draw.Drawn._draw
+    draw = in_memory.Drawn._draw
 
     def watched(self, start, stop):
         if len(drawn) == limit:
@@ -139,7 +139,7 @@ def test_a_killed_study_resumes(networks, place, monkeypatch):
 
     args = [*WEIGHTS, DISC.format(networks), '--blocks=2', '--seed=0']
     whole, _ = run(networks, *args, outdir='whole')
-    monkeypatch.setattr(study_draw.Drawn, '_draw', watched)
+    monkeypatch.setattr(in_memory.Drawn, '_draw', watched)
     with pytest.raises(AssertionError):
         run(networks, *args)
     assert drawn == [0, 20, 0] and not Path('out/study.png').exists()
@@ -206,6 +206,21 @@ def test_ranks(networks, place):
     assert summary['study']['groups'][1]['against'] == 'rank 0'
     assert summary['results'][1]['options']['lora_checkpoint'] == f'{networks}/r2/lora_best.pt'
     assert len(set(values(summary).values())) == 3
+
+
+def test_files_of_the_reproduction(networks, tmp_path):
+    """A discriminator beside its adapters, and one by its epoch; two final ones in a folder are told apart by nobody."""
+    shutil.copy(networks / 'r2/lora_best.pt', tmp_path / 'lora_adm_final16.pt')
+    for name in ('discrim_uncond_final16.pt', 'discrim_uncond_epoch59.pt'):
+        (tmp_path / name).touch()
+    row, = study_rows.of_trainings([str(tmp_path)], 'best', by_rank=True)
+    assert row.options['discriminator_ckpt'] == (f'{tmp_path}/discrim_uncond_final16.pt',)
+    assert row.options['lora_checkpoint'] == f'{tmp_path}/lora_adm_final16.pt' and row.x == 2
+    row, = study_rows.of_epochs(str(tmp_path), None)
+    assert row.x == 59 and row.options['lora_checkpoint'] is None
+    (tmp_path / 'discrim_cond_final128.pt').touch()
+    with pytest.raises(ValueError, match='discrim_cond_final128.pt, discrim_uncond_final16.pt; give each'):
+        study_rows.of_trainings([str(tmp_path)], 'best', by_rank=True)
 
 
 def test_sets_of_images(networks, place):

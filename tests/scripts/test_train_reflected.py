@@ -2,36 +2,26 @@
 
 import json
 
-import click.testing
-import numpy as np
 import PIL.Image
 import pytest
 import torch
+from script_runs import invoke
 
 import train
 import train_reflected
 from commands.reflected_words import PRESETS, training_config
-from networks.reflected import construct_reflected, load_reflected
+from networks import construct, load_network, save_network
+from networks.reflected import load_reflected
 from networks.reflected_runs import network_arguments
 from torch_utils.stats import JsonLines
 
-IMAGES = np.random.RandomState(0).randint(256, size=[40, 8, 8, 3], dtype=np.uint8)
 TINY = ['data.image_size=8', 'model.nf=8', 'model.ch_mult=[1,1]', 'model.num_res_blocks=1', 'model.attn_resolutions=[]',
         'training.batch_size=10', 'training.n_iters=4', 'training.log_freq=2', 'training.snapshot_freq=4',
         '--device=cpu', '--precision=fp32']
 
 
-@pytest.fixture
-def data(tmp_path):
-    np.savez(tmp_path / 'data.npz', samples=IMAGES, label=np.arange(40) % 4)
-    return f'--data={tmp_path / "data.npz"}'
-
-
 def call(*args):
-    result = click.testing.CliRunner().invoke(train_reflected.main, [str(arg) for arg in args])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+    return invoke(train_reflected.main, *args)
 
 
 def config_of(output):
@@ -73,23 +63,58 @@ def test_class_conditional(tmp_path, data):
     'cifar10': ('SongUNet', 0.01, 1_300_001 * 128, 2e-4, True),
     'cifar10-likelihood': ('VDM', 1e-4, 10_000_001 * 128, 2e-4, False),
     'imagenet32-likelihood': ('VDM', 1e-4, 2_000_001 * 512, 2e-4, False),
-    'imagenet64-cfg': ('DhariwalUNet', 0.01, 400_001 * 2048, 1e-4, False),
-    'cifar10-demo': ('SongUNet', 0.01, 400_000, 1e-3, True)}.items())
+    'imagenet64-cfg': ('DhariwalUNet', 0.01, 400_001 * 2048, 1e-4, False)}.items())
 def test_presets_are_the_published_commands(preset, expected):
     config, _ = training_config(preset, [])
     kwargs, training = network_arguments(config), config['training']
     assert (kwargs['model_type'], kwargs['sigma_min'], training['n_iters'] * training['batch_size'],
             config['optim']['lr'], config['data']['random_flip']) == expected
-    assert config['optim']['warmup'] * config['optim']['grad_clip'] == (300 if preset == 'cifar10-demo' else 5000)
+    assert config['optim']['warmup'] * config['optim']['grad_clip'] == 5000
 
 
-def test_the_demo_fits_into_12_megabytes_of_float16():
-    net = construct_reflected(network_arguments(training_config('cifar10-demo', [])[0]))
-    assert 4e6 < sum(p.numel() for p in net.parameters()) < 5.9e6
+def test_the_demo_is_the_bundled_network_at_its_beginning():
+    """(D - x) / sigma is the same for both, in either unit; float32 of the bundled network cancels at small noise."""
+    net, bundled = train_reflected.initial_network(training_config('cifar10-demo', [])[0]), load_network()
+    net.eval()
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for sigma in torch.tensor([0.01, 0.1, 1.0], dtype=torch.float64):
+        expected = (bundled(2 * x - 1, 2 * sigma).double() + 1) / 2
+        torch.testing.assert_close(net(x, sigma), expected, rtol=0, atol=3e-6)
+    assert 2 * sum(p.numel() for p in net.parameters()) < 12e6  # in float16
+
+
+def test_transfer(tmp_path, data):
+    """A class-conditional EDM network, trained with augmentation labels, as the start."""
+    torch.manual_seed(0)
+    edm = construct('EDMPrecond', dict(img_resolution=8, img_channels=3, label_dim=4, augment_dim=9,
+                                       model_type='SongUNet', model_channels=8, channel_mult=[1], num_blocks=1,
+                                       attn_resolutions=[]))
+    save_network(tmp_path / 'edm.safetensors', edm)
+    arguments = [f'--outdir={tmp_path / "run"}', data, 'model=edm', f'model.transfer={tmp_path / "edm.safetensors"}',
+                 *[word for word in TINY if not word.startswith('model.')]]
+    other = call(*arguments)
+    assert other.exit_code == 1 and 'model.transfer: channels, resolution and classes of the network are 3, 8 and 4, ' \
+        'those of the images [3, 8, 0]' in other.output
+    arguments += ['data=imagenet64c', 'data.num_classes=4', 'optim.warmup=1']
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    net = load_reflected(tmp_path / 'run' / 'network-000000.safetensors')
+    assert net.label_dim == 4 and net.sigma_data == 0.5 and 'map_augment' not in str(net.state_dict().keys())
+    moved = net.model.state_dict()['map_layer0.weight'] - edm.model.state_dict()['map_layer0.weight']
+    assert 0 < moved.abs().max() < 0.01  # four short steps from its start
+
+
+def test_transfer_of_other_networks_is_refused(tmp_path, data):
+    edm = construct('VPPrecond', dict(img_resolution=8, img_channels=3, model_channels=8, channel_mult=[1],
+                                      num_blocks=1, attn_resolutions=[]))
+    save_network(tmp_path / 'vp.safetensors', edm)
+    result = call(f'--outdir={tmp_path / "run"}', data, 'model=edm', f'model.transfer={tmp_path / "vp.safetensors"}',
+                  'data.image_size=8')
+    assert result.exit_code == 1 and 'is a VPPrecond; only EDM' in result.output and not (tmp_path / 'run').exists()
 
 
 def test_published_words(tmp_path, data):
-    """The published command as it stands, its number of processes included."""
+    """The published command as it is, including its number of processes."""
     words = ['data=cifar10', 'model=ddpmpp', 'ngpus=4', 'training.n_iters=7', 'sde.sigma_min=0.0001', 'optim.lr=1e-4',
              'sampling.method=ode', 'data.image_size=8']
     result = call(data, *words, '--dry_run', '--device=cpu')
@@ -111,7 +136,7 @@ def test_words_of_another_network_replace_the_presets_own():
     ('optim.lrr=1', 'optim.lrr is not a key; the nearest is optim.lr'),
     ('model.channels=32', 'model.channels is not a key; the nearest is model.'),
     ('zzzzz=1', 'zzzzz is not a key; known are'),
-    ('model=unet', 'model=unet is not one of ddpmpp, vdm, adm'),
+    ('model=unet', 'model=unet is not one of ddpmpp, vdm, adm, edm'),
     ('optim.lr=fast', 'optim.lr=fast should be of the kind of 0.0002'),
     ('training.n_iters=1.5', 'should be of the kind of'),
     ('training.n_iters=0', 'is not at least 1'),
@@ -135,6 +160,6 @@ def test_images_must_fit(tmp_path, data):
 def test_the_published_readme_means_this_script(tmp_path):
     """It says train.py, which trains discriminators here."""
     words = ['ngpus=4', 'data=cifar10', 'model=vdm', 'training.n_iters=10000001', 'sde.sigma_min=0.0001']
-    result = click.testing.CliRunner().invoke(train.main, words)
+    result = invoke(train.main, *words)
     assert result.exit_code == 1 and len(result.output.splitlines()) == 1
     assert f'use python train_reflected.py {" ".join(words)}' in result.output

@@ -3,36 +3,27 @@
 import json
 import time
 
-import click.testing
 import numpy as np
 import pytest
 import torch
+from script_runs import invoke
 
 import networks
 import train_score
 from commands import fit
 from commands.machine import Machine
+from commands.score import PRESETS
 from torch_utils.stats import JsonLines
 from training.run import TrainResult
 
-IMAGES = np.random.RandomState(0).randint(256, size=[40, 8, 8, 3], dtype=np.uint8)
 TINY = ['--channels=8', '--kimg=1', '--batch=100', '--tick=1', '--device=cpu', '--precision=fp32']
 
 
-@pytest.fixture
-def data(tmp_path):
-    np.savez(tmp_path / 'data.npz', samples=IMAGES, label=np.arange(40) % 4)
-    return f'--data={tmp_path / "data.npz"}'
-
-
 def call(*args):
-    result = click.testing.CliRunner().invoke(train_score.main, [str(arg) for arg in args])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+    return invoke(train_score.main, *args)
 
 
-def test_train_and_resume(tmp_path, data):
+def test_train_and_resume(tmp_path, data, images):
     arguments = [f'--outdir={tmp_path / "run"}', data, '--cond=1', '--augment=0.5', *TINY]
     first = call(*arguments, '--max_minutes=0.0001')
     assert first.exit_code == 0 and 'the same command resumes' in first.output
@@ -47,7 +38,7 @@ def test_train_and_resume(tmp_path, data):
 
     other = call(*arguments, '--lr=0.5')
     assert other.exit_code == 1 and 'other options (lr was 0.001, now 0.5)' in other.output
-    np.savez(tmp_path / 'data.npz', samples=IMAGES ^ 1, label=np.arange(40) % 4)
+    np.savez(tmp_path / 'data.npz', samples=images ^ 1, label=np.arange(40) % 4)
     other = call(*arguments)
     assert other.exit_code == 1 and 'other options (data_sha256' in other.output
 
@@ -74,7 +65,7 @@ def test_other_preconditionings(tmp_path, data, precond):
     assert type(net).__name__ == f'{precond.upper()}Precond'
 
 
-@pytest.mark.parametrize('preset', train_score.PRESETS)
+@pytest.mark.parametrize('preset', PRESETS)
 def test_dry_run_writes_nothing(tmp_path, data, preset):
     result = call(f'--outdir={tmp_path / "run"}', data, f'--preset={preset}', '--dry-run')
     assert result.exit_code == 0
@@ -90,7 +81,7 @@ def test_both_names_of_the_batch(tmp_path, data):
 
 
 def network(path, **kwargs):
-    """A file of a small network that is none of the presets'."""
+    """A file of a small network unlike those of the presets."""
     settings = dict(img_resolution=8, img_channels=3, label_dim=4, model_type='DhariwalUNet', model_channels=32,
                     channel_mult=[1, 1], channel_mult_emb=2, num_blocks=1, attn_resolutions=[4], dropout=0.3)
     torch.manual_seed(7)
@@ -176,10 +167,10 @@ def test_mistakes_end_in_one_line(tmp_path, data, arguments, message):
     assert not (tmp_path / 'run').exists()
 
 
-def test_labels_that_are_not_used_do_not_matter(tmp_path, data):
+def test_labels_that_are_not_used_do_not_matter(tmp_path, data, images):
     arguments = [f'--outdir={tmp_path / "run"}', data, *TINY]
     assert call(*arguments).exit_code == 0
-    np.savez(tmp_path / 'data.npz', samples=IMAGES)
+    np.savez(tmp_path / 'data.npz', samples=images)
     assert 'nothing to do' in call(*arguments).output
 
 
@@ -188,7 +179,7 @@ def test_a_rate_too_large_is_one_line(tmp_path, data):
     assert result.exit_code == 1 and 'Error: --lr: the loss is not a finite number' in result.output
 
 
-def test_labels_are_needed_for_cond(tmp_path):
-    np.savez(tmp_path / 'plain.npz', IMAGES)
+def test_labels_are_needed_for_cond(tmp_path, images):
+    np.savez(tmp_path / 'plain.npz', images)
     result = call(f'--outdir={tmp_path / "run"}', f'--data={tmp_path / "plain.npz"}', '--cond=1', *TINY)
     assert result.exit_code == 1 and 'has no labels' in result.output
