@@ -209,7 +209,7 @@ def test_ranks(networks, place):
 
 
 def test_files_of_the_reproduction(networks, tmp_path):
-    """A discriminator beside its adapters, and one by its epoch; two final ones in a folder are told apart by nobody."""
+    """A discriminator beside its adapters, and one by its epoch; of two final ones in a folder neither is taken."""
     shutil.copy(networks / 'r2/lora_best.pt', tmp_path / 'lora_adm_final16.pt')
     for name in ('discrim_uncond_final16.pt', 'discrim_uncond_epoch59.pt'):
         (tmp_path / name).touch()
