@@ -6,6 +6,7 @@ from .canvas import DPI
 
 DEVIATIONS, SHARE = 2, 1.3  # what a difference must exceed: its standard errors, per cent of the value
 COLOUR, PALE, MEAN, GREY = '#1f5a96', '#8fb0d0', '#b5482a', '0.35'
+MOST_TICKS = 6
 SPREAD = 0.12  # between trainings in a column
 
 
@@ -23,7 +24,7 @@ def study_figure(summaries: list[dict]) -> Figure:
         _differences(right, summary, metric)
         for axes in (left, right):
             _ticks(axes, summary['study'])
-            axes.set_xlabel(summary['study']['label'])
+            axes.set_xlabel(summary['study']['label'], fontsize=9)
             axes.spines[['top', 'right']].set_visible(False)
             axes.grid(axis='y', alpha=0.25, linewidth=0.6)
             axes.set_axisbelow(True)
@@ -59,6 +60,9 @@ def _values(axes, summary: dict, metric: str) -> None:
             axes.plot([low, high], [scale * each['value']] * 2, color=MEAN, linewidth=1.5)
     blocks = f'{summary["blocks"]} x ' if summary['blocks'] > 1 else ''
     axes.set_ylabel(f'{first["label"]} ({blocks}{summary["num_samples"]:,} images)', fontsize=9)
+    several = any(each['deviation'] is not None for each in study['groups'])
+    axes.set_title(f'bars: {"deviation over blocks" if blocks else "standard error"}'
+                   + '; red: mean and deviation of trainings' * several, fontsize=7, color=GREY)
 
 
 def _differences(axes, summary: dict, metric: str) -> None:
@@ -78,9 +82,8 @@ def _differences(axes, summary: dict, metric: str) -> None:
             beside = 1 if study['kind'] == 'repeats' else 0.3 if against['group'] is None else 0
             _verdicts(axes, [(max(inside) + beside if beside else sum(inside) / len(inside), each)], MEAN)
     shown = against['group'] or (study['against'] if against['x'] is None else f'{study["label"]} {study["against"]}')
-    axes.set_ylabel(f'difference from {shown} (%)', fontsize=9)
-    axes.annotate(f'within {SHARE} %: inconclusive', (1, SHARE), xycoords=('axes fraction', 'data'), xytext=(-3, -2),
-                  textcoords='offset points', ha='right', va='top', fontsize=7, color=GREY)
+    axes.set_ylabel(f'difference from\n{shown} (%)', fontsize=9)
+    axes.set_title(f'bars: 2 standard errors; grey: {SHARE} %; hollow: inconclusive', fontsize=7, color=GREY)
 
 
 def _verdicts(axes, points, colour) -> None:
@@ -110,9 +113,12 @@ def _columns(study: dict) -> list[float]:
 
 
 def _ticks(axes, study: dict) -> None:
-    """Names of the columns of trainings, and of the place of their mean."""
+    """Few values are named themselves; so are the columns of trainings, and the place of their mean."""
+    values = _columns(study)
+    if not study['groups'] and len(values) <= MOST_TICKS:
+        axes.set_xticks(values, [f'{value:g}' for value in values])
     if study['groups']:
-        names = [f'{x:g}' for x in _columns(study)]
+        names = [f'{value:g}' for value in values]
         if study['kind'] == 'repeats' and any(each.get('against') for each in study['groups']):
             names.append('mean')
         axes.set_xticks(range(len(names)), names)

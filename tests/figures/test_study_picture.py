@@ -38,7 +38,7 @@ def test_values_and_verdicts():
     assert list(across.get_ydata()) == [2, 2] and left.texts[0].get_text() == 'unguided'
     assert (list(curve.get_xdata()), list(curve.get_ydata())) == ([1, 9], [1.0, 1.99])
     assert marks(right) == [(1, -50, False), (9, -0.5, True)]
-    assert left.get_ylabel() == 'FD (60 images)' and right.get_ylabel() == 'difference from unguided (%)'
+    assert left.get_ylabel() == 'FD (60 images)' and right.get_ylabel() == 'difference from\nunguided (%)'
 
 
 def test_trainings_are_compared_by_their_means(tmp_path):
@@ -50,7 +50,7 @@ def test_trainings_are_compared_by_their_means(tmp_path):
     assert [text.get_text() for text in left.get_xticklabels()] == ['0', '8']
     assert list(left.lines[0].get_xdata()) == pytest.approx([-0.06, 0.06, 0.94, 1.06])
     assert marks(right) == [(1, -18, True)]  # not each against the single training `a`
-    assert right.get_ylabel() == 'difference from rank 0 (%)'
+    assert right.get_ylabel() == 'difference from\nrank 0 (%)'
     save(figure, tmp_path / 'study.png')
     assert (tmp_path / 'study.png').read_bytes().startswith(b'\x89PNG')
 
