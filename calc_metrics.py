@@ -60,8 +60,8 @@ def main():
 @click.option('--images', 'folders', help=f'{FOLDER}. Repeatable: every later one is compared with the first',
               metavar='DIR|NPZ|ZIP', type=str, multiple=True, required=True)
 @with_options(SPACE_OPTIONS)
-@click.option('--num', '--num_samples', 'num', help='Images of a block; fewer are refused', metavar='INT',
-              type=click.IntRange(min=20), default=50000, show_default=True)
+@click.option('--num', '--num_samples', 'num', help='Images of a block; fewer are refused',
+              metavar='INT', type=click.IntRange(min=20), default=50000, show_default=True)
 @click.option('--blocks', help='Disjoint blocks of --num images; several give a deviation', metavar='INT',
               type=click.IntRange(min=1), default=1, show_default=True)
 @JSON_OPTION

@@ -35,7 +35,8 @@ def main(**opts):
 
     Writes discriminator_<epoch>.pt (state dicts as DG's), best.pt and best.safetensors (least held-out loss),
     stats.jsonl and training.png. More epochs do not mean better FID: use `best`. With --lora_rank it also writes the
-    adapters of each, lora_adm_<epoch>.pt and lora_best; lora_adm_final are the last ones.
+    adapters of each, lora_adm_<epoch>.pt and lora_best; lora_adm_final are the last ones. Discriminators of samples of
+    generate_reflected.py are trained at its noise, and are .safetensors.
 
     Examples:
 
@@ -61,6 +62,7 @@ def main(**opts):
     if opts['cond'] and opts['datadir'] == discriminator.REAL and resolve_path(discriminator.REAL_LABELLED).is_file():
         opts['datadir'] = discriminator.REAL_LABELLED
     discriminator.check_loss(opts)
+    discriminator.settle_process(opts)
     machine = start(opts['device'], opts['precision'], opts['compile'], tf32_beside_half=True)
     with blame('--pretrained_classifier_ckpt'):
         extractor = load_classifier(opts['pretrained_classifier_ckpt'], opts['img_resolution'], machine.device,

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import tempfile
+import time
 from pathlib import Path
 
 import click
@@ -15,8 +16,9 @@ from dnnlib.cli import blame
 from metrics.detectors import Detector, load_detector, prepare_
 from metrics.frechet import frechet_distance
 from metrics.inception import InceptionV3
-from metrics.measure import measure
+from metrics.measure import measure, measure_all
 from metrics.moments import Moments
+from metrics.neighbours import neighbours
 from metrics.sources import open_source
 from torch_utils.compiler import count_flops
 from torch_utils.device import PRECISIONS, select_device, select_precision
@@ -169,15 +171,47 @@ def bench_fid(weights: InceptionV3, count: int, batch: int, precision: str, roun
         bench_pass(detector, source, max(count // 10, 2), batch, rounds)
 
 
+def bench_neighbours(count: int, dim: int, device) -> None:
+    """Time and memory of precision, recall, density and coverage of `count` images beside as many of a reference."""
+    x, y = (torch.from_numpy(standard_features(dim, count, seed)).to(device, torch.float32) for seed in (0, 1))
+    memory, began, worked = peak_memory(), time.monotonic(), time.process_time()
+    found = neighbours(x, y)
+    seconds, core_seconds = time.monotonic() - began, time.process_time() - worked
+    click.echo(f'\nprecision, recall, density and coverage, {count} x {count} features of {dim} dimensions: '
+               f'{seconds:.1f} s, {core_seconds:.1f} s of cores; largest memory {memory:.0f} MiB before, '
+               f'{peak_memory():.0f} MiB after; precision {found.precision.value:.3f}, '
+               f'coverage {found.coverage.value:.3f}')
+
+
+def bench_detectors(weights: InceptionV3, count: int, batch: int, rounds: int, device) -> None:
+    """One pass of two detectors beside a pass of each."""
+    first = load_detector('cifar10', device)
+    second = Detector('inception', 'FID', 2048, device, inception('fp32', device, weights))
+
+    def one_pass(*detectors):
+        with contextlib.redirect_stderr(io.StringIO()):
+            return measure_all(source, detectors, 0, count, batch=batch)[0].moments.count
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_shards(folder, count)
+        source = open_source(folder)
+        jobs = {'both in one pass': lambda: one_pass(first, second), 'cifar10': lambda: one_pass(first),
+                'inception': lambda: one_pass(second)}
+        timings = interleave({name: (job, 0) for name, job in jobs.items()}, device, rounds, warm=False)
+    timings['the two in turn'] = Timing(per_image=[timings['cifar10'].seconds + timings['inception'].seconds])
+    print_table(f'Two detectors, {count} images from files, batch {batch}', timings, reference='the two in turn')
+
+
 POSITIVE = click.IntRange(min=1)
 
 
 @click.command()
-@click.option('--what',      help='Comma-separated: trace, features, fid', type=CommaList(['trace', 'features', 'fid']),
+@click.option('--what',      help='Comma-separated: trace, features, fid, neighbours, detectors',
+              type=CommaList(['trace', 'features', 'fid', 'neighbours', 'detectors']),
               default='trace,features,fid', show_default=True)
-@click.option('--dim',       help='Dimensions of the trace', type=click.IntRange(min=8), default=2048,
-              show_default=True)
-@click.option('--images',    help='Images of the pass over files; a tenth of them with Inception',
+@click.option('--dim',       help='Dimensions of the trace, and of the features of neighbours',
+              type=click.IntRange(min=8), default=2048, show_default=True)
+@click.option('--images',    help='Images of a pass over files (fid: a tenth of them with Inception), or features',
               type=click.IntRange(min=20), default=5000, show_default=True)
 @click.option('--batch',     help='Images per forward pass', type=POSITIVE, default=32, show_default=True)
 @click.option('--precision', help='Comma-separated, of the features; the last one for the pass over files',
@@ -193,6 +227,7 @@ def main(what, dim, images, batch, precision, rounds, device, reference):
     \b
     python -m benchmarks.bench_metrics --reference=..
     python -m benchmarks.bench_metrics --what=fid --images=500000 --batch=64 --rounds=1
+    python -m benchmarks.bench_metrics --what=neighbours --images=50000 --dim=256
     """
     with blame('--device'):
         device = select_device(device)
@@ -207,6 +242,10 @@ def main(what, dim, images, batch, precision, rounds, device, reference):
     click.echo(machine(device))
     if 'fid' in what:  # first, so that the largest memory is that of the pass
         bench_fid(weights, images, batch, precision[-1], rounds, device)
+    if 'neighbours' in what:
+        bench_neighbours(images, dim, device)
+    if 'detectors' in what:
+        bench_detectors(weights, images, batch, rounds, device)
     if 'trace' in what:
         bench_trace(dim, rounds, reference)
     if 'features' in what:

@@ -7,9 +7,11 @@ import click
 import torch
 import torch.nn.functional as F
 
+from diffusion.reflected_sde import ReflectedVP
 from diffusion.vpsde import VPSDE
 from dnnlib.cli import FloatRange, blame
 from dnnlib.files import file_digest, resolve_output, resolve_path
+from dnnlib.run_folder import OPTIONS_FILE, read_options
 from figures.training import draw_training
 from networks import lora
 from networks.classifiers import create_classifier, time_convention
@@ -28,7 +30,7 @@ EMBEDDED_CLASSES = 1000  # rows of the label table in DG's conditional discrimin
 REAL, REAL_LABELLED = '/data/true_data.npz', '/data/true_data_label.npz'  # DG's
 FRACTION = FloatRange(min=0, max=1)
 # Options that were added later: the configuration has them only if they are changed.
-LATER = dict(wd=1e-7, dropout=0.0, augment=0.0, loss='bce', lora_rank=0)
+LATER = dict(wd=1e-7, dropout=0.0, augment=0.0, loss='bce', lora_rank=0, process='gaussian')
 DG_CACHE = 'gen_data_for_discriminator_training.npz'  # DG's own concatenation of the shards
 
 DATA = [
@@ -64,6 +66,9 @@ TRAINING = [
                  type=click.IntRange(min=-1), default=0, show_default=True),
     click.option('--loss', help='bce: tell real from generated; score: correct the score of --network on real images',
                  type=click.Choice(['bce', 'score']), default='bce', show_default=True),
+    click.option('--process', help='Noise of the images; reflected: for generate_reflected.py; auto: as the '
+                 'options.json in --gendir says', type=click.Choice(['auto', 'gaussian', 'reflected']), default='auto',
+                 show_default=True),
     click.option('--time', 'time_convention', help='VP time that the networks read; auto: as the classifier says, else '
                  'cosine at 64x64 and linear otherwise', type=click.Choice(['auto', 'linear', 'cosine']),
                  default='auto', show_default=True),
@@ -128,6 +133,17 @@ def check_loss(opts) -> None:
     opts['compile'] = 'off'
 
 
+def settle_process(opts) -> None:
+    """Replace --process=auto by what drew the generated images; refuse what reflected noise cannot have."""
+    if opts['process'] == 'auto':
+        with blame('--gendir'):
+            drawn = read_options(resolve_path(opts['gendir']) / OPTIONS_FILE)
+        opts['process'] = 'reflected' if drawn.get('kind') == 'reflected' else 'gaussian'
+    if opts['process'] == 'reflected' and opts['network']:
+        raise click.ClickException('--network: measures a correction of Gaussian noise, and this noise is reflected; '
+                                   'leave it out')
+
+
 def make_config(opts, real, generated, origin: dict) -> dict:
     """What decides the result, not how and where the run goes; files are known by their contents.
 
@@ -168,7 +184,7 @@ def make_run(config, opts, extractor, score_net, pairs, held_out, epoch_nimg, cl
     metadata = dict(kind='discriminator', width=config['width'], depth=config['depth'],
                     channels=architecture['in_channels'], resolution=config['img_resolution'], classes=classes,
                     time=convention, classifier=Path(opts['pretrained_classifier_ckpt']).name)
-    metadata |= {name: config[name] for name in ('lora_rank', 'loss') if name in config}
+    metadata |= {name: config[name] for name in ('lora_rank', 'loss', 'process') if name in config}
     hooks = EpochHooks(loss, held_out, config['batch_size'], config['seed'], epoch_nimg, config['epoch'],
                        config['patience'], opts['save_every'],
                        functools.partial(save_network, outdir, architecture, metadata, extractor if rank else None))
@@ -183,11 +199,11 @@ def make_run(config, opts, extractor, score_net, pairs, held_out, epoch_nimg, cl
 
 
 def make_loss(config, net, extractor, score_net, convention) -> DiscriminatorLoss:
-    """The loss that `config` names, for images perturbed by the VP-SDE."""
+    """The loss that `config` names, of images perturbed in the time of the VP-SDE."""
     def denoise(x, sigma, classes):
         return score_net(x, sigma, None if classes is None else F.one_hot(classes, score_net.label_dim).float())
 
-    sde = VPSDE()
+    sde = ReflectedVP() if config['process'] == 'reflected' else VPSDE()
     kind = CorrectionLoss if config['loss'] == 'score' else DiscriminatorLoss
     return kind(net, functools.partial(extractor, feature=True), sde, xflip=config['xflip'],
                 augment=AugmentPipe(config['augment']) if config['augment'] else None,
@@ -199,8 +215,10 @@ def save_network(outdir: Path, architecture: dict, metadata: dict, adapted, name
     """name.pt: a plain state dict that DG reads; name.safetensors: the same with its description.
 
     The adapters of the extractor `adapted` (or None) are written beside it, those of numbered files also as the final
-    ones.
+    ones. At reflected noise, which DG does not know and a state dict does not tell, all are safetensors.
     """
+    if 'process' in metadata:
+        name = name.replace('.pt', '.safetensors')
     if adapted is not None:
         net, beside = net.discriminator, f'lora_{name.replace("discriminator_", "adm_")}'
         numbered = name.startswith('discriminator_')
@@ -220,5 +238,5 @@ def summary(epoch_nimg: int, result: TrainResult) -> str:
     """How the run ended and which file to use."""
     ended, memory = f'{result.reason} after {result.nimg / epoch_nimg:g} epochs', result.memory
     if 'best_epoch' not in memory:
-        return f'{ended}; discriminator_*.pt'
-    return f'{ended}; best.pt is epoch {memory["best_epoch"]}, held-out loss {memory["best_loss"]:.4f}'
+        return f'{ended}; discriminator_*'
+    return f'{ended}; best.safetensors is epoch {memory["best_epoch"]}, held-out loss {memory["best_loss"]:.4f}'

@@ -14,10 +14,12 @@ from figures.results import read_summaries, short_names
 from metrics.detectors import load_detector
 from metrics.nearest import nearest_images
 from metrics.sources import ImageSource, open_source
+from torch_utils.device import select_device
 from torch_utils.image_source import open_images
 from torch_utils.images import image_grid
 from torch_utils.stats import JsonLines
 
+COLUMNS = 8  # of a grid
 CLASSES, OF_CLASS = 10, 10  # rows and columns of a grid by class,
 SEARCHED = 1000  # from this many samples
 SAMPLES, NEIGHBOURS = 8, 6  # rows of a picture of neighbours, and images beside each sample
@@ -38,7 +40,7 @@ def read_inputs(inputs: Sequence[str], num: int) -> tuple[list[dict], list[Run],
             training.append(Training(name, JsonLines(path / 'stats.jsonl').read(), read_options(path / 'options.json')))
         else:
             source = open_source(path)
-            grid = image_grid(nhwc(first_images(source, num)))
+            grid = image_grid(nhwc(first_images(source, num)), min(COLUMNS, num, len(source)))
             runs.append(Run(name, read_options(path / 'options.json'), grid, class_grid(path, source)))
     names = {run.name for run in runs}
     for result in (result for summary in summaries for result in summary['results']):
@@ -57,7 +59,8 @@ def add_neighbours(runs: list[Run], inputs: Sequence[str], data: str) -> None:
         return
     with blame('--neighbours'):
         samples = [first_images(open_source(folders[run.name]), SAMPLES) for run in shown]
-        found = nearest_images(torch.cat(samples), open_source(data), load_detector('cifar10'), NEIGHBOURS)
+        detector = load_detector('cifar10', select_device())
+        found = nearest_images(torch.cat(samples), open_source(data), detector, NEIGHBOURS)
     images = iter(found.images)
     for run, own in zip(shown, samples, strict=True):
         rows = [torch.cat([sample[None], torch.zeros_like(sample)[None], next(images)]) for sample in own]
@@ -76,12 +79,13 @@ def class_grid(path: Path, source: ImageSource) -> np.ndarray | None:
     if labels is None or len(np.unique(labels)) < 2:
         return None
     images = first_images(source, SEARCHED)
-    rows = np.zeros([CLASSES, OF_CLASS, *images.shape[1:]], np.uint8)  # [K, n, C, H, W]
-    classes = np.unique(labels[:len(images)])[:CLASSES]
+    classes, counts = np.unique(labels[:len(images)], return_counts=True)
+    columns = min(OF_CLASS, counts[:CLASSES].max())
+    rows = np.zeros([len(classes[:CLASSES]), columns, *images.shape[1:]], np.uint8)  # [K, n, C, H, W]
     for row, index in zip(rows, classes):
-        own = images[torch.from_numpy(labels[:len(images)] == index)][:OF_CLASS]
+        own = images[torch.from_numpy(labels[:len(images)] == index)][:columns]
         row[:len(own)] = own
-    return image_grid(nhwc(torch.from_numpy(rows[:len(classes)]).flatten(0, 1)), columns=OF_CLASS)
+    return image_grid(nhwc(torch.from_numpy(rows).flatten(0, 1)), columns)
 
 
 def nhwc(images: torch.Tensor) -> np.ndarray:

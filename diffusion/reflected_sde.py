@@ -4,6 +4,9 @@ import math
 
 import torch
 
+from . import cube
+from .vpsde import VPSDE
+
 
 class ReflectedVE:
     """dx = g(t) dw + reflection with sigma(t) = sigma_min (sigma_max / sigma_min)^t and g^2 = d sigma^2 / dt.
@@ -33,3 +36,16 @@ class ReflectedVE:
     def levels(self, num_steps: int) -> torch.Tensor:
         """sigma at num_steps + 1 equal times from 1 to 0, float64."""
         return self.sigma(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64))
+
+
+class ReflectedVP(VPSDE):
+    """Reflected diffusion in the time of the VP SDE, in which discriminators are trained.
+
+    At time t an image in [-1, 1] has Gaussian noise of level std(t) / mean(t), folded back at -1 and 1: in the cube
+    [0, 1] that is half of this level.
+    """
+
+    def perturb(self, x, t, noise):
+        """The state [N, C, H, W] in [-1, 1] at times t [N], in the dtype of x: x and noise z [N, C, H, W]."""
+        mean, std = self.marginal(t)
+        return 2 * cube.perturb((x + 1) / 2, std / mean / 2, noise) - 1

@@ -80,7 +80,8 @@ def _charts(costs: dict[str, dict], training: list[Training]) -> list[dict]:
     for name, each in lines.items():
         rows = next((line['calibration'] for line in reversed(each) if line.get('calibration')), None)
         figures[f'Noise levels predicted by {name}'] = calibration_curve(rows) if rows else None
-    return [dict(title=title, picture=_svg(figure)) for title, figure in figures.items() if figure is not None]
+    return [dict(title=title, picture=_svg(figure), panels=len(figure.axes) > 1) for title, figure in figures.items()
+            if figure is not None]
 
 
 def number_text(each: dict) -> str:
@@ -102,9 +103,10 @@ def _metric_chart(summary: dict) -> str | None:
     names = list(results[0]['metrics'])
     if len(results) < 2:
         return None
-    columns = min(len(names), 4)
+    columns = min(len(names), 3)
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(3 * columns, rows * (0.9 + 0.32 * len(results))), layout='constrained')
+    figure = Figure(figsize=(4 * columns, rows * (0.9 + 0.32 * len(results))), layout='constrained')
+    figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, name in zip(panels, names):
         for place, result in enumerate(results):

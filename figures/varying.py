@@ -37,19 +37,24 @@ def varying_curves(summary: dict) -> Figure | None:
 
 
 def draw_panel(axes, x: list[float], results: list[dict], others: dict[str, list]) -> None:
-    """The first metric of each result at x, with its error; a line for equal values of the options `others`."""
+    """The first metric of each result at x, with its error; a line for equal values of the options `others`.
+
+    A line of one result has its name.
+    """
     key, first = next(iter(results[0]['metrics'].items()))
+    per_result = [', '.join(f'{other} {values[place]}' for other, values in others.items())
+                  for place in range(len(results))]
     lines: dict[str, list] = {}
-    for place, result in enumerate(results):
-        name = ', '.join(f'{other} {values[place]}' for other, values in others.items())
-        lines.setdefault(name, []).append((x[place], result['metrics'][key]))
+    for name, value, result in zip(per_result, x, results, strict=True):
+        lines.setdefault(name, []).append((value, result['metrics'][key]))
+    names = {name: result['name'] for name, result in zip(per_result, results, strict=True) if len(lines[name]) == 1}
     for name, points in lines.items():
         points.sort(key=lambda point: point[0])
         errors = [each['error'] if each['deviation'] is None else each['deviation'] for _, each in points]
         axes.errorbar([value for value, _ in points], [first['scale'] * each['value'] for _, each in points],
                       None if None in errors else [first['scale'] * error for error in errors], marker='o',
-                      markersize=4, capsize=3, label=name)
-    if 1 < len(lines) <= MOST_LINES and len(lines) < len(results):
+                      markersize=4, capsize=3, label=names.get(name, name))
+    if 1 < len(lines) <= MOST_LINES:
         axes.legend(fontsize=8)
     axes.set_ylabel(first['label'])
     axes.grid(alpha=0.3)

@@ -21,7 +21,8 @@ def nearest_images(samples: torch.Tensor, source, detector: Detector, k: int = 6
 
     source: an ImageSource of images of the same shape. Raises ValueError for fewer than k images and for another shape.
     """
-    source.choose(k)
+    if len(source) < k:
+        raise ValueError(f'{source.name} holds {len(source)} images, fewer than {k} neighbours')
     f = detector(samples)  # [n, D]
     found = None
     with progress(total=len(source), desc=f'neighbours in {source.name}', unit='img') as bar:
@@ -32,7 +33,7 @@ def nearest_images(samples: torch.Tensor, source, detector: Detector, k: int = 6
             if found is not None:
                 distances = torch.cat([found.distances, distances], dim=1)
                 images = torch.cat([found.images, images], dim=1)
-            best = distances.topk(min(k, distances.shape[1]), largest=False)
+            best = distances.topk(min(k, distances.shape[1]), largest=False)  # in order
             rows = torch.arange(len(f))[:, None]
             found = Nearest(best.values, images[rows, best.indices])
     return found

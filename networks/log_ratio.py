@@ -1,7 +1,8 @@
 """The log-ratio of data and model densities, from a discriminator (DG, Kim et al., ICML 2023).
 
 A discriminator reads the features of a frozen ADM classifier of noisy images. Both live in the VP world: a state x
-at noise level sigma is fed to them as mean(tau) x at time tau(sigma) (diffusion/vpsde.py).
+at noise level sigma is fed to them as mean(tau) x at time tau(sigma) (diffusion/vpsde.py). States of reflected
+diffusion, which is bounded, are fed as they are.
 """
 
 import functools
@@ -15,6 +16,7 @@ from dnnlib import demo
 
 from .classifiers import check_discriminator, check_resolution, read_classifier, time_convention, vp_mean_and_time
 from .lora import read_adapters
+from .reflected import ReflectedPrecond
 
 CLIP = 1e-5  # DG clips probabilities to [1e-5, 1 - 1e-5] before the logit
 TIMES = ('linear', 'cosine')
@@ -34,16 +36,18 @@ class LogRatio:
             clips); the default is the raw logit, as DiffRS has it. See docs/equations.md.
         conditional: whether the discriminator is given class_labels; otherwise they are ignored.
         only_gradient: that the value means nothing, since training fitted the gradient; for who needs the value.
+        reflected: that x is a state of reflected diffusion, in [0, 1]; the networks see 2 x - 1 at time tau(2 sigma).
     Raises ValueError for another time.
     """
 
     def __init__(self, classifier, discriminator, time: str = 'linear', clip: bool = False, conditional: bool = False,
-                 only_gradient: bool = False):
+                 only_gradient: bool = False, reflected: bool = False):
         if time not in TIMES:
             raise ValueError(f'time {time!r} is not one of {", ".join(TIMES)}')
         self.classifier = classifier
         self.discriminators = tuple(discriminator) if isinstance(discriminator, Sequence) else (discriminator,)
         self.time, self.clip, self.conditional, self.only_gradient = time, clip, conditional, only_gradient
+        self.sigma_unit = 2 if reflected else 1  # noise level 1 of x, for images in [-1, 1]
         self._logit_and_grad = functools.partial(value_and_grad, self._logit)
 
     def compile(self, choose=lambda compiled, plain: compiled) -> None:
@@ -62,8 +66,8 @@ class LogRatio:
         return len(self.discriminators)
 
     def __call__(self, x, sigma, class_labels=None):
-        mean, t = vp_mean_and_time(sigma, x, self.time)
-        return self._logit(mean * x, t, class_labels)
+        x, _, t = self._inputs(x, sigma)
+        return self._logit(x, t, class_labels)
 
     @torch.no_grad()
     def value(self, x, sigma, class_labels=None):
@@ -72,9 +76,16 @@ class LogRatio:
 
     def value_and_grad(self, x, sigma, class_labels=None):
         """The log-ratio [N] and its gradient with respect to x [N, C, H, W] (float32), from one evaluation."""
-        mean, t = vp_mean_and_time(sigma, x, self.time)
-        value, gradient = self._logit_and_grad((mean * x).to(torch.float32), t, class_labels)
-        return value, mean.to(torch.float32) * gradient
+        x, factor, t = self._inputs(x, sigma)
+        value, gradient = self._logit_and_grad(x.to(torch.float32), t, class_labels)
+        return value, factor.to(torch.float32) * gradient
+
+    def _inputs(self, x, sigma):
+        """(what the networks see of x, its derivative, the time)."""
+        mean, t = vp_mean_and_time(self.sigma_unit * sigma, x, self.time)
+        if self.sigma_unit == 1:
+            return mean * x, mean, t
+        return 2 * x - 1, torch.full_like(mean, 2), t
 
     def _logit(self, vp, t, class_labels):
         vp = vp.to(torch.float32)
@@ -102,7 +113,8 @@ def load_log_ratio(net, classifier: str | os.PathLike | None = None,
     Without a path, the bundled one (CIFAR-10, unconditional); of several discriminators, the mean of their log-ratios.
     `conditional` says that the discriminator takes class labels; `dtype` is that of both networks' bodies, `clip` as in
     LogRatio, `device` that of `net` unless given. `lora`: a file of adapters, which are added to the classifier's
-    weights; its rank is checked against `lora_rank` if that is given.
+    weights; its rank is checked against `lora_rank` if that is given. Networks of reflected diffusion need
+    discriminators that were trained at their noise levels, all others those of Gaussian noise.
     Raises ValueError, which names both sides of a mismatch, and OSError.
     """
     classifier, discriminator = classifier or demo.DEMO_CLASSIFIER, discriminator or demo.DEMO_DISCRIMINATOR
@@ -121,7 +133,13 @@ def load_log_ratio(net, classifier: str | os.PathLike | None = None,
     time = _time_of([(f'classifier {classifier}', image_net), *((f'discriminator {path}', feature_net)
                     for path, feature_net in zip(paths, found, strict=True))], net.img_resolution)
     return LogRatio(image_net, found, time=time, clip=clip, conditional=bool(conditional),
-                    only_gradient=any(feature_net.metadata.get('loss') == 'score' for feature_net in found))
+                    only_gradient=any(feature_net.metadata.get('loss') == 'score' for feature_net in found),
+                    reflected=process_of(net) == 'reflected')
+
+
+def process_of(net) -> str:
+    """The kind of noise that a score network knows: 'gaussian' or 'reflected'."""
+    return 'reflected' if isinstance(net, ReflectedPrecond) else 'gaussian'
 
 
 def _read_discriminator(path, images, net, conditional, adapters, dtype, device):
@@ -130,6 +148,10 @@ def _read_discriminator(path, images, net, conditional, adapters, dtype, device)
     metadata = feature_net.metadata
     check_discriminator(path, features, conditional, images.feature_channels, images.feature_size)
     check_resolution(path, 'discriminator', metadata, net.img_resolution)
+    noise, needed = metadata.get('process', 'gaussian'), process_of(net)
+    if noise != needed:
+        raise ValueError(f'discriminator {path} was trained at {noise} noise, the network has {needed} noise; train '
+                         f'one on samples of this network (train.py)')
     # DG's files embed 1000 classes whatever the data; ours say how many they were trained on
     classes = metadata.get('classes', features.num_classes)
     if conditional and (classes < net.label_dim or 'classes' in metadata and classes != net.label_dim):

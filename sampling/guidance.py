@@ -49,10 +49,10 @@ class DiscriminatorGuidance:
 
     log_ratio(x, sigma, class_labels=None) -> [N], log p_data(x; sigma) - log p_model(x; sigma) of images x with
     noise sigma ([] or [N]), differentiable in x; if it has `value_and_grad` with the same arguments, that is
-    used; if it has `discriminator_calls`, an evaluation counts as that many calls. `weight_1st` scales the guidance
-    of a step's first evaluation, `weight_2nd` that of Heun's second one (1 in both is exact). `boosting`: a Boosting,
-    or True for DG's. Guidance acts if the VP time of sigma lies in [time_min, time_max], separately for each row.
-    Raises ValueError for an empty time range.
+    used; if it has `discriminator_calls`, an evaluation counts as that many calls; its `sigma_unit`, if any, is noise
+    level 1 in units of images in [-1, 1]. `weight_1st` scales the guidance of a step's first evaluation, `weight_2nd`
+    that of Heun's second one (1 in both is exact). `boosting`: a Boosting, or True for DG's. Guidance acts if the VP
+    time of sigma lies in [time_min, time_max], separately for each row. Raises ValueError for an empty time range.
     """
 
     def __init__(self, log_ratio, weight_1st: float = 2.0, weight_2nd: float = 0.0,
@@ -63,7 +63,7 @@ class DiscriminatorGuidance:
         self.calls = getattr(log_ratio, 'discriminator_calls', 1)  # discriminators that an evaluation calls
         self.weight_1st, self.weight_2nd = float(weight_1st), float(weight_2nd)
         mean, std = VPSDE().marginal(torch.tensor([time_min, time_max], dtype=torch.float64))
-        low, high = (std / mean).tolist()
+        low, high = (std / mean / getattr(log_ratio, 'sigma_unit', 1)).tolist()
         self.sigma_low, self.sigma_high = low * (1 - 1e-6), high * (1 + 1e-6)  # the limits are inside the range
 
     def __call__(self, net) -> 'DiscriminatorGuided':

@@ -163,7 +163,7 @@ class EpochHooks:
 
 def owns(config: dict, name: str) -> bool:
     """Whether a run of train.py writes a file of this name; discriminators of later epochs may be published ones."""
-    numbered = re.fullmatch(r'(discriminator|lora_adm)_(\d+)\.pt', name)
+    numbered = re.fullmatch(r'(discriminator|lora_adm)_(\d+)\.(pt|safetensors)', name)
     if numbered:
         return int(numbered[2]) <= config.get('epoch', 0)
     return name in ('best.pt', 'best.safetensors', PICTURE, *LORA_FILES)

@@ -106,6 +106,16 @@ def test_features_and_one_pass():
     assert output.count('largest memory: ') == 2
 
 
+def test_neighbours_and_two_detectors():
+    found, output = tables(bench_metrics.main, '--what=neighbours,detectors', '--batch=10', '--images=20', '--dim=8',
+                           '--rounds=1')
+    rows, = found.values()
+    assert list(rows) == ['both in one pass', 'cifar10', 'inception', 'the two in turn']
+    total = sum(float(rows[name]['ms/img']) for name in ('cifar10', 'inception'))
+    assert float(rows['the two in turn']['ms/img']) == pytest.approx(total, rel=0.01)
+    assert re.search(r'20 x 20 features of 8 dimensions: [\d.]+ s, [\d.]+ s of cores; largest memory \d+ MiB', output)
+
+
 @pytest.mark.parametrize('command, argument, message', [
     (bench_training.main, '--reference=nowhere', 'git clone'), (bench_metrics.main, '--reference=nowhere', 'git clone'),
     (bench_training.main, '--batch=0', 'at least 1 image'), (bench_training.main, '--growth=0', 'at least 1 image'),

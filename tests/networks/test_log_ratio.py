@@ -14,12 +14,16 @@ from goldens import load
 from torch._dynamo.backends.common import aot_autograd
 
 import classifier_lib
+from diffusion import cube
+from diffusion.reflected_sde import ReflectedVP
+from diffusion.vpsde import VPSDE
 from guided_diffusion import create_classifier
 from networks import LogRatio, load_log_ratio, load_network
 from networks.classifiers import load_classifier, load_discriminator, time_convention
 from networks.log_ratio import clipped_logit
 from torch_utils import checkpoint
 from torch_utils.compiler import compiled_or_plain
+from training.discriminator import DiscriminatorLoss
 
 IN_RANGE = slice(1, 4)  # of the five noise levels: 0.03 lies below time_min, 200 above time_max
 CASES = [(repo, kind, res) for repo in ('dg', 'diffrs') for kind in ('uncond', 'cond') for res in (32, 64)]
@@ -367,3 +371,20 @@ def test_foreign_files(dg_files, tmp_path, monkeypatch):
             'part.pt': 'classifier part.pt: .*Missing key'}.items():
         refused(message, load_log_ratio, NET, name, dg_files[1]['uncond'], device='cpu')
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_a_reflected_log_ratio_is_the_trained_logit():
+    """At a state in [0, 1] it is what training sees at this level; its gradient is that of the state."""
+    net, features = discriminator('uncond'), classifier()
+    log_ratio = LogRatio(features, net, reflected=True)
+    loss = DiscriminatorLoss(net, functools.partial(features, feature=True), ReflectedVP())
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand([3, 3, 32, 32], generator=generator) * 2 - 1
+    noise, t = torch.randn(images.shape, generator=generator), torch.tensor([0.05, 0.2, 0.9], dtype=torch.float64)
+    mean, std = VPSDE().marginal(t)
+    state = cube.perturb((images.double() + 1) / 2, std / mean / 2, noise.double())
+    value, gradient = log_ratio.value_and_grad(state, std / mean / 2)
+    expected = loss.logits(images, None, t.float(), noise)
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-3, atol=1e-4)
+    by_autograd, = torch.autograd.grad(log_ratio(state.requires_grad_(), std / mean / 2).sum(), state)
+    torch.testing.assert_close(gradient, by_autograd.float(), rtol=1e-4, atol=1e-4 * float(gradient.abs().max()))

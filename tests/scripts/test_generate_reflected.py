@@ -10,11 +10,15 @@ from click.testing import CliRunner
 from cube_densities import CosineNet
 from published_run import write_run
 
+import generate
 import generate_reflected
+import train
 from commands.likelihood import likelihood
 from commands.reflected_words import sampling_arguments
+from networks import load_log_ratio
 from networks.reflected import load_reflected
 from sampling.classifier_free import ClassifierFree
+from sampling.guidance import DiscriminatorGuidance
 from sampling.reflected import reflected_heun, reflected_levels, reflected_pc
 from sampling.samples import sample
 from torch_utils.images import to_uint8
@@ -116,6 +120,62 @@ def test_guidance_needs_classes(runs, tmp_path):
     assert result.exit_code == 1 and '--w: guidance needs a network with classes' in result.output
     result = call(f'--network={tmp_path}', f'--outdir={tmp_path}', '--seeds=0')
     assert result.exit_code == 1 and 'no .hydra/config.yaml' in result.output
+
+
+@pytest.fixture(scope='module')
+def trained(runs, files, tmp_path_factory):
+    """The folder of a discriminator of a reflected network's samples; train.py finds their noise by itself."""
+    folder = tmp_path_factory.mktemp('trained')
+    result = call(f'--network={runs["vdm_attn"]}', f'--outdir={folder / "gen"}', '--seeds=0-11', '--steps=2')
+    assert result.exit_code == 0, result.output
+    np.savez(folder / 'real.npz', samples=np.random.RandomState(0).randint(256, size=[12, 16, 16, 3], dtype=np.uint8))
+    result = CliRunner().invoke(train.main, [
+        f'--savedir={folder / "run"}', f'--gendir={folder / "gen"}', f'--datadir={folder / "real.npz"}', '--epoch=1',
+        '--batch=8', '--width=64', '--depth=1', '--img_resolution=16', '--device=cpu', '--precision=fp32',
+        f'--pretrained_classifier_ckpt={files / "classifier.pt"}'])
+    assert result.exit_code == 0, result.output
+    return folder / 'run'
+
+
+def test_guidance_by_a_discriminator_of_reflected_noise(runs, files, trained, tmp_path):
+    """Trained by train.py, which writes what its noise is; guided images are the library's."""
+    assert sorted(path.name for path in trained.glob('*.safetensors')) == ['best.safetensors',
+                                                                          'discriminator_1.safetensors']
+    assert not (trained / 'best.pt').exists() and not (trained / 'discriminator_1.pt').exists()
+    assert json.loads((trained / 'options.json').read_text())['process'] == 'reflected'
+    disc = trained / 'best.safetensors'
+    result = call(f'--network={runs["vdm_attn"]}', f'--outdir={tmp_path}', '--seeds=0-2', '--steps=3',
+                  f'--pretrained_classifier_ckpt={files / "classifier.pt"}', f'--discriminator_ckpt={disc}',
+                  '--dg_weight_1st_order=3', '--dg_weight_2nd_order=1')
+    assert result.exit_code == 0, result.output
+    net = load_reflected(runs['vdm_attn'])
+    log_ratio = load_log_ratio(net, files / 'classifier.pt', disc)
+    guidance = DiscriminatorGuidance(log_ratio, 3, 1)
+    assert guidance.sigma_low == pytest.approx(DiscriminatorGuidance(exact_zero, 3, 1).sigma_low / 2)
+    expected = sample(reflected_heun, net, range(3), guidance=guidance, levels=reflected_levels(net, 3), progress=False)
+    assert np.abs(images_in(tmp_path).astype(int) - to_uint8(net.decode(expected.images))).max() <= 1
+    options = json.loads((tmp_path / 'options.json').read_text())
+    assert options['dg_weight_1st_order'] == 3 and len(options['discriminator_sha256']) == 16
+    assert options['report']['discriminator_calls']['mean'] == expected.costs['discriminator_calls'].mean() > 0
+
+
+def exact_zero(x, sigma, class_labels=None):
+    return x.flatten(1).sum(1) * 0
+
+
+def test_discriminators_of_other_noise_are_refused(runs, files, trained, tmp_path):
+    guided = ['--dg_weight_1st_order=1', f'--pretrained_classifier_ckpt={files / "classifier.pt"}',
+              f'--outdir={tmp_path / "out"}', '--seeds=0', '--device=cpu']
+    result = call(f'--network={runs["vdm_attn"]}', f'--discriminator_ckpt={files / "disc_uncond.pt"}', *guided)
+    assert result.exit_code == 1 and 'was trained at gaussian noise, the network has reflected noise' in result.output
+    result = CliRunner().invoke(generate.main, [
+        f'--network={files / "uncond.safetensors"}', f'--discriminator_ckpt={trained / "best.safetensors"}', *guided])
+    assert result.exit_code == 1 and 'was trained at reflected noise, the network has gaussian noise' in result.output
+    result = CliRunner().invoke(train.main, [
+        f'--savedir={tmp_path / "out"}', '--process=reflected', f'--network={files / "uncond.safetensors"}',
+        f'--pretrained_classifier_ckpt={files / "classifier.pt"}', '--img_resolution=16'])
+    assert result.exit_code == 1 and '--network: measures a correction of Gaussian noise' in result.output
+    assert not (tmp_path / 'out').exists()
 
 
 class Images:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import goldens
+import measuring
 import numpy as np
 import PIL.Image
 import pytest
@@ -185,7 +186,43 @@ def test_report_page(tmp_path, monkeypatch):
         assert text in page.texts, text
     assert 'rho' not in page.texts[:page.texts.index('All options of run0')]  # the same in both runs
     picture = base64.b64decode(next(address for address in page.loads if 'png' in address).split(',')[1])
-    np.testing.assert_array_equal(pixels(io.BytesIO(picture)), image_grid(np.zeros([4, 8, 8, 3], np.uint8)))
+    np.testing.assert_array_equal(pixels(io.BytesIO(picture)), image_grid(np.zeros([4, 8, 8, 3], np.uint8), 4))
+
+
+def decoded(page):
+    """The PNG pictures of a page."""
+    return [pixels(io.BytesIO(base64.b64decode(address.split(',')[1]))) for address in page.loads if 'png' in address]
+
+
+def test_report_of_classes_commands_and_neighbours(tmp_path, monkeypatch):
+    """Class rows in order, each sample beside the images that were copied from it, and results without a folder."""
+    folder = measuring.make_place(tmp_path, monkeypatch)
+    with np.load('samples/run/samples_00000000.npz', allow_pickle=False) as file:
+        samples = file['samples']
+    np.savez('samples/run/samples_00000000.npz', samples=samples, label=np.eye(4)[np.arange(20) % 2 + 1])
+    for first in (20, 40):
+        (folder / f'samples/run/samples_{first:08d}.npz').unlink()
+    (folder / 'samples/run/options.json').write_text(json.dumps(dict(seeds='0-19', command='python generate.py --x=1')))
+    summary = dict(detector='cifar10', fingerprint='abcd', distance='FD-CIFAR10', ref='demo.npz', ref_count=50000,
+                   num_samples=20, blocks=1, results=[measured('drawn', 2.0)], differences=[])
+    Path('gen.json').write_text(json.dumps(dict(writer='calc_metrics.py', summaries=[summary], blocks={})))
+    np.savez('train.npz', images=np.concatenate([samples[::-1], 255 - samples]))
+    result = run('report', 'samples/run', 'gen.json', '--neighbours=train.npz', '--out=page.html', '--num=5')
+    assert result.exit_code == 0, result.output
+    page = Page(Path('page.html').read_text())
+    grid, by_class, neighbours = decoded(page)
+    np.testing.assert_array_equal(grid, image_grid(samples[:5], 5))
+    np.testing.assert_array_equal(by_class, image_grid(np.concatenate([samples[:20:2], samples[1:20:2]]), 10))
+    shown = image_grid(np.concatenate([np.stack([image, 0 * image, image]) for image in samples[:8]]), 3)
+    assert neighbours.shape[1] == 8 * 34 + 2
+    np.testing.assert_array_equal(neighbours[:, :3 * 34], shown[:, :3 * 34])
+    for text in ('python generate.py \\\n    --x=1', 'All options of drawn', 'All options of run'):
+        assert text in Path('page.html').read_text(), text
+    result = run('report', 'samples/run', '--neighbours=nowhere', '--out=other.html')
+    assert result.exit_code == 1 and '--neighbours: nowhere does not exist' in result.output
+    np.savez('train.npz', images=samples[:3])
+    result = run('report', 'samples/run', '--neighbours=train.npz', '--out=other.html')
+    assert result.exit_code == 1 and '--neighbours: train.npz holds 3 images, fewer than 6' in result.output
 
 
 @pytest.mark.parametrize('args, part', [

@@ -224,7 +224,7 @@ def test_script_writes_what_dg_reads_and_resumes_bitwise(room):
     result = run(room, 'parts', '--cond=1', '--val_fraction=0.25', '--lr=1e-2', datadir='real_label.npz')
     assert result.exit_code == 1 and 'lr' in result.output and '--overwrite' in result.output
     result = run(room, 'parts', '--cond=1', '--val_fraction=0.25', datadir='real_label.npz')  # complete
-    assert result.exit_code == 0 and f'best.pt is epoch {best}' in result.output
+    assert result.exit_code == 0 and f'best.safetensors is epoch {best}' in result.output
 
 
 def test_few_images(room):
@@ -355,7 +355,7 @@ def test_script_stops_early_and_keeps_the_best(room):
     result = run(room, 'early', '--epoch=30', '--patience=1', '--lr=0', '--val_fraction=0.25')
     assert result.exit_code == 0 and 'stopping' in result.output, result.output
     assert (room / 'early' / 'discriminator_2.pt').exists() and not (room / 'early' / 'discriminator_3.pt').exists()
-    assert 'best.pt is epoch 1' in result.output
+    assert 'best.safetensors is epoch 1' in result.output
 
 
 def test_published_defaults():
