@@ -60,8 +60,8 @@ def main():
 @click.option('--images', 'folders', help=f'{FOLDER}. Repeatable: every later one is compared with the first',
               metavar='DIR|NPZ|ZIP', type=str, multiple=True, required=True)
 @with_options(SPACE_OPTIONS)
-@click.option('--num', help='Images of a block; fewer are refused', metavar='INT', type=click.IntRange(min=20),
-              default=50000, show_default=True)
+@click.option('--num', '--num_samples', 'num', help='Images of a block; fewer are refused',
+              metavar='INT', type=click.IntRange(min=20), default=50000, show_default=True)
 @click.option('--blocks', help='Disjoint blocks of --num images; several give a deviation', metavar='INT',
               type=click.IntRange(min=1), default=1, show_default=True)
 @JSON_OPTION
@@ -121,7 +121,8 @@ def gen(refs, names, blocks, json_path, weights, allow_code, words):
 @click.option('--dest', help='The statistics to write', metavar='NPZ', type=str, required=True)
 @click.option('--detector', 'name', help='Feature network', type=click.Choice(list(DETECTORS)), default='cifar10',
               show_default=True)
-@click.option('--num', help='Images to use; default: all', metavar='INT', type=click.IntRange(min=2))
+@click.option('--num', '--num_samples', 'num', help='Images to use; default: all', metavar='INT',
+              type=click.IntRange(min=2))
 @click.option('--features', help='Images whose features are kept, for kid, pr, dc and mind', metavar='INT',
               type=click.IntRange(min=0), default=10000, show_default=True)
 @with_options(DETECTOR_OPTIONS)

@@ -11,7 +11,7 @@ from networks.log_ratio import LogRatio, clipped_logit
 __all__ = ['LogRatio', 'clipped_logit', 'get_discriminator', 'get_grad_log_ratio', 'load_classifier',
            'load_discriminator', 'load_log_ratio', 'time_convention', 'vpsde']
 
-OUTSIDE = 1e7  # DG's log-ratio where the discriminator is not asked
+OUTSIDE = 1e7  # DG's log-ratio outside the time range
 
 
 class vpsde(VPSDE):  # noqa: N801 (DG's name)
@@ -33,7 +33,7 @@ class vpsde(VPSDE):  # noqa: N801 (DG's name)
         return (mean, std, tau) if std_out else (mean, tau)
 
     def get_diffusion_time(self, batch_size, batch_device, t_min=1e-5, importance_sampling=True):
-        """Random times [N] for training (float32), and the constant by which importance sampling weighs them."""
+        """Random times [N] for training (float32), and the constant that weights them under importance sampling."""
         u = torch.rand(batch_size, device=batch_device)
         if not importance_sampling:
             return u * (1 - t_min) + t_min, 1
@@ -59,7 +59,7 @@ def get_discriminator(latent_extractor_ckpt, discriminator_ckpt, condition, img_
     expected = time_convention(img_resolution)
     for what, path, net in (('classifier', latent_extractor_ckpt, classifier),
                             ('discriminator', discriminator_ckpt, discriminator)):
-        metadata = getattr(net, 'metadata', {})  # new networks have none
+        metadata = getattr(net, 'metadata', {})  # fresh networks have none
         check_resolution(path, what, metadata, img_resolution)
         if metadata.get('time', expected) != expected:
             raise ValueError(f'{what} {path} was trained with {metadata["time"]} time, get_grad_log_ratio takes '
@@ -76,8 +76,8 @@ def get_grad_log_ratio(discriminator, vpsde, unnormalized_input, std_wve_t, img_
                        class_labels, log=False):
     """DG's correction -sigma^2 grad log-ratio of x [N, C, H, W] at noise levels [N], and with `log` the log-ratio [N].
 
-    `discriminator` is what `get_discriminator` gives, or None. Rows whose time lies outside [time_min, time_max] get
-    correction 0 and log-ratio 1e7, each row on its own (the published code lets the smallest time decide for all).
+    `discriminator` is the result of `get_discriminator`, or None. Rows whose time lies outside [time_min, time_max] get
+    correction 0 and log-ratio 1e7, separately for each row (in the published code the smallest time decides for all).
     """
     sigma = torch.as_tensor(std_wve_t, device=unnormalized_input.device).expand(unnormalized_input.shape[0])
     mean, tau = vpsde.transform_unnormalized_wve_to_normalized_vp(sigma)

@@ -22,7 +22,7 @@ from torch_utils.progress import progress
 
 
 class EdmGroup(click.Group):
-    """Subcommands; EDM's command, which has none, and EDM2's `convert` are `zip`."""
+    """Subcommands; EDM's command without a subcommand, and EDM2's `convert`, mean `zip`."""
 
     def parse_args(self, ctx, args):
         return super().parse_args(ctx, ['zip', *args] if args and args[0].startswith('--') and args[0] != '--help'
@@ -36,18 +36,18 @@ class EdmGroup(click.Group):
 def main():
     """Make data/*.npz, EDM-style zips and reference statistics.
 
-    Folders of images are read with all their subfolders, but for hidden ones. Without a dataset.json the first folder
-    below what all have in common is the class: names that are integers count in their order, others alphabetically.
-    Photos are turned as their EXIF orientation says, for data sets, statistics and samples alike.
+    Folders of images are read with all subfolders except hidden ones. Without a dataset.json, the first folder below
+    the common ones is the class; classes are ordered numerically if all names are integers, else alphabetically.
+    Photos are rotated as their EXIF orientation says, in data sets, statistics and samples alike.
 
     Examples:
 
     \b
-    # data/true_data.npz and data/true_data_label.npz, as DG's train.py wants them
+    # data/true_data.npz and data/true_data_label.npz, as DG's train.py reads them
     python dataset_tool.py npz --source=cifar10
 
     \b
-    # EDM-style zips: of CIFAR-10, and of a folder whose subfolders are classes
+    # EDM-style zips of CIFAR-10, and of a folder whose subfolders are classes
     python dataset_tool.py zip --source=cifar10 --dest=data/cifar10-train.zip
     python dataset_tool.py zip --source=photos/ --dest=data/photos.zip --resolution=64x64 --transform=center-crop
 
@@ -73,7 +73,7 @@ def main():
 def npz(source, max_images, labels, outdir, name):
     """Write <name>.npz (arr_0, uint8 [N, H, W, C]) and, with labels, <name>_label.npz (samples, label [N]).
 
-    Beside the latter <name>_label.json names the classes.
+    <name>_label.json names the classes.
     """
     data = open_source(source, max_images, labels)
     outdir = resolve_output(outdir)
@@ -86,7 +86,7 @@ def npz(source, max_images, labels, outdir, name):
                 yield block
                 bar.update(len(block))
 
-    with blame('--outdir'), contextlib.closing(read()) as blocks:  # which ends the bar's line before an error
+    with blame('--outdir'), contextlib.closing(read()) as blocks:  # so that the bar ends its line before an error
         write_npz(names, blocks, len(data.images), data.labels, labelled)
     for path, array in names.items():
         click.echo(f'{path}: {len(data.images)} images as `{array}`')
@@ -96,8 +96,8 @@ def npz(source, max_images, labels, outdir, name):
 
 @main.command('zip')
 @source_option
-@click.option('--max_images', '--max-images', help='Use the first images only, this many, as EDM', metavar='INT',
-              type=click.IntRange(min=1))
+@click.option('--max_images', '--max-images', help='Use only this many images, the first ones, as in EDM',
+              metavar='INT', type=click.IntRange(min=1))
 @labels_option
 @click.option('--dest', help='The zip to write, or an empty or new folder', metavar='ZIP|DIR', type=str, required=True)
 @click.option('--resolution', help='Width and height to make, by the Lanczos filter; without --transform images are '
@@ -153,7 +153,7 @@ def make_zip(source, max_images, labels, dest, resolution, transform, rgb):
 def stats(source, max_images, dest, detector, detector_ckpt, allow_code, features, batch, precision, device):
     """Write reference statistics: mu, sigma, detector, fingerprint, count, source, and features for KID.
 
-    Works under torchrun, which deals the images out.
+    Works under torchrun, whose processes share the images.
     """
     machine = start(device, precision)
     with blame('--detector'), dist.rank0_first():  # it downloads

@@ -45,8 +45,8 @@ from torch_utils.device import PRECISIONS
 def main(folders, ref_path, num_samples, blocks, **opts):
     """Measure the distance between folders of samples and a data set.
 
-    Prints "<folder>, <distance>" for each, and where the statistics carry features (the shipped ones do) a table
-    with KID, which unlike the Frechet distance is unbiased for few images.
+    Prints "<folder>, <distance>" for each and, if the statistics hold features (the shipped ones do), a table with KID,
+    which unlike the Frechet distance is unbiased for few images.
 
     Examples:
 
@@ -77,13 +77,7 @@ def main(folders, ref_path, num_samples, blocks, **opts):
         for source in sources:
             source.choose(num_samples, blocks)
             dist.print0(f'{source.path}: {len(source)} images, {num_samples * blocks} used')
-    with blame('--detector'):
-        name = ref.default_detector() if opts['detector'] == 'auto' else opts['detector']
-        with dist.rank0_first():
-            detector = load_detector(name, machine.device, machine.dtype, opts['detector_ckpt'], opts['allow_code'])
-        note = ref.check(detector)
-        if note:
-            dist.print0(f'Note: {note}')
+    detector = choose_detector(ref, machine, opts)
     results = []
     for source in sources:
         with blame('--images'):
@@ -103,6 +97,18 @@ def main(folders, ref_path, num_samples, blocks, **opts):
         with blame('--json'), atomic_write(resolve_output(opts['json_path'])) as file:
             file.write((json.dumps(report, indent=1) + '\n').encode())
     dist.shutdown()
+
+
+def choose_detector(ref, machine, opts):
+    """The detector that the options name, by default the one that made the statistics; prints a note if they differ."""
+    with blame('--detector'):
+        name = ref.default_detector() if opts['detector'] == 'auto' else opts['detector']
+        with dist.rank0_first():  # it downloads
+            detector = load_detector(name, machine.device, machine.dtype, opts['detector_ckpt'], opts['allow_code'])
+        note = ref.check(detector)
+    if note:
+        dist.print0(f'Note: {note}')
+    return detector
 
 
 if __name__ == '__main__':

@@ -21,9 +21,9 @@ from dnnlib.files import resolve_output
 def main(**opts):
     """Draw samples from a score network, guided by a discriminator unless both weights are 0.
 
-    Writes samples_<first seed>.npz (uint8 NHWC) or <seed>.png, and options.json. Sample k follows from seed k,
-    whatever the number of processes; the size of the batch changes only rounding. The same command again draws what
-    is missing; with more seeds it continues.
+    Writes samples_<first seed>.npz (uint8 NHWC) or <seed>.png, and options.json. Each sample follows from its seed, for
+    any number of processes; the batch size changes only rounding. The same command again draws what is missing; with
+    more seeds it continues.
 
     Examples:
 
@@ -39,7 +39,7 @@ def main(**opts):
         --outdir=samples/cifar_uncond
 
     \b
-    # Restart, published strings as they stand; and four particles at each restart, the best of which is kept
+    # Restart, with a published string as it is; and four particles at each restart, of which the best is kept
     python generate.py --outdir=samples/restart --seeds=0-499 --dg_weight_1st_order=0 --sampler=restart \\
         --restart='18; [3,2,0.06,0.30]'
     python generate.py --outdir=samples/particles --seeds=0-499 --sampler=restart --restart=cifar10-43 \\

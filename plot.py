@@ -1,21 +1,18 @@
 """Pictures: grids side by side, distances against an option, training curves, rejection profiles."""
 
-from pathlib import Path
-
 import click
 
+from commands.report import add_neighbours, first_images, nhwc, read_inputs
 from dnnlib.cli import blame
-from dnnlib.files import atomic_write, resolve_output, resolve_path
-from dnnlib.run_folder import read_options
+from dnnlib.files import atomic_write, resolve_output
 from figures.canvas import save
 from figures.curves import distance_curve, training_curves
 from figures.grids import side_by_side
 from figures.rejections import profile_curves
 from figures.report import report_page
-from figures.results import number, option, read_report, read_results, read_summaries, short_names
+from figures.results import number, option, read_profiles, read_results, read_training
 from metrics.sources import open_source
 from torch_utils.images import image_grid
-from torch_utils.stats import JsonLines
 
 out_option = click.option('--out', help='The picture to write; .png, .svg or .pdf', metavar='FILE', type=str,
                           required=True)
@@ -64,14 +61,10 @@ def grid(folders, out, num, columns, titles, zoom):
     titles = titles.split(',') if titles else [None] * len(folders)
     if len(titles) != len(folders):
         raise click.ClickException(f'--titles: {len(titles)} titles for {len(folders)} folders')
-    grids = []
     with blame('FOLDERS'):
-        for folder in folders:
-            source = open_source(folder)
-            images = next(source.batches(0, min(num, len(source)), num)).permute(0, 2, 3, 1).numpy()
-            grids.append(image_grid(images, columns))  # [H, W, 3]
-            if titles[len(grids) - 1] is None:
-                titles[len(grids) - 1] = source.name
+        sources = [open_source(folder) for folder in folders]
+        grids = [image_grid(nhwc(first_images(source, num)), columns) for source in sources]
+    titles = [title or source.name for title, source in zip(titles, sources, strict=True)]
     write(side_by_side(grids, titles, zoom), out)
 
 
@@ -118,13 +111,8 @@ def curve(files, out, x_name, values, y_name, by, lines, xlabel):
 @click.option('--log', 'log_scale', help='Logarithmic loss', is_flag=True)
 def training(runs, out, log_scale):
     """Loss and accuracy of training RUNS (folders with a stats.jsonl, or such files) against thousands of images."""
-    lines = {}
     with blame('RUNS'):
-        paths = [path / 'stats.jsonl' if path.is_dir() else path for path in map(resolve_path, runs)]
-        for name, path in zip(short_names([path.parent for path in paths]), paths, strict=True):
-            lines[name] = found = JsonLines(path).read()
-            if not any('nimg' in line for line in found):
-                raise ValueError(f'{path} has no training statistics')
+        lines = read_training(runs)
     write(training_curves(lines, log_scale), out)
 
 
@@ -133,13 +121,8 @@ def training(runs, out, log_scale):
 @out_option
 def profile(runs, out):
     """Acceptance and rejections by step, what an image costs: from the options.json of each folder."""
-    reports = {}
-    for name, run in zip(short_names([Path(run) for run in runs]), runs, strict=True):
-        with blame('RUNS'):
-            path = resolve_path(run) / 'options.json'
-            found = reports[name] = read_report(path, ('seeds',), 'generate_diffrs.py').get('report', {})
-            if 'levels' not in found:
-                raise ValueError(f'{path} has no report of generate_diffrs.py; the same command again writes it')
+    with blame('RUNS'):
+        reports = read_profiles(runs)
     write(profile_curves(reports), out)
 
 
@@ -148,27 +131,20 @@ def profile(runs, out):
 @click.option('--out', help='The page to write', metavar='HTML', type=str, required=True)
 @click.option('--num', help='Samples of each run in its grid', metavar='INT', type=click.IntRange(min=1), default=64,
               show_default=True)
+@click.option('--neighbours', help='Show the training images nearest to some samples, in the features of the shipped '
+              'detector', metavar='DIR|ZIP', type=str)
 @click.option('--title', help='Heading of the page', metavar='STR', type=str, default='Results', show_default=True)
-def report(inputs, out, num, title):
+def report(inputs, out, num, neighbours, title):
     """One page about an experiment, with everything inside: tables, grids, costs, curves, options.
 
     INPUTS: folders of samples, folders of training runs (with a stats.jsonl), and JSON of calc_metrics.py or
     fid_npzs.py.
     """
-    summaries, grids, options, lines = [], {}, {}, {}
-    paths = [resolve_path(path) for path in inputs]
     with blame('INPUTS'):
-        for name, path in zip(short_names(paths), paths, strict=True):
-            if path.suffix == '.json':
-                summaries += read_summaries(path)
-            elif (path / 'stats.jsonl').is_file():
-                lines[name] = JsonLines(path / 'stats.jsonl').read()
-            else:
-                source = open_source(path)
-                images = next(source.batches(0, min(num, len(source)), num)).permute(0, 2, 3, 1).numpy()
-                grids[name] = image_grid(images)  # [H, W, 3]
-                options[name] = read_options(path / 'options.json')
-    page = report_page(title, summaries, grids, {name: each for name, each in options.items() if each}, lines)
+        summaries, runs, training = read_inputs(inputs, num)
+    if neighbours:
+        add_neighbours(runs, inputs, neighbours)
+    page = report_page(title, summaries, runs, training)
     with blame('--out'), atomic_write(resolve_output(out)) as file:
         file.write(page.encode())
     click.echo(f'{resolve_output(out)}')

@@ -39,17 +39,19 @@ def main():
 
     \b
     # the weight of discriminator guidance, on the bundled networks
-    python study.py weights --dg_weight_1st_order=0,1,2,3,4 --num=1000 --outdir=studies/weights
+    python study.py weights --dg_weight_1st_order=0,1,2,3,4 --num_samples=1000 --outdir=studies/weights
 
     \b
     # does it get better with epochs? and which churn?
-    python study.py epochs --run=checkpoints/discriminator/cifar_uncond --unguided --outdir=studies/epochs
-    python study.py churn --S_churn=0,1,2,4,8 --num=1000 --outdir=studies/churn
+    python study.py epochs --training=checkpoints/discriminator/cifar_uncond --unguided --outdir=studies/epochs
+    python study.py churn --S_churn=0,1,2,4,8 --num_samples=1000 --outdir=studies/churn
 
     \b
-    # six trainings with other seeds, then ranks with three trainings each
-    python study.py repeats --run=runs/seed0 --run=runs/seed1 --run=runs/seed2 --unguided --outdir=studies/repeats
-    python study.py ranks --run=runs/r0-a --run=runs/r0-b --run=runs/r8-a --run=runs/r8-b --outdir=studies/ranks
+    # trainings with other seeds, then ranks with two trainings each
+    python study.py repeats --training=runs/seed0 --training=runs/seed1 --training=runs/seed2 --unguided \\
+        --outdir=studies/repeats
+    python study.py ranks --training=runs/r0-a --training=runs/r0-b --training=runs/r8-a --training=runs/r8-b \\
+        --outdir=studies/ranks
 
     \b
     # images that are there: DG's LoRA reproduction's fid.py --images=./samples --ref=... --plot=True
@@ -72,7 +74,7 @@ def drawing(kind: str, *own):
 @drawing('epochs', preset('epochs'), RUN, EPOCHS, VANILLA)
 def epochs(run, wanted, unguided, **opts):
     """The discriminators of one training run, epoch by epoch (discriminator_<epoch>.pt)."""
-    with blame('--run'):
+    with blame('--training'):
         rows = study_rows.of_epochs(run, wanted)
     draw_study('epochs', 'epoch of the discriminator', with_unguided(rows, unguided), opts)
 
@@ -102,14 +104,14 @@ def weights(equal, **opts):
         raise click.ClickException(f'--dg_weight_2nd_order: {len(second)} weights beside {len(first)} first ones; give '
                                    'one, or one for each')
     second = first if equal else second * (len(first) if len(second) == 1 else 1)
-    draw_study('weights', 'weight of the guidance', study_rows.of_values(
+    draw_study('weights', 'guidance weight', study_rows.of_values(
         first, 'dg_weight_1st_order', dg_weight_2nd_order=second), opts)
 
 
 @drawing('repeats', preset('repeats'), RUNS, FILE, VANILLA)
 def repeats(runs, file, unguided, **opts):
     """Several trainings of the same settings with other seeds: each, and their mean and deviation."""
-    with blame('--run'):
+    with blame('--training'):
         rows = study_rows.of_trainings(runs, file, by_rank=False)
     draw_study('repeats', 'training', with_unguided(rows, unguided), opts)
 
@@ -117,7 +119,7 @@ def repeats(runs, file, unguided, **opts):
 @drawing('ranks', preset('ranks'), RUNS, FILE, VANILLA)
 def ranks(runs, file, unguided, **opts):
     """LoRA adapters of several ranks (0: none), one or more trainings of each, whose means are compared."""
-    with blame('--run'):
+    with blame('--training'):
         rows = study_rows.of_trainings(runs, file, by_rank=True)
     draw_study('ranks', 'rank of the adapters', with_unguided(rows, unguided), opts)
 

@@ -19,7 +19,7 @@ from training.discriminator import epoch_length, split_pairs
 
 
 def refuse_words(words, rest):
-    raise ValueError(f'{words[0]} is a word of reflected diffusion, and this trains discriminators; '
+    raise ValueError(f'{words[0]} is a setting of reflected diffusion, but train.py trains discriminators; '
                      f'use python train_reflected.py {" ".join(words)}')
 
 
@@ -34,8 +34,8 @@ def main(**opts):
     """Train a discriminator to tell real from generated images; the same command again resumes.
 
     Writes discriminator_<epoch>.pt (state dicts as DG's), best.pt and best.safetensors (least held-out loss),
-    stats.jsonl and training.png. More epochs are not better for FID: use `best`. With --lora_rank the adapters of each
-    are beside it, as lora_adm_<epoch>.pt and lora_best; lora_adm_final are the last ones. Discriminators of samples of
+    stats.jsonl and training.png. More epochs do not mean better FID: use `best`. With --lora_rank it also writes the
+    adapters of each, lora_adm_<epoch>.pt and lora_best; lora_adm_final are the last ones. Discriminators of samples of
     generate_reflected.py are trained at its noise, and are .safetensors.
 
     Examples:

@@ -1,4 +1,4 @@
-"""Trains image classifiers: ADM's on noisy images (DG), the one behind FD-CIFAR10, DMCMC's of noise levels."""
+"""Trains image classifiers: ADM's on noisy images (DG), the one behind FD-CIFAR10, DMCMC's noise-level model."""
 
 import time
 
@@ -26,8 +26,9 @@ from training.run import TrainRun
 def main(**opts):
     """Train a classifier of images; the same command again resumes.
 
-    `adm` presets classify noisy images (VP noise) and write classifier.safetensors and classifier.pt, a state
-    dict as ADM's and DG's; `features` classifies clean ones and writes features.safetensors.
+    adm-32 and cifar10-demo classify noisy images (VP noise) and write classifier.safetensors and classifier.pt, a
+    state dict as ADM's and DG's; cifar10-features classifies clean ones and writes features.safetensors; noise_level
+    estimates the noise level and writes noise_level.safetensors and calibration.png.
 
     Examples:
 
@@ -80,7 +81,7 @@ def main(**opts):
 
 def labelled(config, path, resolution, channels=None, max_images=None) -> ImageData:
     data = ImageData(path, max_images, resolution, channels, quiet=dist.get_rank() != 0)
-    if config['model'] == 'noise_level':  # its classes are levels
+    if config['model'] == 'noise_level':  # it needs no labels
         data.labels = torch.zeros(len(data), dtype=torch.int64)
     if data.labels is None:
         raise ValueError(f'{path} has no labels; a zip or folder needs a dataset.json with "labels", an npz `label`')

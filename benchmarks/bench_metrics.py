@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import tempfile
+import time
 from pathlib import Path
 
 import click
@@ -15,8 +16,9 @@ from dnnlib.cli import blame
 from metrics.detectors import Detector, load_detector, prepare_
 from metrics.frechet import frechet_distance
 from metrics.inception import InceptionV3
-from metrics.measure import measure
+from metrics.measure import measure, measure_all
 from metrics.moments import Moments
+from metrics.neighbours import neighbours
 from metrics.sources import open_source
 from torch_utils.compiler import count_flops
 from torch_utils.device import PRECISIONS, select_device, select_precision
@@ -27,26 +29,26 @@ from .reference_client import NEEDED, Reference, find_checkouts
 
 SQRTM = 'scipy.linalg.sqrtm'  # as the published scripts
 PUBLISHED = 'published'
-EAGER = 'fp32, as published'  # Inception with its batch norms, in the layout in which its weights come
+EAGER = 'fp32, as published'  # Inception with its batch norms, in the layout of its weights
 SHARD = 500  # images in a file
 
 
 def standard_features(dim: int, count: int, seed: int) -> np.ndarray:
     """[count, dim] centred random features over sqrt(count - 1), so that their covariance is F^T F.
 
-    Their scales fall as those of Inception's do.
+    Their scales decay like those of Inception's features.
     """
     features = np.random.default_rng(seed).standard_normal([count, dim]) * np.linspace(1, 0.05, dim)
     return (features - features.mean(axis=0)) / np.sqrt(count - 1)
 
 
 def trace_by_scipy(sigma1: np.ndarray, sigma2: np.ndarray) -> float:
-    """tr (S1 S2)^(1/2) from the root itself."""
+    """tr (S1 S2)^(1/2) by computing the root itself."""
     return float(np.trace(scipy.linalg.sqrtm(sigma1 @ sigma2)).real)
 
 
 def bench_trace(dim: int, rounds: int, reference: str | None) -> None:
-    """Time and accuracy of the distance between moments of more and of fewer images than dimensions."""
+    """Time and accuracy of the distance, for moments of more and of fewer images than dimensions."""
     for name, counts in (('full rank', (2 * dim, 2 * dim)), ('n = D / 2', (2 * dim, dim // 2))):
         first, second = (standard_features(dim, count, seed) for seed, count in enumerate(counts))
         moments = dict(mu=np.zeros(dim), sigma=first.T @ first, mu_ref=np.zeros(dim), sigma_ref=second.T @ second)
@@ -88,7 +90,7 @@ def bench_trace(dim: int, rounds: int, reference: str | None) -> None:
 
 
 def inception(precision: str, device, weights: InceptionV3) -> torch.nn.Module:
-    """As metrics.detectors runs it, with the given weights."""
+    """Inception as metrics.detectors runs it, with the given weights."""
     return prepare_(copy.deepcopy(weights), device, select_precision(precision, device))
 
 
@@ -129,7 +131,7 @@ def quiet_measure(*arguments, **options):
 
 
 def bench_pass(detector: Detector, source, count: int, batch: int, rounds: int) -> None:
-    """The one pass of fid_npzs.py, beside its parts alone; the memory of a short and of a long one."""
+    """The pass of fid_npzs.py next to its parts in turn, and the memory of a short and of a long one."""
     memory = []
     for stop in (max(count // 10, 2), count):
         quiet_measure(source, detector, 0, stop, batch=batch)
@@ -169,15 +171,47 @@ def bench_fid(weights: InceptionV3, count: int, batch: int, precision: str, roun
         bench_pass(detector, source, max(count // 10, 2), batch, rounds)
 
 
+def bench_neighbours(count: int, dim: int, device) -> None:
+    """Time and memory of precision, recall, density and coverage of `count` images beside as many of a reference."""
+    x, y = (torch.from_numpy(standard_features(dim, count, seed)).to(device, torch.float32) for seed in (0, 1))
+    memory, began, worked = peak_memory(), time.monotonic(), time.process_time()
+    found = neighbours(x, y)
+    seconds, core_seconds = time.monotonic() - began, time.process_time() - worked
+    click.echo(f'\nprecision, recall, density and coverage, {count} x {count} features of {dim} dimensions: '
+               f'{seconds:.1f} s, {core_seconds:.1f} s of cores; largest memory {memory:.0f} MiB before, '
+               f'{peak_memory():.0f} MiB after; precision {found.precision.value:.3f}, '
+               f'coverage {found.coverage.value:.3f}')
+
+
+def bench_detectors(weights: InceptionV3, count: int, batch: int, rounds: int, device) -> None:
+    """One pass of two detectors beside a pass of each."""
+    first = load_detector('cifar10', device)
+    second = Detector('inception', 'FID', 2048, device, inception('fp32', device, weights))
+
+    def one_pass(*detectors):
+        with contextlib.redirect_stderr(io.StringIO()):
+            return measure_all(source, detectors, 0, count, batch=batch)[0].moments.count
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_shards(folder, count)
+        source = open_source(folder)
+        jobs = {'both in one pass': lambda: one_pass(first, second), 'cifar10': lambda: one_pass(first),
+                'inception': lambda: one_pass(second)}
+        timings = interleave({name: (job, 0) for name, job in jobs.items()}, device, rounds, warm=False)
+    timings['the two in turn'] = Timing(per_image=[timings['cifar10'].seconds + timings['inception'].seconds])
+    print_table(f'Two detectors, {count} images from files, batch {batch}', timings, reference='the two in turn')
+
+
 POSITIVE = click.IntRange(min=1)
 
 
 @click.command()
-@click.option('--what',      help='Comma-separated: trace, features, fid', type=CommaList(['trace', 'features', 'fid']),
+@click.option('--what',      help='Comma-separated: trace, features, fid, neighbours, detectors',
+              type=CommaList(['trace', 'features', 'fid', 'neighbours', 'detectors']),
               default='trace,features,fid', show_default=True)
-@click.option('--dim',       help='Dimensions of the trace', type=click.IntRange(min=8), default=2048,
-              show_default=True)
-@click.option('--images',    help='Images of the pass over files; a tenth of them with Inception',
+@click.option('--dim',       help='Dimensions of the trace, and of the features of neighbours',
+              type=click.IntRange(min=8), default=2048, show_default=True)
+@click.option('--images',    help='Images of a pass over files (fid: a tenth of them with Inception), or features',
               type=click.IntRange(min=20), default=5000, show_default=True)
 @click.option('--batch',     help='Images per forward pass', type=POSITIVE, default=32, show_default=True)
 @click.option('--precision', help='Comma-separated, of the features; the last one for the pass over files',
@@ -193,6 +227,7 @@ def main(what, dim, images, batch, precision, rounds, device, reference):
     \b
     python -m benchmarks.bench_metrics --reference=..
     python -m benchmarks.bench_metrics --what=fid --images=500000 --batch=64 --rounds=1
+    python -m benchmarks.bench_metrics --what=neighbours --images=50000 --dim=256
     """
     with blame('--device'):
         device = select_device(device)
@@ -205,8 +240,12 @@ def main(what, dim, images, batch, precision, rounds, device, reference):
     torch.manual_seed(0)
     weights = InceptionV3().eval().requires_grad_(False)
     click.echo(machine(device))
-    if 'fid' in what:  # first, so that the largest memory is its own
+    if 'fid' in what:  # first, so that the largest memory is that of the pass
         bench_fid(weights, images, batch, precision[-1], rounds, device)
+    if 'neighbours' in what:
+        bench_neighbours(images, dim, device)
+    if 'detectors' in what:
+        bench_detectors(weights, images, batch, rounds, device)
     if 'trace' in what:
         bench_trace(dim, rounds, reference)
     if 'features' in what:

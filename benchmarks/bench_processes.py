@@ -26,10 +26,10 @@ from .common import machine
 from .modes import Part
 
 ROOT = Path(__file__).resolve().parent.parent
-# A network of 0.1 M parameters: the data of the samples, not the network, is what would fill the memory.
+# A network of 0.1 M parameters, so that samples, not the network, would fill the memory.
 SMALL = dict(img_resolution=32, img_channels=3, label_dim=0, model_type='SongUNet', model_channels=8,
              channel_mult=[1, 1], num_blocks=1, attn_resolutions=[])
-Block = tuple[float, float, int]  # of a rank: when it began and ended (time.monotonic), and its images
+Block = tuple[float, float, int]  # start and end of a rank's block (time.monotonic), and its images
 
 
 @click.command()
@@ -43,15 +43,15 @@ Block = tuple[float, float, int]  # of a rank: when it began and ended (time.mon
               show_default=True)
 @click.option('--steps',        help='Sampling steps', metavar='INT', type=click.IntRange(min=1), default=3,
               show_default=True)
-@click.option('--slowdown',     help='The last rank takes this many times as long, by sleeping', metavar='FLOAT',
+@click.option('--slowdown',     help='How many times as long the last rank takes, by sleeping', metavar='FLOAT',
               type=click.FloatRange(min=1), default=4, show_default=True)
-@click.option('--scaling',      help='Instead: one process with all threads, and several that share them', is_flag=True)
+@click.option('--scaling',      help='Compare one process with all threads to several that share them', is_flag=True)
 @click.option('--memory',       help='Instead: memory', is_flag=True)
-@click.option('--batches',      help='With --memory: lengths of the runs, in batches of 256 images', metavar='INT',
+@click.option('--batches',      help='Lengths of the runs of --memory, in batches of 256 images', metavar='INT',
               type=click.IntRange(min=1), multiple=True, default=[20, 200], show_default=True)
 @click.option('--worker',       metavar='DIR', type=str, hidden=True)
 def main(processes, method, images, batch, steps, slowdown, scaling, memory, batches, worker):
-    """Start generate's runner under torchrun with a slow rank, and show who drew what and who waited.
+    """Start generate.py's engine under torchrun with a slow rank, and show what each rank drew and how long it waited.
 
     With --scaling: the rates of one process and of several on the same cores. With --memory: the largest resident
     memory of generate.py and of fid_npzs.py, each a process of its own.
@@ -81,7 +81,7 @@ def main(processes, method, images, batch, steps, slowdown, scaling, memory, bat
 
 
 def launch(folder: Path, processes: int, threads: int, **work) -> list[list[Block]]:
-    """Have the ranks of one run `draw`; the blocks of each."""
+    """Let the ranks of one run `draw`; returns the blocks of each."""
     folder.mkdir(exist_ok=True)
     execute([str(Path(sys.executable).with_name('torchrun')), '--standalone', f'--nproc_per_node={processes}',
              '-m', 'benchmarks.bench_processes', *(f'--{name}={value}' for name, value in work.items()),
@@ -90,7 +90,7 @@ def launch(folder: Path, processes: int, threads: int, **work) -> list[list[Bloc
 
 
 def execute(command: list[str], threads: int = 1) -> float:
-    """Run a command with this many threads per process; its largest resident memory in MiB. Its errors are shown."""
+    """Run a command with `threads` threads per process; returns its largest resident memory in MiB. Shows errors."""
     environment = os.environ | dict(OMP_NUM_THREADS=str(threads), PYTHONPATH=str(ROOT))
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
@@ -117,7 +117,7 @@ class Slowed(Part):
 
 
 def draw(folder: Path, method: str, images: int, batch: int, steps: int, slowdown: float) -> None:
-    """One rank: draw with the demo network and write down when each block began and ended."""
+    """One rank: draw with the demo network and record the start and end of each block."""
     dist.init()
     net = networks.load_network(demo.DEMO_SCORE)
     score = Slowed(net, slowdown if dist.get_rank() == dist.get_world_size() - 1 else 1)
@@ -132,8 +132,8 @@ def draw(folder: Path, method: str, images: int, batch: int, steps: int, slowdow
         draws = stream(edm_sampler, score, **options)
 
     def watched(seeds, progress):
-        """Blocks may be drawn side by side: each time that a block's number of samples has ended counts as one."""
-        began, drawn = time.monotonic(), 0  # of the machine: ranks can be compared
+        """Count a block whenever as many samples as it has are finished, since blocks may be drawn side by side."""
+        began, drawn = time.monotonic(), 0  # the machine's clock, so that ranks can be compared
         try:
             for piece in draws(seeds, progress):
                 drawn += len(piece)
@@ -141,7 +141,7 @@ def draw(folder: Path, method: str, images: int, batch: int, steps: int, slowdow
                     blocks.append((began, began := time.monotonic(), drawn))
                     drawn = 0
                 yield piece
-        finally:  # also if another rank was faster
+        finally:  # even if another rank was faster
             blocks.append((began, time.monotonic(), drawn))
 
     dist.barrier()
@@ -151,9 +151,9 @@ def draw(folder: Path, method: str, images: int, batch: int, steps: int, slowdow
 
 
 def shares(ranks: list[list[Block]]) -> list[dict]:
-    """Per rank: images drawn; in seconds the longest and the mean block, waiting for the last rank at the end.
+    """Per rank: images drawn; in seconds the longest and mean block, and the wait for the last rank at the end.
 
-    `fixed_sec` and `fixed_idle_sec` are computed: what an equal number of blocks would take at the measured mean.
+    `fixed_sec` and `fixed_idle_sec` are computed: what equal shares of the blocks would take at the measured mean.
     """
     last = max(blocks[-1][1] for blocks in ranks)
     share = sum(map(len, ranks)) / len(ranks)
@@ -168,7 +168,7 @@ def shares(ranks: list[list[Block]]) -> list[dict]:
 
 
 def print_shares(ranks: list[list[Block]]) -> None:
-    """Tables of the shared queue (measured) and of a fixed share (computed); fails where a rank idles for long."""
+    """Tables of the shared queue (measured) and of a fixed share (computed); fails if a rank idles for long."""
     if not all(ranks):
         raise click.ClickException('--images: a rank drew none; use more images')
     rows = shares(ranks)
@@ -185,12 +185,12 @@ def print_shares(ranks: list[list[Block]]) -> None:
 
 
 def duration(ranks: list[list[Block]]) -> float:
-    """Seconds from the first beginning of a block to the last end."""
+    """Seconds from the first start of a block to the last end."""
     return max(blocks[-1][1] for blocks in ranks) - min(blocks[0][0] for blocks in ranks)
 
 
 def print_scaling(runs: list[tuple[int, int, list[list[Block]]]]) -> None:
-    """A table of runs: processes, threads in each, the blocks of each."""
+    """A table of runs: processes, threads in each, and the rate."""
     click.echo('\n| processes | threads in each | img/s | ratio |\n|---|---|---|---|')
     rates = [sum(images for blocks in ranks for *_, images in blocks) / duration(ranks) for *_, ranks in runs]
     for (count, threads, _), rate in zip(runs, rates):

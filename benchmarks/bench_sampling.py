@@ -1,4 +1,4 @@
-"""Speed of sampling: score network, discriminator, discriminator guidance, rejection sampling; how the cost grows."""
+"""Speed of sampling: score network, discriminator, discriminator guidance, rejection sampling; growth of the cost."""
 
 import contextlib
 import copy
@@ -27,8 +27,8 @@ from .modes import Mode, Part, call_network, load_modes, network_files, noise
 from .reference_client import NEEDED, Reference, find_checkouts
 
 BATCHES = dict(score=[1, 8, 32], discriminator=[1, 8, 32], dg=[8], diffrs=[8], growth=[1, 4, 16, 64, 256])
-CALLED_IMAGES = 16  # of one timing of a network on a CPU, in calls of one batch
-CUDA_CALLS = 20  # of one timing on a GPU, which runs behind the host
+CALLED_IMAGES = 16  # images per timing of a network on a CPU
+CUDA_CALLS = 20  # calls per timing on a GPU, which runs behind the host
 PUBLISHED = 'published'  # with PyTorch's defaults: float32, on a GPU with convolutions in TF32
 GROWTH_STEPS = (9, 18, 36)
 WARM_STEPS = 3  # of a short run before the clock starts
@@ -52,7 +52,7 @@ class CommaList(click.ParamType):
 
 @dataclass(frozen=True)
 class Setup:
-    """What all benchmarks are given."""
+    """The settings of all benchmarks."""
 
     modes: dict[str, Mode]
     files: dict[str, Path]
@@ -60,18 +60,18 @@ class Setup:
     rounds: int
     steps: int
     percentile: float
-    images: int | None  # that DiffRS accepts in one round; None: two batches
+    images: int | None  # accepted by DiffRS in one round; None: two batches
     reference: dict[str, list[str]] | None  # paths of the published code by benchmark
     plain: Mode  # float32, with the operations of the published code
 
     def published(self, what: str):
-        """A context that gives the published code for one of the benchmarks, or None."""
+        """A context with the published code for one of the benchmarks, or None."""
         if self.reference is None:
             return contextlib.nullcontext()
         return Reference(self.reference[what], self.files, self.device)
 
     def watched(self, mode: Mode, batch: int, timed: bool) -> list[Part]:
-        """Score network and log-ratio as scripts call them, filling up batches, and as benchmarks watch them."""
+        """Score network and log-ratio as scripts call them, with full batches, and timed for the benchmark."""
         return [Part(Padded(part, batch), self.device, timed) for part in (mode.net, mode.log_ratio)]
 
     def show(self, title: str, timings: dict[str, Timing]) -> None:
@@ -85,7 +85,7 @@ class Setup:
 
 
 def called(device, batch: int) -> int:
-    """How often a network is called for one timing."""
+    """Number of calls for one timing of a network."""
     return CUDA_CALLS if device.type == 'cuda' else max(1, CALLED_IMAGES // batch)
 
 
@@ -110,7 +110,7 @@ def bench_score(setup: Setup, batch: int, reference: Reference | None) -> None:
 def bench_discriminator(setup: Setup, batch: int, reference: Reference | None) -> None:
     """The log-ratio (classifier and discriminator), and its gradient with respect to the images.
 
-    On a CPU the scripts leave it as it comes; the compiled row shows why.
+    On a CPU the scripts do not compile it; the compiled row shows why.
     """
     modes = {name: mode.log_ratio for name, mode in setup.modes.items()}
     for name in modes:
@@ -121,11 +121,11 @@ def bench_discriminator(setup: Setup, batch: int, reference: Reference | None) -
                lambda mode: mode.log_ratio_flops, reference)
     time_calls(setup, 'Discriminator, gradient', 'gradient',
                {name: part.value_and_grad for name, part in modes.items()}, batch,
-               lambda mode: 2 * mode.log_ratio_flops, reference)  # of frozen networks: as much as a second forward pass
+               lambda mode: 2 * mode.log_ratio_flops, reference)  # a frozen network's backward pass costs as much
 
 
 def parts_of(setup: Setup, mode: Mode, batch: int, work, gradient: bool) -> tuple[dict[str, float], float, float]:
-    """Of a run of work(net, log_ratio) -> images: shares of the time by part, operations per image, published ones."""
+    """Shares of time by part, operations per image, and published ones, of a run of work(net, log_ratio) -> images."""
     select_precision(mode.precision, setup.device)
     net, log_ratio = setup.watched(mode, batch, timed=True)
     synchronize(setup.device)
@@ -142,8 +142,8 @@ def parts_of(setup: Setup, mode: Mode, batch: int, work, gradient: bool) -> tupl
 def time_sampler(setup: Setup, title: str, batch: int, work, published, gradient: bool = False) -> None:
     """Time a sampler work(net, log_ratio) -> images, with the shares of its parts.
 
-    `published()` -> images, or None. The networks have seen this batch size before. Sampling calls the log-ratio for
-    its value or, with `gradient`, for its gradient too.
+    `published()` -> images, or None. The networks must have seen this batch size before. Sampling calls the log-ratio
+    for its value or, with `gradient`, also for its gradient.
     """
     def job(mode):
         select_precision(mode.precision, setup.device)
@@ -160,7 +160,7 @@ def time_sampler(setup: Setup, title: str, batch: int, work, published, gradient
 
 
 def guided_sampler(net, log_ratio, device, batch: int, steps: int) -> int:
-    """One batch of EDM's sampler with DG's default guidance; the images drawn."""
+    """Draw one batch by EDM's sampler with DG's default guidance; returns the number of images."""
     guided = DiscriminatorGuidance(log_ratio)(net)
     edm_sampler(guided, noise(net, batch, device), levels=edm_levels(net, steps))
     return batch
@@ -182,20 +182,20 @@ def bench_dg(setup: Setup, batch: int, reference: Reference | None) -> None:
 
 
 class RejectionSampler:
-    """DiffRS as a steady stream: endless seeds, so that every batch is full, until the first `images` have ended.
+    """DiffRS as a steady stream: endless seeds, so that every batch is full, until the first `images` are finished.
 
-    Samples still under way count by the evaluations spent on them: a run's images are the rows that the score network
-    saw, over the evaluations per image. Those are counted on the first `images` seeds, for each of which the run waits,
-    and serve for the published loop too: it counts the images that end first, which are the quick ones.
+    Unfinished samples count by the evaluations spent on them: the images of a run are the rows that the score network
+    saw, divided by the evaluations per image. These are measured on the first `images` seeds, for all of which the run
+    waits, and used for the published loop too, which itself counts the images that end first: the quick ones.
     """
 
     def __init__(self, setup: Setup, batch: int, calibration: Calibration):
         self.setup, self.batch, self.calibration = setup, batch, calibration
         self.images = setup.images or 2 * batch
-        self.nfe = self.published_nfe = 0.0  # evaluations per image; of our last run; of those the published loop ended
+        self.nfe = self.published_nfe = 0.0  # evaluations per image of both runs
 
     def ours(self, net, log_ratio) -> float:
-        """One run; the images it is worth."""
+        """One run; returns the images it is worth."""
         done, nfe = 0, []
         results = diffrs_sampler(net, count(), log_ratio=log_ratio, batch=self.batch, device=self.setup.device,
                                  rej_percentile=self.setup.percentile, thresholds=self.calibration,
@@ -210,7 +210,7 @@ class RejectionSampler:
         return net.rows / self.nfe
 
     def published(self, reference: Reference) -> float:
-        """One run of the published loop; the images it is worth."""
+        """One run of the published loop; returns the images it is worth."""
         answer = reference.run('diffrs', batch=self.batch, steps=self.setup.steps, images=self.images,
                                rej_percentile=self.setup.percentile, log_ratio=self.calibration.log_ratio.tolist())
         self.published_nfe = answer['nfe']
@@ -239,11 +239,11 @@ def bench_diffrs(setup: Setup, batch: int, reference: Reference | None) -> None:
     time_sampler(setup, f'DiffRS, per accepted image, {setup.steps} steps, batch {batch}, '
                  f'percentile {setup.percentile}', batch, run.ours, reference and (lambda: run.published(reference)))
     click.echo(f'\n{run.nfe:.1f} evaluations per accepted image'
-               + (f'; {run.published_nfe:.1f} per image that the published loop ended' if reference else ''))
+               + (f'; {run.published_nfe:.1f} per image that the published loop finished' if reference else ''))
 
 
 def bench_growth(setup: Setup, batches: list[int]) -> None:
-    """How the cost grows with the batch size, the resolution and the number of steps, in the last mode."""
+    """Growth of the cost with batch size, resolution and number of steps, in the last mode."""
     name, mode = list(setup.modes.items())[-1]
     device, batch = setup.device, min(8, max(batches))
 
@@ -261,7 +261,7 @@ def bench_growth(setup: Setup, batches: list[int]) -> None:
     for size in (32, 64):  # the same layers on larger images, with random weights
         net = networks.construct(mode.net.constructor, mode.net.init_kwargs | dict(img_resolution=size))
         net = networks.set_precision(net.to(device), mode.dtype).eval().requires_grad_(False)
-        flops = count_flops(lambda net=net: call(net, 1, 1))  # of what is not compiled yet
+        flops = count_flops(lambda net=net: call(net, 1, 1))  # counted before compiling
         if name.endswith('compiled'):
             net.compile(dynamic=False)
         jobs[f'{size}x{size}'] = (lambda net=net: call(net, batch, called(device, batch)), flops)

@@ -1,4 +1,4 @@
-"""Speed of training: steps of the discriminator and of a score network, beside the published ones in float32."""
+"""Speed of training: steps of the discriminator and of a score network, next to the published ones in float32."""
 
 import contextlib
 import functools
@@ -28,19 +28,19 @@ from .common import interleave, machine, matrix_peak, print_table
 from .modes import network_files
 from .reference_client import NEEDED, Reference, find_checkouts
 
-IMAGES = 512  # random ones, of which batches are made
+IMAGES = 512  # random images from which batches are taken
 PUBLISHED = 'published'
 PUBLISHED_PRECISION = {'discriminator': 'tf32', 'score': 'fp32'}  # of convolutions on a GPU: PyTorch's default; EDM's
 NETWORKS = dict(discriminator='full', score='demo')  # the sizes that users train
 
 
 def choose_precision(what: str, precision: str, device) -> torch.dtype:
-    """As train.py and train_score.py choose it."""
+    """The precision that train.py and train_score.py choose."""
     return select_precision(precision, device, tf32_beside_half=what == 'discriminator')
 
 
 def make_trainer(what: str, files: dict[str, Path], batch: int, precision: str, compiled: bool, device) -> Trainer:
-    """A training run as train.py (discriminator) and train_score.py (score) set it up, ready to step."""
+    """A training run as train.py (discriminator) and train_score.py (score) set it up, ready for its first step."""
     dtype = choose_precision(what, precision, device)
     images = torch.randint(256, [IMAGES, 3, 32, 32], dtype=torch.uint8)
     if what == 'score':
@@ -62,7 +62,7 @@ def make_trainer(what: str, files: dict[str, Path], batch: int, precision: str, 
 
 
 def make_step(what: str, trainer: Trainer, precision: str, batch: int, device):
-    """A step as a function that returns the images it took."""
+    """A function that takes one step and returns the number of its images."""
     def step():
         choose_precision(what, precision, device)
         trainer.train_step()
@@ -75,7 +75,7 @@ def name_of(what: str, kind: str) -> str:
 
 
 def bench_modes(what, kind, files, batch, precisions, compiled, rounds, device, reference) -> None:
-    """Time steps in all modes, and of the published code, in turns."""
+    """Time the steps of all modes and of the published code, in turns."""
     modes = {precision: (precision, False) for precision in precisions}
     if compiled:
         modes[f'{precisions[-1]} compiled'] = (precisions[-1], True)
@@ -93,7 +93,7 @@ def bench_modes(what, kind, files, batch, precisions, compiled, rounds, device, 
 
 
 def bench_growth(what, kind, files, batches, precision, rounds, device) -> None:
-    """How the cost per image changes with the batch size."""
+    """Cost per image by batch size."""
     jobs = {}
     for batch in batches:
         trainer = make_trainer(what, files, batch, precision, False, device)
@@ -144,7 +144,7 @@ def main(what, network, batch, growth, precision, compile, rounds, device, refer
     with blame('--reference'):
         for name in what if reference else ():
             find_checkouts(reference, NEEDED[f'train_{name}'])
-    torch.backends.cudnn.benchmark = True  # as the scripts that train
+    torch.backends.cudnn.benchmark = True  # as in the training scripts
     click.echo(machine(device))
     for name in what:
         kind = network or NETWORKS[name]

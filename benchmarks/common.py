@@ -18,7 +18,7 @@ class Timing:
 
     flops: float = 0.0  # operations per image; 0: not counted
     per_image: list[float] = field(default_factory=list)  # seconds
-    parts: dict[str, float] = field(default_factory=dict)  # shares of the time, where it was taken apart
+    parts: dict[str, float] = field(default_factory=dict)  # shares of the time by part, if measured
 
     @property
     def seconds(self) -> float:
@@ -39,10 +39,10 @@ def synchronize(device) -> None:
 
 def interleave(jobs: dict[str, tuple[Callable[[], float], float]], device, rounds: int = 3,
                warm: bool = True) -> dict[str, Timing]:
-    """Time jobs {name: (work, flops per image)} in turns, so that a slow minute hits all alike.
+    """Time jobs {name: (work, flops per image)} in turns, so that a slow minute affects all of them.
 
-    work() returns how many images it did. Where `warm`, each is called once beforehand, which pays for compilers and
-    caches; else the caller has seen to that.
+    work() returns its number of images. If `warm`, each is called once before, which fills caches and compiles; else
+    the caller has done so.
     """
     timings = {name: Timing(flops) for name, (_, flops) in jobs.items()}
     for work, _ in jobs.values() if warm else ():
@@ -58,7 +58,7 @@ def interleave(jobs: dict[str, tuple[Callable[[], float], float]], device, round
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
-    """Measured rate of a large matrix product, FLOP/s, in the selected precision: what shares of the peak refer to."""
+    """Measured rate of a large matrix product, FLOP/s, in the selected precision, to which shares of the peak refer."""
     return _matrix_peak(device, dtype, size, torch.backends.cuda.matmul.allow_tf32)
 
 
@@ -85,7 +85,7 @@ def machine(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name, with the matrix units that matter here."""
+    """The processor's name and its relevant vector units."""
     try:
         with open('/proc/cpuinfo') as file:
             lines = [line.split(':', 1)[1].strip() for line in file if line.startswith(('model name', 'flags'))][:2]

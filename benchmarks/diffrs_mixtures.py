@@ -28,8 +28,8 @@ MIXTURES = {  # (wrong model, right mixture)
                GaussianMixture(CORNERS, [0.2, 0.3, 0.5], 0.7)),
 }
 STEPS = 20
-MOST_PATHS = 300  # per sample; a variant that needs more is only predicted
-PATHWISE = Rule(rewinds=False, one_draw=False)  # the published test after a step; a rejection begins a new path
+MOST_PATHS = 300  # per sample; a variant that needs more is predicted only
+PATHWISE = Rule(rewinds=False, one_draw=False)  # the published test after a step; a rejection starts a new path
 
 
 def unbiased_energy_distance(x, y):
@@ -58,7 +58,7 @@ def variants(calibration, percentile):
 
 
 def exact_thresholds(calibration, percentile, early):
-    """The exact rule's budget where the quantile of all tests before the last one is `early` (None: no such tests)."""
+    """The exact rule's budget if the quantile of all tests before the last one is `early` (None: no such tests)."""
     l = calibration.log_ratio
     last = max(np.quantile(l[-1], percentile), 0)
     budget = np.full(len(l), -np.inf) if early is None else last - np.quantile(l[-1] - l, early, axis=1).clip(min=0)
@@ -67,13 +67,13 @@ def exact_thresholds(calibration, percentile, early):
 
 
 def paths_per_sample(calibration, limits):
-    """How many paths a sample takes where each step is tested by a draw of its own, predicted from the warm-up."""
+    """Paths per sample if each step is tested by its own draw, predicted from the warm-up."""
     margin = np.diff(calibration.log_ratio, axis=0) - limits.after_step[1:, None]
     return 1 / np.exp(np.minimum(margin, 0).sum(0)).mean()
 
 
 @click.command()
-@click.option('--mixture', help='Where the model is wrong', type=click.Choice([*MIXTURES]), default='weights',
+@click.option('--mixture', help='What is wrong in the model', type=click.Choice([*MIXTURES]), default='weights',
               show_default=True)
 @click.option('--n', help='Samples of each kind', type=click.IntRange(min=100), default=5000, show_default=True)
 @click.option('--churn', help='Values of S_churn', type=IntList(), default='0,40', show_default=True)

@@ -39,7 +39,7 @@ class Mode:
 
 
 class Part:
-    """A network that counts the images it is given and, where `timed`, the seconds spent in it."""
+    """A network that counts its images and, if `timed`, the seconds spent in it."""
 
     def __init__(self, net, device, timed: bool):
         self.net, self.device, self.timed = net, device, timed
@@ -79,7 +79,7 @@ def network_files(kind: str, folder: Path) -> dict[str, Path]:
 
 
 def load_modes(files: dict[str, Path], precisions: list[str], compiled: bool, device) -> dict[str, Mode]:
-    """The modes by name: each precision, and where `compiled` the last one as scripts compile it."""
+    """The modes by name: each precision and, if `compiled`, the last one as scripts compile it."""
     modes = {}
     for precision, compiles in [(name, False) for name in precisions] + [(precisions[-1], True)] * compiled:
         dtype = select_precision(precision, device)
@@ -94,18 +94,18 @@ def load_modes(files: dict[str, Path], precisions: list[str], compiled: bool, de
 
 
 def noise(net, batch: int, device) -> torch.Tensor:
-    """The images [batch, C, H, W] that networks are timed on; the same in reference_worker."""
+    """The images [batch, C, H, W] that networks are timed on, the same as in reference_worker."""
     return _noise((batch, net.img_channels, net.img_resolution, net.img_resolution), device)
 
 
-@functools.lru_cache(maxsize=4)  # drawing and uploading them takes a GPU as long as some calls
+@functools.lru_cache(maxsize=4)  # drawing and uploading them takes as long as some calls on a GPU
 def _noise(shape, device):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 @torch.no_grad()
 def call_network(evaluate, net, precision: str, batch: int, calls: int, device) -> int:
-    """Call evaluate(images, sigma) `calls` times with images of the size of `net`'s; the images it was given."""
+    """Call evaluate(images, sigma) `calls` times with images of the size of `net`'s; returns the number of images."""
     select_precision(precision, device)
     x = noise(net, batch, device).to(torch.float64)  # as samplers call it
     sigma = torch.ones([batch], dtype=torch.float64, device=device)

@@ -1,4 +1,4 @@
-"""Moments of pixel values at the walls 0 and 255, of samples beside real images, for docs/reflected-fid.md.
+"""Statistics of pixel values near the walls 0 and 255, of samples and real images, for docs/reflected-fid.md.
 
     python -m benchmarks.pixel_walls SAMPLES [SAMPLES ...] --real=data/cifar10-train.zip [--max_images=5000]
 """
@@ -15,7 +15,7 @@ BANDS = {'0': (0, 0), '1-2': (1, 2), '3-12': (3, 12), '243-252': (243, 252), '25
 
 
 def moments(images: torch.Tensor) -> dict:
-    """Of uint8 [N, C, H, W]: mean and deviation of each channel, and the share of values in each band at the walls."""
+    """Mean and deviation of each channel of uint8 [N, C, H, W], and the share of values in each band at the walls."""
     values = images.transpose(0, 1).flatten(1).to(torch.float32)  # [C, N H W]
     counts = torch.bincount(images.flatten().to(torch.int64), minlength=256).to(torch.float64)
     shares = {name: counts[low:high + 1].sum().item() / images.numel() for name, (low, high) in BANDS.items()}
@@ -25,8 +25,8 @@ def moments(images: torch.Tensor) -> dict:
 @click.command()
 @click.argument('samples', nargs=-1, required=True)
 @click.option('--real', help='Images to compare with', metavar='ZIP|DIR|NPZ', type=str, required=True)
-@click.option('--max_images', help='Use a subset of this many of each', metavar='INT', type=click.IntRange(min=1))
-@click.option('--json', 'path', help='Write the numbers here, too', metavar='FILE', type=click.Path(dir_okay=False))
+@click.option('--max_images', help='Use at most this many images of each', metavar='INT', type=click.IntRange(min=1))
+@click.option('--json', 'path', help='Also write the numbers there', metavar='FILE', type=click.Path(dir_okay=False))
 def main(samples, real, max_images, path):
     found = {}
     for source in (*samples, real):

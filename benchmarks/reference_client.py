@@ -12,7 +12,7 @@ import torch
 
 from torch_utils.checkpoint import read_network
 
-# name: (name as owner+name, a file that shows that it is one, where it is published)
+# name: (owner+name, a file by which a checkout is recognised, where it is published)
 CHECKOUTS = {
     'edm': ('NVlabs+edm', 'training/networks.py', 'https://github.com/NVlabs/edm'),
     'DG': ('alsdudrla10+DG', 'guided_diffusion/unet.py', 'https://github.com/alsdudrla10/DG'),
@@ -36,7 +36,7 @@ def find_checkouts(folder: str, names: list[str]) -> list[str]:
 
 
 class Reference:
-    """The published code with the weights in `files` (name -> .safetensors), in a process that waits to be told.
+    """The published code with the weights in `files` (name -> .safetensors), in a process that waits for requests.
 
     A context manager; `run` returns when the work has been done.
     """
@@ -53,7 +53,7 @@ class Reference:
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
 
     def run(self, work: str, **arguments) -> dict:
-        """Have a method of reference_worker.Published done; its answer."""
+        """Call a method of reference_worker.Published there; returns its answer."""
         try:
             self.process.stdin.write(json.dumps(dict(work=work, arguments=arguments)) + '\n')
             self.process.stdin.flush()
@@ -70,7 +70,7 @@ class Reference:
         return self
 
     def __exit__(self, *exception) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it failed, and run has said so
+        with contextlib.suppress(BrokenPipeError):  # it failed, and `run` has reported that
             self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()

@@ -1,4 +1,4 @@
-"""Runs the published code on given weights when it is told to; a process of its own, since module names clash.
+"""Runs the published code on given weights on request, in its own process, since module names clash.
 
     python benchmarks/reference_worker.py JOB.json CHECKOUT...
 
@@ -22,7 +22,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-# How the published code builds its classifiers; widths and depths are the job's.
+# How the published code builds its classifiers; the job gives widths and depths.
 CLASSIFIER = dict(classifier_use_fp16=False, classifier_attention_resolutions='32,16,8',
                   classifier_use_scale_shift_norm=True, classifier_resblock_updown=True, classifier_pool='attention')
 
@@ -42,7 +42,7 @@ def replace_file_libraries():
 
 
 def restore_old_libraries(device: str):
-    """What the published code takes for granted: sqrtm's `disp`, and CUDA tensors as indices of CPU tensors."""
+    """Restore what the published code expects: sqrtm's `disp`, and CUDA tensors as indices of CPU tensors."""
     import scipy.linalg
 
     sqrtm = scipy.linalg.sqrtm
@@ -68,7 +68,7 @@ class WarmedUp(Exception):
 
 
 class Shelf(dict):
-    """Stands in for `pickle` in the published script: keeps what is dumped, by file name."""
+    """Replaces `pickle` in the published script: keeps dumped objects by file name."""
 
     stop_at: str | None = None  # ends the run once this file is dumped
 
@@ -82,7 +82,7 @@ class Shelf(dict):
 
 
 class Counted:
-    """A network that counts the rows it is given."""
+    """A network that counts its rows."""
 
     def __init__(self, net):
         self.net, self.rows = net, 0
@@ -96,7 +96,7 @@ class Counted:
 
 
 class Published:
-    """The published networks with the job's weights, and what is done with them; each method answers with a dict."""
+    """The published networks with the job's weights, and the work with them; each method answers with a dict."""
 
     def __init__(self, job: dict, path: Path):
         self.job, self.folder, self.device = job, path.parent, job['device']
@@ -104,7 +104,7 @@ class Published:
 
     @functools.cached_property
     def net(self):
-        """EDM's score network, as its pickles come: in evaluation mode, frozen."""
+        """EDM's score network as in its pickles: in evaluation mode, frozen."""
         from training import networks
 
         file = self.job['networks']['score']
@@ -135,7 +135,7 @@ class Published:
         return parts
 
     def noise(self, batch: int):
-        if batch not in self.noises:  # drawing and uploading them takes a GPU as long as some calls
+        if batch not in self.noises:  # drawing and uploading them takes as long as some calls on a GPU
             shape = [batch, self.net.img_channels, self.net.img_resolution, self.net.img_resolution]
             self.noises[batch] = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         return self.noises[batch]
@@ -149,7 +149,7 @@ class Published:
         return dict(images=batch * calls, mean=denoised.abs().mean().item())
 
     def log_ratio(self, batch: int, calls: int) -> dict:
-        """The log-ratio of such a batch, as DiffRS takes it: without a graph."""
+        """The log-ratio of such a batch as in DiffRS: without a graph."""
         import classifier_lib
 
         evaluate, sde = self.evaluate(sigmoid=True, grad=False), classifier_lib.vpsde()
@@ -182,7 +182,7 @@ class Published:
 
     @functools.cached_property
     def discriminator_training(self):
-        """DG's discriminator and optimizer, as its train.py makes them."""
+        """DG's discriminator and optimizer as in its train.py."""
         _, discriminator = self.classifiers
         return discriminator.train(), torch.optim.Adam(discriminator.parameters(), lr=3e-4, weight_decay=1e-7)
 
@@ -205,7 +205,7 @@ class Published:
 
     @functools.cached_property
     def score_training(self):
-        """EDM's network in training, its loss and optimizer, as its train.py makes them."""
+        """EDM's network in training, its loss and optimizer as in its train.py."""
         from training import loss
 
         torch.backends.cudnn.benchmark = True
@@ -240,7 +240,7 @@ class Published:
         return dict(distance=fid_npzs.calculate_fid_from_inception_stats(*self.moments))
 
     def diffrs_loop(self, batch: int, steps: int, shelf: Shelf, **options) -> int:
-        """Run the published function, warm-up or main loop; the rows that the score network saw."""
+        """Run the published function, warm-up or main loop; returns the rows that the score network saw."""
         import generate_diffrs
 
         generate_diffrs.pickle, generate_diffrs.tqdm = shelf, types.SimpleNamespace
@@ -264,7 +264,7 @@ class Published:
         return dict(images=batch)
 
     def diffrs(self, batch: int, steps: int, images: int, rej_percentile: float, log_ratio: list) -> dict:
-        """DiffRS's main loop until this many images have ended, with thresholds from log_ratio [steps + 1, n]."""
+        """DiffRS's main loop until `images` images are finished, with thresholds from log_ratio [steps + 1, n]."""
         log_ratio = torch.tensor(log_ratio)
         names = {name: str(self.folder / f'{name}.pickle') for name in ('adaptive', 'increments', 'nfe_analysis')}
         for name in names.values():

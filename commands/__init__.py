@@ -1,1 +1,1 @@
-"""What the scripts share: options, the machine, loading, drawing and fitting; below them the only user of click."""
+"""What the scripts share: options, the machine, loading, drawing and fitting; no room below them uses click."""

@@ -41,7 +41,7 @@ PRESETS = {
 DATA = [
     click.option('--outdir', help='Folder of the run', metavar='DIR', type=str, required=True),
     click.option('--data', help='Labelled training images', metavar='ZIP|DIR|NPZ', type=str, required=True),
-    click.option('--test_data', help='Labelled images to measure on; without it a part of --data is held out',
+    click.option('--test_data', help='Labelled images to measure on; without them a part of --data is held out',
                  metavar='ZIP|DIR|NPZ', type=str),
     click.option('--img_resolution', help='Resolution that --data must have  [default: any]', metavar='INT',
                  type=fit.POSITIVE),
@@ -63,7 +63,7 @@ NETWORK = [
                  metavar='FLOAT', type=options.POSITIVE),
     click.option('--sigma_max', help='Upper end of the levels (noise_level)  [default: 80]', metavar='FLOAT',
                  type=options.POSITIVE),
-    click.option('--time', 'time_convention', help='Time fed to the adm network; auto: cosine at 64x64, else linear',
+    click.option('--time', 'time_convention', help='VP time that adm reads; auto: cosine at 64x64, else linear',
                  type=click.Choice(['auto', 'linear', 'cosine']), default='auto', show_default=True),
 ]
 TRAINING = [
@@ -84,7 +84,7 @@ TRAINING = [
 
 
 def make_config(opts: dict) -> dict:
-    """What decides the result, beside the images: the preset with the given options in place of its own."""
+    """All that decides the result, except the images: the preset with the given options in place of its own."""
     preset = PRESETS[opts['preset']]
     given = [name for name in ('width', 'depth', 'attention') if opts[name] is not None]
     given += ['time'] * (opts['time_convention'] != 'auto')

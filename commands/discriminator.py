@@ -1,4 +1,4 @@
-"""A discriminator to be trained, from its options: images, configuration, loss, files."""
+"""The options of train.py, and the discriminator that they describe: images, configuration, loss, files."""
 
 import functools
 from pathlib import Path
@@ -29,7 +29,7 @@ from .options import NETWORK_PRESET
 EMBEDDED_CLASSES = 1000  # rows of the label table in DG's conditional discriminators
 REAL, REAL_LABELLED = '/data/true_data.npz', '/data/true_data_label.npz'  # DG's
 FRACTION = FloatRange(min=0, max=1)
-# Options that came later: a run is known by them only if they are changed.
+# Options that were added later: the configuration has them only if they are changed.
 LATER = dict(wd=1e-7, dropout=0.0, augment=0.0, loss='bce', lora_rank=0, process='gaussian')
 DG_CACHE = 'gen_data_for_discriminator_training.npz'  # DG's own concatenation of the shards
 
@@ -40,14 +40,14 @@ DATA = [
                  f'{DG_CACHE} in it), of images, a zip or an npz', metavar='DIR', type=str,
                  default='/samples/cifar_uncond_vanilla', show_default=True),
     click.option('--datadir', help=f'Real images: npz, zip or folder; with --cond=1 and without this one, '
-                 f'{REAL_LABELLED} if it is there', metavar='NPZ|ZIP|DIR', type=str, default=REAL, show_default=True),
+                 f'{REAL_LABELLED} if it exists', metavar='NPZ|ZIP|DIR', type=str, default=REAL, show_default=True),
     click.option('--img_resolution', help='Image resolution', metavar='INT', type=POSITIVE, default=32,
                  show_default=True),
     click.option('--cond', help='1: conditional on the class', metavar='INT', type=click.IntRange(min=0, max=1),
                  default=0, show_default=True),
     click.option('--pretrained_classifier_ckpt', help='ADM classifier whose features are used', metavar='PATH',
                  type=str, default='/checkpoints/ADM_classifier/32x32_classifier.pt', show_default=True),
-    click.option('--network', help='Score network that drew --gendir; with it `best` is what corrects its score best '
+    click.option('--network', help='Score network that drew --gendir; with it, `best` corrects its score best '
                  'on held-out images', metavar='PATH|URL', type=str),
     NETWORK_PRESET,
     click.option('--num_data', help='Use at most this many real and this many generated images', metavar='INT',
@@ -69,7 +69,7 @@ TRAINING = [
     click.option('--process', help='Noise of the images; reflected: for generate_reflected.py; auto: as the '
                  'options.json in --gendir says', type=click.Choice(['auto', 'gaussian', 'reflected']), default='auto',
                  show_default=True),
-    click.option('--time', 'time_convention', help='Time fed to the networks; auto: as the classifier says, else '
+    click.option('--time', 'time_convention', help='VP time that the networks read; auto: as the classifier says, else '
                  'cosine at 64x64 and linear otherwise', type=click.Choice(['auto', 'linear', 'cosine']),
                  default='auto', show_default=True),
     click.option('--epoch', '--n_epochs', help='Passes over the images', metavar='INT', type=POSITIVE, default=50,
@@ -116,12 +116,12 @@ def load_images(opts, channels):
             raise ValueError(f'it has {generated.num_classes} classes, --datadir only {real.num_classes}')
     dist.print0(f'{len(real)} real images from {opts["datadir"]}, {len(generated)} generated ones from {source}')
     if len(real) != len(generated):
-        dist.print0('the two counts differ: the log-ratio will be off by the logarithm of their quotient')
+        dist.print0('the two counts differ: the log-ratio will be off by the logarithm of their ratio')
     return real, generated
 
 
 def check_loss(opts) -> None:
-    """Refuse options that --loss=score cannot have."""
+    """Refuse options that do not go with --loss=score."""
     if opts['loss'] == 'bce':
         return
     if not opts['network']:
@@ -164,7 +164,7 @@ def make_config(opts, real, generated, origin: dict) -> dict:
 def make_run(config, opts, extractor, score_net, pairs, held_out, epoch_nimg, classes, device, how) -> TrainRun:
     """The training run that `config` describes: a new discriminator on the extractor's features, and its adapters.
 
-    `classes` are those of all of --datadir: the last one may be too rare for the part that is trained on.
+    `classes` are those of all of --datadir; the last one may be missing in the part that is trained on.
     """
     config_or_default, outdir = LATER | config, resolve_output(opts['savedir'])
     rank, dropout = config_or_default['lora_rank'], config_or_default['dropout']
@@ -214,8 +214,8 @@ def make_loss(config, net, extractor, score_net, convention) -> DiscriminatorLos
 def save_network(outdir: Path, architecture: dict, metadata: dict, adapted, name: str, net, **measured) -> None:
     """name.pt: a plain state dict that DG reads; name.safetensors: the same with its description.
 
-    At reflected noise, which DG does not know and a state dict does not tell, all are safetensors.
-    Of `adapted`, an extractor or None, the adapters are written beside it, numbered ones as the final ones too.
+    The adapters of the extractor `adapted` (or None) are written beside it, those of numbered files also as the final
+    ones. At reflected noise, which DG does not know and a state dict does not tell, all are safetensors.
     """
     if 'process' in metadata:
         name = name.replace('.pt', '.safetensors')

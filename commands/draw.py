@@ -1,16 +1,23 @@
 """A sampling run from the command line: samples into a folder, messages on the screen, costs into options.json."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import click
 
-from dnnlib.cli import blame
+from dnnlib.cli import blame, command_line
+from dnnlib.run_folder import COMMAND
 from generation import costs
 from generation.folder import SampleFolder, read_report, write_labels, write_report
 from generation.run import NonFiniteSample, Report, run
 from torch_utils import distributed as dist
 
-from .in_memory import Drawn, Taker
+
+@dataclass(frozen=True)
+class Taker:
+    """The object of a command's context whose `take` gets what `draw` was given, instead of a folder."""
+
+    take: Callable[[Callable, SampleFolder, Callable | None], None]
 
 
 def open_folder(outdir, seeds, opts: dict, record: dict) -> SampleFolder:
@@ -21,21 +28,21 @@ def open_folder(outdir, seeds, opts: dict, record: dict) -> SampleFolder:
 
 def draw(stream, folder: SampleFolder, *, decode=None, overwrite: bool = False, remedy: str = '--precision=fp32',
          details: Callable[[dict], dict] | None = None, describe: Callable[[dict], str] | None = None) -> None:
-    """Run `stream` into `folder` on all ranks, then report what the samples have cost; the last act of a script.
+    """Run `stream` into `folder` on all ranks, then write and show the cost report; the last act of a script.
 
     remedy: what may help against samples of NaN; details(costs) adds to the report, describe(report) to what is shown
     of it. If the command is run by `in_memory.run_in_memory`, its images are taken there, and nothing is written.
     """
-    context = click.get_current_context()
-    taker = context.find_object(Taker)
+    folder.options[COMMAND] = command_line()
+    taker = click.get_current_context().find_object(Taker)
     try:
         if taker is not None:
-            return taker.take(Drawn(stream, folder, decode, context.info_name.removesuffix('.py')))
+            return taker.take(stream, folder, decode)
         dist.print0(f'Drawing {len(folder.seeds)} images to {folder.path}')
         with blame('--outdir'):
             result = run(stream, folder, overwrite=overwrite, decode=decode)
     except NonFiniteSample as error:
-        raise click.ClickException(f'--network: {error}; {remedy} may help, else the checkpoint is broken') from None
+        raise click.ClickException(f'--network: {error}; {remedy} may help; if not, the checkpoint is broken') from None
     if dist.get_rank() == 0:
         print(f'{result.images} images in {folder.path}, {result.drawn} of them new, in {result.seconds:.1f} s')
         with blame('--outdir'):
@@ -44,11 +51,11 @@ def draw(stream, folder: SampleFolder, *, decode=None, overwrite: bool = False, 
 
 
 def _finish(folder: SampleFolder, result: Report, details, describe) -> None:
-    """Write the classes of PNG files, and the report; show the report."""
+    """Write the classes of PNG files; write and show the report."""
     if folder.save_type == 'png':
         write_labels(folder.path)
     found = costs.collect(folder.path)
-    if 'nfe' not in found:  # all of them drawn by an earlier version
+    if 'nfe' not in found:  # an earlier version drew all of them
         return
     earlier = read_report(folder.path)
     report = costs.make_report(found, folder.options['precision'],

@@ -1,4 +1,4 @@
-"""What the training scripts share: groups of options, the configuration on the screen, and a run to its exit code."""
+"""What the training scripts share: groups of options, showing the configuration, and a run to its exit code."""
 
 import json
 import sys
@@ -8,7 +8,8 @@ from typing import NoReturn
 import click
 import torch
 
-from dnnlib.cli import FloatRange, blame
+from dnnlib.cli import FloatRange, blame, command_line
+from dnnlib.run_folder import COMMAND
 from torch_utils import distributed as dist
 from training.loop import share_of_batch, train
 from training.run import NonFiniteLoss, TrainResult, TrainRun
@@ -17,7 +18,7 @@ BY_PRESET = '[default: by preset]'
 POSITIVE = click.IntRange(min=1)
 
 PROGRESS = [
-    click.option('--max_minutes', help='Stop in good order after this time; the same command resumes', metavar='FLOAT',
+    click.option('--max_minutes', help='Save and stop after this time; the same command resumes', metavar='FLOAT',
                  type=FloatRange(min=0)),
     click.option('--overwrite', help='Replace an earlier run in the folder', is_flag=True),
     click.option('-n', '--dry_run', '--dry-run', help='Print the configuration and exit', is_flag=True),
@@ -37,9 +38,9 @@ def hyperparameters(default_batch: int | None = None) -> list:
 
 
 def machine_options(computed: str, precisions=('auto', 'fp32', 'tf32', 'bf16'), except_for: str = '') -> list:
-    """Options of the machine: --precision is that of what is `computed`.
+    """Options of the machine: --precision is that of the `computed` parts.
 
-    `except_for`: what else --batch_gpu changes beside rounding.
+    `except_for`: what --batch_gpu changes in addition to rounding.
     """
     return [
         click.option('--device', help='auto, cpu, cuda or cuda:N', metavar='STR', type=str, default='auto',
@@ -55,7 +56,7 @@ def machine_options(computed: str, precisions=('auto', 'fp32', 'tf32', 'bf16'), 
 
 
 def show_config(config: dict, dry_run: bool) -> None:
-    """Print the configuration of a run; `dry_run` exits then."""
+    """Print the configuration of a run; with `dry_run`, exit then."""
     dist.print0(json.dumps(config, indent=2))
     if dry_run:
         dist.shutdown()
@@ -68,16 +69,17 @@ def run_options(opts: dict, started: float) -> dict:
 
 
 def how_far(result: TrainResult) -> str:
-    """What a run says of its end if it has nothing else to say."""
+    """The default summary of a run: images and reason of the end."""
     return f'{result.nimg / 1000:g} kimg, {result.reason}'
 
 
 def fit(run: TrainRun, folder: str = '--outdir', summary: Callable[[TrainResult], str] = how_far) -> NoReturn:
     """Train to the end of `run`, print its `summary`, and exit: with code 143 after a signal, else 0.
 
-    `folder` is the option that names the run's folder; mistakes end in one line with the option that is at fault.
+    `folder` is the option that names the run's folder; mistakes end in one line that names the option at fault.
     """
     torch.backends.cudnn.benchmark = True
+    run.config = run.config | {COMMAND: command_line()}
     with blame('--batch'):
         share_of_batch(run.batch_size)
     try:

@@ -21,7 +21,7 @@ labels_option = click.option(
 
 
 def open_source(source: str, max_images: int | None, labels: str) -> Source:
-    """The images of --source where they lie, and their labels; says what was found."""
+    """The images of --source, still on disk, and their labels; prints what was found."""
     with blame('--source'):
         if source in ('cifar10', 'cifar10-test'):
             with dist.rank0_first():

@@ -8,7 +8,6 @@ import runpy
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import click
 import torch
@@ -21,20 +20,24 @@ from metrics.sources import ImageSource
 from metrics.stream import ImageStream
 from torch_utils import distributed as dist
 
+from .draw import Taker
+
 _passes = itertools.count()  # all ranks begin equally many, so this names one
 
 
 class Drawn(ImageSource):
     """The images of a sampling run, as metrics read them: drawn when a pass asks for them, and not kept.
 
-    options: what options.json would say; batch: images that the run draws together. A pass has to begin and end at
+    options: what options.json would say; batch: images that the run draws together; progress: told of the work that
+    this rank has done, as a sampler tells it. A pass has to begin and end at
     multiples of it and read as many at a time, since the seeds of some samplers belong together; each rank then draws
     its part of the pass.
     """
 
-    def __init__(self, stream, folder: SampleFolder, decode: Callable[[torch.Tensor], torch.Tensor] | None, name: str):
+    def __init__(self, stream, folder: SampleFolder, decode: Callable[[torch.Tensor], torch.Tensor] | None, name: str,
+                 progress: Callable[[float], None] = lambda images: None):
         super().__init__(None, len(folder.seeds))
-        self._stream, self._decode, self._name = stream, decode, name
+        self._stream, self._decode, self._name, self._progress = stream, decode, name, progress
         self.seeds, self.options, self.batch = folder.seeds, folder.options, len(folder.shards[0].seeds)
         self._counts = torch.zeros([len(costs.NAMES), len(self)], dtype=torch.int64)  # zero where others draw
         self._seconds, self._drawn = 0.0, 0
@@ -53,8 +56,12 @@ class Drawn(ImageSource):
 
     def _draw(self, start: int, stop: int):
         """Yields images [n, C, H, W] of the seeds at positions start to stop - 1. Raises NonFiniteSample."""
+        def progress(images: float) -> None:
+            dist.sign_of_life()
+            self._progress(images)
+
         began = time.monotonic()
-        for samples in self._stream(iter(self.seeds[start:stop]), lambda images: dist.sign_of_life()):
+        for samples in self._stream(iter(self.seeds[start:stop]), progress):
             images = samples.images if self._decode is None else self._decode(samples.images)
             wrong = images.isfinite().flatten(1).all(1).logical_not().nonzero()
             if len(wrong):
@@ -86,13 +93,6 @@ def block_length(drawn: Drawn, blocks: int) -> int:
     return count
 
 
-@dataclass(frozen=True)
-class Taker:
-    """The object of a command's context that has `draw` hand its images over instead of writing them."""
-
-    take: Callable[[Drawn], None]
-
-
 def sampling_context(words: Sequence[str], take: Callable[[Drawn], None]) -> click.Context:
     """The context of a sampling command, such as ['generate.py', '--steps=9', '--seeds=0-999'], checked but not begun.
 
@@ -103,11 +103,13 @@ def sampling_context(words: Sequence[str], take: Callable[[Drawn], None]) -> cli
     if script not in scripts:
         raise click.ClickException(f'COMMAND: {script or "nothing"} is not a sampling script; use one of '
                                    f'{", ".join(scripts)}, and its options')
-    command = runpy.run_path(str(scripts[script]), run_name=scripts[script].stem)['main']
+    name = scripts[script].stem
+    command = runpy.run_path(str(scripts[script]), run_name=name)['main']
+    taker = Taker(lambda stream, folder, decode: take(Drawn(stream, folder, decode, name)))
     with contextlib.ExitStack() as stack:
         # The folder is for what a run leaves beside its samples, such as the warm-up of DiffRS.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='samples-'))
-        context = command.make_context(script, arguments, obj=Taker(take), default_map=dict(outdir=folder))
+        context = command.make_context(script, arguments, obj=taker, default_map=dict(outdir=folder))
         context.call_on_close(stack.pop_all().close)
     return context
 

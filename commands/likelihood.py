@@ -24,9 +24,9 @@ LIKELIHOOD = [
 
 
 def likelihood(net, data, *, probes: int, batch: int, device, **flow) -> dict:
-    """Bits per dimension of the images of `data` (ImageData), and how sure they are.
+    """Bits per dimension of the images of `data` (ImageData), with errors.
 
-    Image k is dequantised, and its probes are drawn, by a generator of seed k, so that ranks and batches play no part.
+    Image k is dequantised, and its probes are drawn, by a generator of seed k, so that ranks and batches do not matter.
     `flow` are options of `log_likelihood`. The standard error is that of the mean over images; the spread is the mean
     over images of the standard deviation over an image's probes (0 for one probe).
     """

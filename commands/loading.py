@@ -1,4 +1,4 @@
-"""Loads what a sampling script names, blames the option that is at fault, and notes the digests of the files."""
+"""Loads the files that a sampling script names, blames the option at fault, and records the digests."""
 
 from dataclasses import asdict, replace
 from typing import NamedTuple
@@ -28,7 +28,7 @@ WEIGHTS = ('dg_weight_1st_order', 'dg_weight_2nd_order')
 
 
 class Loaded(NamedTuple):
-    """Something from files, and the entries of options.json that say which."""
+    """An object from files, and the entries of options.json that name them."""
 
     value: object
     record: dict
@@ -114,7 +114,7 @@ def refuse_boosting(opts: dict) -> None:
 
 
 def check_value(log_ratio, option: str) -> None:
-    """Refuse a log-ratio of which only the gradient means anything, for what `option` names."""
+    """Refuse, for the sake of `option`, a log-ratio of which only the gradient has a meaning."""
     if log_ratio.only_gradient:
         raise click.ClickException(f'{option}: the discriminator was trained with --loss=score and knows the gradient '
                                    f'of the log-ratio, but not its value, which is needed here')
@@ -152,14 +152,14 @@ def boosting_of(opts: dict) -> Boosting | None:
 
 
 def record_of_boosting(opts: dict) -> dict:
-    """What options.json says of boosting; of DG's only that it is on, so that older folders can be finished."""
+    """Entries of options.json for boosting; of DG's only that it is on, so that older folders can be finished."""
     boosting = boosting_of(opts)
     record = dict(boosting=opts['boosting'] or int(boosting is not None))
     return record if boosting in (None, Boosting()) else record | dict(boosting_schedule=asdict(boosting))
 
 
 def load_guides(opts: dict, net, machine: Machine) -> Loaded:
-    """The guidances beside the discriminator's, as a list: autoguidance, classifier-free, a classifier's."""
+    """A list of the guidances other than the discriminator's: autoguidance, classifier-free, a classifier's."""
     found, record, interval = [], {}, None
     if opts['guidance_interval']:
         with blame('--guidance_interval'):
@@ -193,7 +193,7 @@ def load_guides(opts: dict, net, machine: Machine) -> Loaded:
 
 
 def check_knows_no_label(net) -> None:
-    """Raise ValueError for a network that has not learnt to do without labels, or has none."""
+    """Raise ValueError for a network that has no labels, or was not trained without them too."""
     if not net.label_dim:
         raise ValueError('guidance needs a network with classes, and this one is unconditional')
     if getattr(net.model, 'label_dropout', None) == 0:

@@ -1,4 +1,4 @@
-"""The machine that a script runs on: its ranks, device, precision, and what of it a user is told in one line."""
+"""The machine that a script runs on: ranks, device, precision, compilation, and their one-line errors."""
 
 import contextlib
 import functools
@@ -20,17 +20,17 @@ class Machine:
 
     device: torch.device
     dtype: torch.dtype
-    precision: str  # as asked for: auto, fp32, tf32, bf16, fp16
-    compile: str = 'off'  # as asked for: auto, on, off
+    precision: str  # as given: auto, fp32, tf32, bf16, fp16
+    compile: str = 'off'  # as given: auto, on, off
 
     def record(self) -> dict:
-        """Entries of options.json; they decide how images round."""
+        """Entries of options.json; they affect how images round."""
         return dict(device=self.device.type, precision=str(self.dtype).removeprefix('torch.'),
                     tf32=self.precision == 'tf32')
 
 
 def start(device: str, precision: str, compile: str = 'off', tf32_beside_half: bool = False) -> Machine:
-    """Join the process group and choose the device and precision; ranks on unlike machines must agree."""
+    """Join the process group and choose the device and precision; ranks on different machines must agree."""
     dist.init()
     with blame('--device'):
         chosen = select_device(device)
@@ -38,15 +38,15 @@ def start(device: str, precision: str, compile: str = 'off', tf32_beside_half: b
         dtype = select_precision(precision, chosen, tf32_beside_half)
         first = dist.broadcast_object(str(dtype))
         if first != str(dtype):
-            raise ValueError(f'{precision} is {dtype} here and {first} in the first process; name one')
+            raise ValueError(f'{precision} is {dtype} here and {first} in the first process; choose one')
     return Machine(chosen, dtype, precision, compile)
 
 
 @contextlib.contextmanager
 def blame_machine(option: str) -> Iterator[None]:
-    """Turn a lack of memory, or a compiler that fails, into one line; `option` sets the images at a time.
+    """Turn a lack of memory or a failing compiler into one line; `option` sets the number of images at a time.
 
-    For a block, or as a decorator of a script's main.
+    Used for a block, or as a decorator of a script's main.
     """
     try:
         yield
@@ -59,10 +59,11 @@ def blame_machine(option: str) -> Iterator[None]:
 
 
 def compile_for_sampling(machine: Machine, net, log_ratio, evaluations: int) -> bool:
-    """Compile where that pays for a run of this many evaluations of `net`; the answer is the same on all ranks.
+    """Compile if that pays for a run of `evaluations` evaluations of `net`; all ranks get the same answer.
 
-    On CUDA that is the score network and the log-ratio (or None), on a CPU only the score network: there the log-ratio
-    gets no faster (benchmarks/README.md). The number of ranks plays no part, so that others can resume the run.
+    On CUDA this compiles the score network and the log-ratio (or None), on a CPU only the score network: there the
+    log-ratio gets no faster (benchmarks/README.md). The answer does not depend on the number of ranks, so that another
+    number can resume the run.
     """
     def evaluate():
         x = torch.zeros([1, net.img_channels, net.img_resolution, net.img_resolution], device=machine.device)

@@ -35,7 +35,7 @@ CLASS = click.option('--class', 'class_idx', help='Class label  [default: by the
 SAMPLES = [
     click.option('--outdir', help='Where to save the samples', metavar='DIR', type=str, required=True),
     click.option('--seeds', help='One sample per seed, e.g. 1,2,5-10', metavar='LIST', type=IntList()),
-    click.option('--num_samples', help='Instead of --seeds: this many, from --seed on  [default: 50000]', metavar='INT',
+    click.option('--num_samples', help='Instead of --seeds: how many, from --seed on  [default: 50000]', metavar='INT',
                  type=click.IntRange(min=1)),
     click.option('--seed', help='Instead of --seeds: the first one  [default: 0]', metavar='INT',
                  type=click.IntRange(min=0)),
@@ -107,7 +107,7 @@ GUIDES = [
                  metavar='PATH|URL', type=str),
     click.option('--guiding_weight', help='Its weight; 1: none', metavar='FLOAT', type=FloatRange(min=0), default=2.,
                  show_default=True),
-    click.option('--w', help='Classifier-free guidance: (1 + w) D - w D without label', metavar='FLOAT',
+    click.option('--w', help='Classifier-free guidance: (1 + w) D - w D without a label', metavar='FLOAT',
                  type=FloatRange(min=0), default=0., show_default=True),
     click.option('--guiding_classifier', help='Classifier guidance: an ADM classifier of noisy images',
                  metavar='PATH', type=str),
@@ -124,7 +124,7 @@ def guidance(first_weight: float) -> list:
         click.option('--dg_weight_1st_order', '--w_dg_1', metavar='FLOAT', type=FloatRange(min=0),
                      help='Weight in the first evaluation of a step; both 0: no guidance', default=first_weight,
                      show_default=True),
-        click.option('--dg_weight_2nd_order', '--w_dg_2', help='Weight in the second one', metavar='FLOAT',
+        click.option('--dg_weight_2nd_order', '--w_dg_2', help='Weight in the second evaluation', metavar='FLOAT',
                      type=FloatRange(min=0), default=0., show_default=True),
         click.option('--time_min', '--time_mid', help='Least VP time to guide at', metavar='FLOAT',
                      type=FloatRange(0, 1), default=0.01, show_default=True),
@@ -136,7 +136,7 @@ def guidance(first_weight: float) -> list:
 
 
 BOOSTING = [
-    click.option('--boosting_schedule', help='Steps that boosting acts in, see docs/equations.md  [default: dg]',
+    click.option('--boosting_schedule', help='Steps in which boosting acts, see docs/equations.md  [default: dg]',
                  type=click.Choice([*BOOSTINGS])),
     click.option('--adaptive_weight', help='1: boosting by the schedule of the reproduction', metavar='INT',
                  type=click.IntRange(min=0), default=0, show_default=True),
@@ -168,7 +168,7 @@ DISCRIMINATORS = [
 MACHINE = [
     click.option('--device', help='auto, cpu, cuda or cuda:N', metavar='STR', type=str, default='auto',
                  show_default=True),
-    click.option('--precision', help='Arithmetic of the networks; auto: bf16 where the hardware is fast at it',
+    click.option('--precision', help='Arithmetic of the networks; auto: bf16 if the hardware is fast at it',
                  type=click.Choice(PRECISIONS), default='auto', show_default=True),
     click.option('--compile', 'compile_mode', help='torch.compile; auto: for runs that are long enough',
                  type=click.Choice(['auto', 'on', 'off']), default='auto', show_default=True),
@@ -193,7 +193,7 @@ def seeds_of(opts: dict):
 
 
 def levels_of(opts: dict, net) -> Levels:
-    """The noise levels that the options ask for, as far as the network knows them."""
+    """The noise levels that the options ask for, as far as the network supports them."""
     if opts['S_churn'] and opts['S_min'] > opts['S_max']:
         raise click.ClickException(f'--S_min: {opts["S_min"]:g} is above --S_max, so that --S_churn would never act')
     if opts.get('sigmas'):

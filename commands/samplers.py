@@ -135,7 +135,7 @@ def _of_particles(opts: dict, net, levels: Levels, log_ratio, record: dict, eval
         with blame('--resample_inds'):
             edm_path(net, levels, resample_at)
     if not opts['select'] and opts['batch'] % count:
-        raise click.ClickException(f'--batch: {opts["batch"]} images are no whole groups of {count}; use a multiple')
+        raise click.ClickException(f'--batch: {opts["batch"]} images are not whole groups of {count}; use a multiple')
     if not opts['select'] and len(options.seeds_of(opts)) % count:
         raise click.ClickException(f'--seeds: their number must be a multiple of {count}, the particles of a group')
     named = dict(num_particles=count, method=opts['method'], select=opts['select'])

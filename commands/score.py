@@ -26,9 +26,9 @@ PRESETS = {
         ema_kimg=500, ema_rampup=0.05, dropout=0.13, augment=0.12, xflip=False),
 }
 PRECONDITIONS = {'edm': ('EDMPrecond', 'EDMLoss'), 'vp': ('VPPrecond', 'VPLoss'), 've': ('VEPrecond', 'VELoss')}
-OF_THE_DATA = ('img_resolution', 'img_channels', 'label_dim')  # arguments of a network that the images decide
+OF_THE_DATA = ('img_resolution', 'img_channels', 'label_dim')  # arguments of a network that follow from the images
 OPTIONS = dict(resolution='--data', img_channels='--data', classes='--cond', model_channels='--channels',
-               num_blocks='--blocks', precond='--precond', augment_dim='--augment')  # what a network has to fit
+               num_blocks='--blocks', precond='--precond', augment_dim='--augment')  # to fit --transfer
 FRACTION = FloatRange(min=0, max=1)
 
 
@@ -64,7 +64,7 @@ TRAINING = [
                  type=fit.POSITIVE),
     click.option('--lr', help=f'Learning rate  {fit.BY_PRESET}', metavar='FLOAT',
                  type=FloatRange(min=0, min_open=True)),
-    click.option('--decay', help=f'Last part of the run in which the learning rate falls to 0  {fit.BY_PRESET}',
+    click.option('--decay', help=f'Last fraction of the run, in which the learning rate falls to 0  {fit.BY_PRESET}',
                  metavar='FLOAT', type=FRACTION),
     click.option('--ema', 'ema_kimg', help=f'Half-life of the weight average  {fit.BY_PRESET}', metavar='KIMG',
                  type=FloatRange(min=0)),
@@ -85,7 +85,7 @@ FILES = [
 
 
 def make_config(opts: dict, data: ImageData, source=None) -> dict:
-    """The whole configuration of a run: the preset, what the options change of it, and the network `source` if any.
+    """The whole configuration of a run: the preset, the options that change it, and the network `source`, if any.
 
     Raises ValueError if `source` does not fit the images or the options.
     """
@@ -107,7 +107,7 @@ def make_config(opts: dict, data: ImageData, source=None) -> dict:
 
 
 def _adopt(source, config: dict, asked: dict, precond: str | None) -> tuple[str, dict]:
-    """(preconditioning, arguments of the U-Net) of the network `source`. Raises ValueError if they are not `asked`."""
+    """(preconditioning, arguments of the U-Net) of the network `source`. Raises ValueError unless they fit `asked`."""
     found = next((name for name, (made_by, _) in PRECONDITIONS.items() if made_by == source.constructor), None)
     if found is None:
         raise ValueError(f'{source.constructor} cannot be trained here, only {", ".join(PRECONDITIONS)}')

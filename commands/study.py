@@ -15,21 +15,21 @@ from dnnlib.int_lists import format_int_list
 from dnnlib.run_folder import OPTIONS_FILE, RunFolder, read_options
 from figures.canvas import save
 from figures.study import study_figure
+from generation.costs import NAMES
 from generation.folder import MOVABLE
 from metrics.compare import run_options
 from metrics.estimate import Estimate
-from metrics.evaluate import Space, choose_metrics, evaluate
+from metrics.evaluate import Space, evaluate
 from metrics.results import Results, summarise
 from metrics.sources import open_source
 from metrics.trainings import as_text, over_trainings
 from torch_utils import distributed as dist
 
 from .machine import Machine, start
-from .measure import load_space, read_weights
+from .measure import load_spaces
 from .study_rows import Row
 
 RESULTS, PICTURE = 'study.json', 'study.png'
-COSTS = ('nfe', 'discriminator_calls')  # kept beside the metrics of a block, per image
 
 
 class StudyFolder(RunFolder):
@@ -102,11 +102,12 @@ class Study:
 
     def measure(self, source, first: int, row: Row, block: int, missing: dict[str, list[str]], spent=dict,
                 **how) -> None:
-        """Measure a block, which begins at image `first` of `source`, and write the results; `spent()`: its costs."""
+        """Measure a block, which begins at image `first` of `source`, and write it down; `spent()`: report of costs."""
         spaces = [self.spaces[ref].only(metrics) for ref, metrics in missing.items()]
         with blame('--ref'):
             found = evaluate(source, spaces, first, self.num, **how)
-        each_cost = {name: Estimate(value) for name, value in spent().items()}
+        report = spent()
+        each_cost = {name: Estimate(report[name]['mean']) for name in NAMES if name in report}
         for ref, values in zip(missing, found, strict=True):
             # Terms as the file keeps them, so that a study that resumes ends in the same numbers.
             kept = {name: each._replace(terms=None if each.terms is None else each.terms.float().double())
@@ -127,7 +128,7 @@ class Study:
             for row, result in zip(self.rows, summary['results'], strict=True):
                 kept = [self.results.blocks[self.key(row, block, ref)] for block in range(self.blocks)]
                 result['costs'] = {name: sum(block[name].value for block in kept) / self.blocks
-                                   for name in COSTS if all(name in block for block in kept)}
+                                   for name in NAMES if all(name in block for block in kept)}
             summary['study'] = dict(kind=self.kind, label=self.label, against=self.against,
                                     rows=[dict(name=row.name, x=row.x, group=row.group) for row in self.rows],
                                     groups=self._groups(runs, space))
@@ -156,7 +157,7 @@ class Study:
 def measure_study(kind: str, label: str, rows: list[Row], opts: dict) -> None:
     """Measure and compare images that are there, a place for each row, on all ranks; the last act of a script."""
     machine = start(opts['device'], 'fp32')
-    spaces = load_spaces(opts, machine)
+    spaces = spaces_of(opts, machine)
     with blame('--images'):
         sources = {row.name: open_source(row.options['images']) for row in rows}
         for source in sources.values():
@@ -173,14 +174,10 @@ def measure_study(kind: str, label: str, rows: list[Row], opts: dict) -> None:
     dist.shutdown()
 
 
-def load_spaces(opts: dict, machine: Machine) -> dict[str, Space]:
-    """The statistics of --ref with their detectors, in float32, and the metrics of --metrics."""
-    weights, exact = read_weights(opts['weights']), replace(machine, dtype=torch.float32)
-    refs = dict.fromkeys(opts['refs'] or [str(demo.DEMO_STATS)])
-    spaces = {ref: load_space(ref, exact, weights, opts['allow_code']) for ref in refs}
-    with blame('--metrics'):
-        choose_metrics(opts['metrics'].split(','), spaces.values())
-    return spaces
+def spaces_of(opts: dict, machine: Machine) -> dict[str, Space]:
+    """What is measured, in float32 whatever the precision of the networks."""
+    return load_spaces(opts['refs'], opts['metrics'], replace(machine, dtype=torch.float32), opts['weights'],
+                       opts['allow_code'])
 
 
 def identity(record: dict) -> dict:

@@ -3,26 +3,23 @@
 import contextlib
 import functools
 import re
-from collections import Counter
 
 import click
-import torch
 
 from dnnlib.cli import blame
 from generation import costs
 from generation.folder import SampleFolder
 from generation.run import NonFiniteSample, choose_seeds, run
 from metrics.sources import open_source
-from metrics.stream import DrawnImages
 from torch_utils import distributed as dist
-from torch_utils.images import to_uint8
 from torch_utils.progress import progress
 
 from . import samplers
+from .in_memory import Drawn
 from .loading import Loaded, load_network
 from .machine import start
 from .prepare import Prepared, prepare
-from .study import COSTS, Study, load_spaces
+from .study import Study, spaces_of
 from .study_rows import Row
 
 SAMPLES = 'samples'  # folder of what --keep keeps
@@ -31,7 +28,7 @@ SAMPLES = 'samples'  # folder of what --keep keeps
 def draw_study(kind: str, label: str, rows: list[Row], opts: dict) -> None:
     """Draw, measure and compare rows of options of generate.py, on all ranks; the last act of a script."""
     machine = start(opts['device'], opts['precision'], opts['compile_mode'])
-    spaces = load_spaces(opts, machine)
+    spaces = spaces_of(opts, machine)
     network = load_network(opts, machine)
     with blame('--seed'):
         seeds = choose_seeds(range(opts['seed'], opts['seed'] + opts['num_samples'] * opts['blocks']), None, None)
@@ -68,40 +65,14 @@ def draw_row(study: Study, row: Row, blocks: list, prepared: Prepared, network: 
         bar.begin(row.name if study.blocks == 1 else f'{row.name}, block {block + 1}/{study.blocks}', study.num)
         with none_broken():
             if kept is None:
-                drawn = Drawn(prepared, network, study.seeds[first:first + study.num], bar)
-                study.measure(drawn.source(row.name), 0, row, block, missing, drawn.costs, batch=opts['batch'],
-                              shown=False)
+                of_block = SampleFolder(study.folder.path, study.seeds[first:first + study.num], opts['batch'],
+                                        prepared.record)  # says what is drawn; nothing is written
+                drawn = Drawn(prepared.stream, of_block, network.value.decode, row.name, bar.advance)
+                study.measure(drawn, 0, row, block, missing, drawn.report, batch=opts['batch'], shown=False)
             else:
-                study.measure(open_source(kept), first, row, block, missing, functools.partial(mean_costs, kept),
+                study.measure(open_source(kept), first, row, block, missing, functools.partial(report_of, kept),
                               batch=opts['batch'])
         bar.end()
-
-
-class Drawn:
-    """A block of images on its way: drawn when it is measured, counted, not kept."""
-
-    def __init__(self, prepared: Prepared, network: Loaded, seeds: range, bar: 'StudyBar'):
-        self.prepared, self.decode, self.seeds, self.bar = prepared, network.value.decode, seeds, bar
-        self.spent: Counter[str] = Counter()  # by this rank
-
-    def source(self, name: str) -> DrawnImages:
-        return DrawnImages(self._draw, len(self.seeds), name)
-
-    def costs(self) -> dict[str, float]:
-        """Mean costs per image, over all ranks."""
-        total = dist.all_reduce_(torch.tensor([float(self.spent[name]) for name in COSTS], dtype=torch.float64))
-        return dict(zip(COSTS, (total / len(self.seeds)).tolist()))
-
-    def _draw(self, start: int, stop: int):
-        for piece in self.prepared.stream(iter(self.seeds[start:stop]), self.bar.advance):
-            images = self.decode(piece.images)
-            broken = images.isfinite().flatten(1).all(1).logical_not()
-            if broken.any():
-                raise NonFiniteSample(f'the sample of seed {self.seeds[start + int(broken.nonzero()[0])]} holds NaN or '
-                                      f'infinity')
-            self.spent.update({name: int(piece.costs[name].sum()) for name in COSTS if name in piece.costs})
-            start += len(images)
-            yield to_uint8(images)
 
 
 def keep(study: Study, row: Row, prepared: Prepared, network: Loaded, opts: dict):
@@ -113,9 +84,9 @@ def keep(study: Study, row: Row, prepared: Prepared, network: Loaded, opts: dict
     return path
 
 
-def mean_costs(path) -> dict[str, float]:
-    """Mean costs per image of a folder of samples."""
-    return {name: float(values.mean()) for name, values in costs.collect(path).items() if name in COSTS}
+def report_of(path) -> dict:
+    """What the images of a folder have cost."""
+    return costs.make_report(costs.collect(path), precision='')
 
 
 @contextlib.contextmanager

@@ -42,8 +42,8 @@ def _known_file(ctx, param, value):
     return value
 
 
-RUN = click.option('--run', help='Folder of train.py', metavar='DIR', type=str, required=True)
-RUNS = click.option('--run', 'runs', help='Folder of train.py, one for each training. Repeatable', metavar='DIR',
+RUN = click.option('--training', 'run', help='Folder of train.py', metavar='DIR', type=str, required=True)
+RUNS = click.option('--training', 'runs', help='Folder of train.py, one for each training. Repeatable', metavar='DIR',
                     type=str, multiple=True, required=True)
 FILE = click.option('--file', help='The discriminator of each: best, last, or an epoch', metavar='best|last|INT',
                     type=str, default='best', show_default=True, callback=_known_file)
@@ -61,7 +61,7 @@ STUDY = [
                  metavar='NPZ|URL', type=str, multiple=True),
     click.option('--metrics', help='Comma-separated, those of calc_metrics.py; the picture shows the first',
                  metavar='LIST', type=str, default='fd', show_default=True),
-    click.option('--num_samples', '--num', help='Images of a block', metavar='INT', type=click.IntRange(min=20),
+    click.option('--num_samples', help='Images of a block', metavar='INT', type=click.IntRange(min=20),
                  default=10000, show_default=True),
     click.option('--blocks', help='Disjoint blocks of --num_samples seeds; several give a deviation', metavar='INT',
                  type=click.IntRange(min=1), default=1, show_default=True),

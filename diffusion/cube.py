@@ -6,9 +6,9 @@ Brownian motion reflected at the walls has the heat kernel of the cube, a produc
     K(x | y; sigma) = sum over n in Z of N(x + 2n; y, sigma^2) + N(-x + 2n; y, sigma^2)             (images)
                     = 1 + 2 sum over n >= 1 of exp(-(n pi sigma)^2 / 2) cos(n pi x) cos(n pi y)     (modes)
 
-The first converges fast for small sigma, the second for large. Both are exact to float64 at SEAM with the few terms
-below. A seam at larger sigma than the published one (sqrt(0.02)) matters for precision: there the kernel falls to 1e-11
-and the alternating series of modes loses all digits, while at SEAM it is never below 0.2.
+The first converges fast for small sigma, the second for large sigma. At SEAM both are exact to float64 with the few
+terms below. SEAM is larger than the published seam (sqrt(0.02)) for the sake of precision: there the kernel falls to
+1e-11 and the alternating series of modes loses all digits, while at SEAM it is never below 0.2.
 """
 
 import math
@@ -16,7 +16,7 @@ import math
 import torch
 
 SEAM = 0.5  # sigma up to which the images are summed
-IMAGES = torch.arange(-3, 4) * 2.0  # what is left out is at least 5 away: below exp(-48) of the sum at SEAM
+IMAGES = torch.arange(-3, 4) * 2.0  # omitted images are at least 5 away: below exp(-48) of the sum at SEAM
 MODES = 6  # the next one is exp(-60) at SEAM
 
 
@@ -27,24 +27,24 @@ def inside(x: torch.Tensor) -> torch.Tensor:
 
 
 def reflect(x: torch.Tensor) -> torch.Tensor:
-    """x of any shape, folded into [0, 1] by as many reflections at 0 and 1 as it takes."""
+    """x of any shape, folded into [0, 1] by repeated reflection at 0 and 1."""
     x = x % 2
     return torch.where(x > 1, 2 - x, x)
 
 
 def perturb(x: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """A draw from the heat kernel of each row: x and standard normal noise [N, ...], sigma [] or [N]."""
+    """One draw from the heat kernel around each row: x and standard normal noise [N, ...], sigma [] or [N]."""
     return reflect(x + _per_row(sigma, x) * noise)
 
 
 def uniform(latents: torch.Tensor) -> torch.Tensor:
-    """Uniform on [0, 1], float64, from standard normal latents of any shape: the prior, by the normal distribution's
-    own distribution function, so that reflected models start from the same latents as all others."""
+    """Uniform on [0, 1], float64, from standard normal latents of any shape: the prior, by the normal
+    cumulative distribution function, so that reflected models start from the same latents as all others."""
     return torch.special.ndtr(latents.to(torch.float64))
 
 
 def mixing_sigma(dims: int, distance: float = 1e-3) -> float:
-    """The noise level at which the heat kernel on [0, 1]^dims, whatever its start, is uniform up to `distance`.
+    """The noise level at which the heat kernel on [0, 1]^dims, from any starting point, is uniform up to `distance`.
 
     `distance` bounds the root of the chi-squared divergence, and so twice the total variation: by the series of modes
     the divergence is prod(1 + 2 exp(-(pi sigma)^2) + ...) - 1. About 1.5 for CIFAR-10; the published sigma_max is 5.

@@ -6,7 +6,7 @@ import torch
 def value_and_grad(function, x: torch.Tensor, *args) -> tuple[torch.Tensor, torch.Tensor]:
     """function(x, *args) [N] and its gradient with respect to x [N, ...], from one evaluation, both detached.
 
-    Each value may depend on its own row of x only.
+    Each value may depend only on its own row of x.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()

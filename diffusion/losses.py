@@ -2,8 +2,8 @@
 
 Each loss is `loss(net, images, labels, rng, augment_labels=None)` -> [N], the weighted squared error of the denoised
 image, averaged over pixels:  weight(sigma) * |D(y + sigma n; sigma) - y|^2 / (C H W).  `images` are y [N, C, H, W] in
-[-1, 1]; `labels` are one-hot [N, K] or None; `rng` has the methods of torch_utils.rng.StackedRandomGenerator, and
-gives first the noise levels, then the noise.
+[-1, 1]; `labels` are one-hot [N, K] or None; `rng` has the methods of torch_utils.rng.StackedRandomGenerator and
+draws the noise levels first, then the noise.
 """
 
 import math

@@ -32,7 +32,7 @@ class GaussianMixture:
         return self._log_joint(x, sigma)[0].logsumexp(1)
 
     def level_logits(self, x, sigmas):
-        """log p(x; sigma) [N, K] at each of `sigmas` [K]: log p(sigma | x) up to a constant if all are as likely."""
+        """log p(x; sigma) [N, K] at each of `sigmas` [K]: log p(sigma | x) + const if all are equally likely."""
         rows = x.flatten(1).repeat_interleave(len(sigmas), 0)  # [N K, D]
         return self.log_density(rows, sigmas.repeat(len(x))).unflatten(0, [len(x), len(sigmas)])
 
@@ -82,7 +82,7 @@ class TruncatedMixture:
 
     Diffusing it with reflecting walls for noise level sigma gives, per component and coordinate, a sum over images
     x' = +-x + 2n of N(x'; m, s^2 + sigma^2) P(0 < y < 1), y ~ N((m sigma^2 + x' s^2) / (s^2 + sigma^2), s^2 sigma^2 /
-    (s^2 + sigma^2)) being where such an image comes from. means [K, D]; weights [K]; stds [K] or a number.
+    (s^2 + sigma^2)) being the origin of such an image. means [K, D]; weights [K]; stds [K] or a number.
     """
 
     def __init__(self, means, weights=None, stds=0.1):
@@ -93,7 +93,7 @@ class TruncatedMixture:
         """log p(x; sigma) [N] of x [N, ...] in the cube after reflected noise sigma ([] or [N]); differentiable."""
         x = x.flatten(1).to(torch.float64)
         sigma = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1, 1, 1).clamp(min=1e-6)  # [N or 1, 1, 1]
-        reach = math.ceil(0.5 + 4.2 * float(sigma.max()))  # the cube is 8 sigma away from images left out
+        reach = math.ceil(0.5 + 4.2 * float(sigma.max()))  # omitted images are 8 sigma away from the cube
         shifts = 2.0 * torch.arange(-reach, reach + 1, dtype=torch.float64)[:, None, None]
         images = torch.cat([x + shifts, -x + shifts])[:, :, None]  # [J, N, 1, D]
 
@@ -158,7 +158,7 @@ def energy_distance(x, y):
 
 
 def same_distribution_pvalue(x, y, permutations=500, seed=0):
-    """p-value of the permutation test of the energy distance: small where x and y differ in distribution."""
+    """p-value of the permutation test of the energy distance: small if x and y differ in distribution."""
     both = torch.cat([x.flatten(1), y.flatten(1)]).to(torch.float64)
     distances = torch.cdist(both, both)
     sign = torch.cat([torch.full([len(x)], 1 / len(x)), torch.full([len(y)], -1 / len(y))]).to(torch.float64)

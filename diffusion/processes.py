@@ -1,7 +1,7 @@
 """The forward processes of score_sde (Song et al., ICLR 2021) and the steps of its predictors, on the host.
 
 A state at time t in [0, 1] is X = m(t) y + std(t) n, with y in [-1, 1]; x = X / m(t) has noise sigma(t) = std / m.
-All steps are linear: X <- a X + b score(X) + c z. So what a predictor does is three numbers per step.
+All steps are linear, X <- a X + b score(X) + c z, so a predictor is three numbers per step.
 """
 
 import math
@@ -15,7 +15,7 @@ class VariancePreserving:
     """dX = -beta X / 2 dt + sqrt(beta) dw, beta(t) from beta_min to beta_max."""
 
     prior_std = 1.0
-    time_end = 1e-3  # where published samplers stop
+    time_end = 1e-3  # the last time of published samplers
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
         self.beta_min, self.beta_max = beta_min, beta_max
@@ -36,7 +36,7 @@ class VariancePreserving:
         return (-torch.expm1(-self.integral_beta(t))).sqrt()
 
     def drift(self, t):
-        """f(t) of the drift f X."""
+        """f(t) in the drift f X."""
         return -0.5 * self.beta(t)
 
     def diffusion(self, t):
@@ -105,7 +105,7 @@ class VarianceExploding:
         return torch.ones_like(t)
 
     def _pair(self, t, num_steps: int):
-        """The level at or below t, of num_steps, and the next lower one (0 below the smallest)."""
+        """The level at or below t, of num_steps levels, and the next lower one (0 below the smallest)."""
         levels = self.std(torch.linspace(0, 1, num_steps, dtype=torch.float64))
         k = _level(t, num_steps)
         return levels[k], torch.cat([levels.new_zeros(1), levels])[k]

@@ -30,7 +30,7 @@ class ReflectedVE:
         return self.sigma(t) * math.sqrt(2 * self.log_ratio)
 
     def reverse_drift(self, score: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """Drift of the reverse SDE, -g^2 score: score [N, ...], t [] or [N]. The probability flow has half of it."""
+        """Drift of the reverse SDE, -g^2 score: score [N, ...], t [] or [N]. The probability flow uses half of it."""
         return -self.diffusion(t).reshape(-1, *[1] * (score.ndim - 1))**2 * score
 
     def levels(self, num_steps: int) -> torch.Tensor:

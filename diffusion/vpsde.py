@@ -1,4 +1,4 @@
-"""The variance-preserving SDE in which classifiers and discriminators live, and its time maps."""
+"""The variance-preserving SDE that classifiers and discriminators are trained on, and its time maps."""
 
 import math
 

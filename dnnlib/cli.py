@@ -3,11 +3,14 @@
 import contextlib
 import math
 import re
+import shlex
 from collections.abc import Iterator
 
 import click
 
 from .int_lists import parse_int_list
+
+COMMAND_LINE = 'command_line'  # in the `meta` of a SectionedCommand's context
 
 
 @contextlib.contextmanager
@@ -21,7 +24,7 @@ def blame(option: str) -> Iterator[None]:
 
 
 class IntList(click.ParamType):
-    """A click type for `parse_int_list`; a repeated number is an error, since each seed is one sample."""
+    """A click type for `parse_int_list`; a repeated number is an error, since each seed gives one sample."""
 
     name = 'LIST'
 
@@ -36,7 +39,7 @@ class IntList(click.ParamType):
 
 
 class FloatRange(click.FloatRange):
-    """click's, but without NaN, which lies in all of its ranges."""
+    """click's FloatRange, which accepts NaN in any range, without NaN."""
 
     def convert(self, value, param, ctx):
         number = super().convert(value, param, ctx)
@@ -76,8 +79,13 @@ class Resolution(click.ParamType):
         return int(match[1]), int(match[2])
 
 
+def command_line() -> str:
+    """The command that runs, as a shell takes it. It must be a SectionedCommand."""
+    return click.get_current_context().meta[COMMAND_LINE]
+
+
 class SectionedCommand(click.Command):
-    """A command whose help shows its options under headings.
+    """A command whose help shows its options under headings, and that knows its `command_line`.
 
     `sections` maps each heading to the name of the first parameter below it, in the order of the options.
     """
@@ -85,6 +93,10 @@ class SectionedCommand(click.Command):
     def __init__(self, *args, sections: dict[str, str], **kwargs):
         super().__init__(*args, **kwargs)
         self.sections = sections
+
+    def parse_args(self, ctx, args):
+        ctx.meta[COMMAND_LINE] = shlex.join(['python', ctx.info_name or '', *args])
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx, formatter):
         headings = {first: heading for heading, first in self.sections.items()}
@@ -98,6 +110,6 @@ class SectionedCommand(click.Command):
         width = max(len(first) for records in rows.values() for first, _ in records)
         for heading, records in rows.items():
             with formatter.section(heading):
-                # one column width for all sections, as long as it leaves room for the text
+                # one column width for all sections, if that leaves room for the text
                 records = [(first.ljust(min(width, 30)), text) for first, text in records]
                 formatter.write_dl(records)

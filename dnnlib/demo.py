@@ -1,4 +1,4 @@
-"""Where the small networks and statistics that ship with the repository lie."""
+"""Paths of the small networks and statistics that ship with the repository."""
 
 from pathlib import Path
 

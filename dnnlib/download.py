@@ -1,4 +1,4 @@
-"""Files from the web, kept in a cache: whole or not at all, and there offline the next time."""
+"""Files from the web, cached complete or not at all, and used offline the next time."""
 
 import hashlib
 import os
@@ -17,13 +17,13 @@ from .files import atomic_write, file_sha256, resolve_path
 TIMEOUT_SEC = 30
 TRIES = 3
 CHUNK = 1 << 16
-MAX_BYTES = 1 << 36  # of a file; published networks have less than a tenth of it
-MAX_UNKNOWN = 1 << 33  # of a file whose server does not say how long it is
-PATIENCE_SEC, LEAST_RATE = 60, 10_000  # after so long, bytes per second
+MAX_BYTES = 1 << 36  # of a file; published networks have less than a tenth of that
+MAX_UNKNOWN = 1 << 33  # of a file whose server does not state its length
+PATIENCE_SEC, LEAST_RATE = 60, 10_000  # after this time, the least rate in bytes per second
 
 
 def cache_folder() -> Path:
-    """$DIFFUSION_CACHE, or a folder below the user's own cache."""
+    """$DIFFUSION_CACHE, or a folder in the user's own cache."""
     given = os.environ.get('DIFFUSION_CACHE')
     return Path(given) if given else Path.home() / '.cache' / 'diffusion-sharpening'
 
@@ -35,8 +35,8 @@ def is_url(path) -> bool:
 def fetch(url, sha256: str | None = None, quiet: bool = False) -> Path:
     """The local file behind `url`, downloaded once into the cache; a path is only resolved.
 
-    A file that is cut short, or whose SHA-256 is not `sha256` (hexadecimal), never gets its name in the cache.
-    Raises ValueError for a wrong checksum and for a file without end, OSError if the file cannot be had.
+    A file that is cut short, or whose SHA-256 is not `sha256` (hexadecimal), is not kept in the cache.
+    Raises ValueError for a wrong checksum and for an endless file, OSError if the file cannot be downloaded.
     """
     if not is_url(url):
         return resolve_path(url)
@@ -49,10 +49,10 @@ def fetch(url, sha256: str | None = None, quiet: bool = False) -> Path:
         try:
             _download(url, path, sha256, quiet)
             return path
-        except requests.HTTPError as error:  # the server's answer; it will not change its mind
+        except requests.HTTPError as error:  # the server answered; trying again would not help
             answer = f'{error.response.status_code} {error.response.reason}'
             raise OSError(f'{url} could not be downloaded (the server says {answer})') from error
-        except requests.RequestException as error:  # no connection, or one that broke
+        except requests.RequestException as error:  # no connection, or it broke
             broken = error
     raise OSError(f'{url} could not be downloaded ({_reason(broken)}); without a network, download it elsewhere '
                   f'and give the local path') from broken
@@ -63,7 +63,7 @@ def _download(url: str, path: Path, sha256: str | None, quiet: bool) -> None:
     with requests.get(url, stream=True, timeout=TIMEOUT_SEC) as response:
         response.raise_for_status()
         expected = int(response.headers.get('Content-Length', 0))
-        if 'Content-Encoding' in response.headers:  # then the length is not that of the file
+        if 'Content-Encoding' in response.headers:  # the stated length is then not that of the file
             expected = 0
         with atomic_write(path) as file, tqdm.tqdm(total=expected or None, desc=path.name[17:], unit='B',
                                                    unit_scale=True, disable=quiet, file=sys.stderr) as bar:
@@ -81,13 +81,13 @@ def _download(url: str, path: Path, sha256: str | None, quiet: bool) -> None:
                 count += len(chunk)
                 bar.update(len(chunk))
             if expected and count != expected:
-                raise requests.ConnectionError(f'only {count} of {expected} bytes came')
+                raise requests.ConnectionError(f'only {count} of {expected} bytes arrived')
             if sha256 is not None and digest.hexdigest() != sha256:
                 raise ValueError(f'{url} has SHA-256 {digest.hexdigest()}, expected {sha256}')
 
 
 def _read(response) -> bytes:
-    """Whatever has come, at most CHUNK; requests itself would wait for all of it."""
+    """Whatever has arrived, at most CHUNK; requests itself would wait for all of it."""
     try:
         return response.raw.read1(CHUNK, decode_content=True)
     except urllib3.exceptions.ReadTimeoutError as error:
@@ -97,7 +97,7 @@ def _read(response) -> bytes:
 
 
 def _reason(error: requests.RequestException) -> str:
-    """A few words instead of the chain of exceptions that requests prints."""
+    """The cause in a few words, instead of the chain of exceptions that requests prints."""
     if isinstance(error, requests.Timeout):
         return f'no answer within {TIMEOUT_SEC} s'
     return 'the connection broke' if 'bytes' in str(error) else 'no connection'

@@ -1,4 +1,4 @@
-"""Paths as users write them, files that are whole or absent, and their digests."""
+"""Paths as users write them, files written complete or not at all, and their digests."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 # Errors that reading a damaged npz, zip or image raises: SyntaxError by PIL, RuntimeError by zipfile (encrypted).
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, SyntaxError)
-# Reasons why a file cannot be written, and what helps; with each of them the place is at fault.
+# Reasons why a file cannot be written, all of them faults of the place, and the remedies.
 REMEDIES = {
     errno.ENOSPC: 'make room, then run the same command again',
     errno.EDQUOT: 'make room, then run the same command again',
@@ -28,8 +28,8 @@ REMEDIES = {
 def resolve_path(path: str | os.PathLike) -> Path:
     """The input file or folder that `path` means.
 
-    As given, or, if a path with a leading slash does not exist, relative to the working folder:
-    the published commands write `/stats/x.npz` for `./stats/x.npz`.
+    A path with a leading slash that does not exist is taken relative to the working folder, since the published
+    commands write `/stats/x.npz` for `./stats/x.npz`; any other path is used as given.
     """
     given = Path(os.path.expanduser(path))
     relative = _below_working_folder(given)
@@ -39,8 +39,8 @@ def resolve_path(path: str | os.PathLike) -> Path:
 def resolve_output(path: str | os.PathLike) -> Path:
     """The output file or folder that `path` means.
 
-    An absolute path whose top folder does not exist (`/samples/run` without a `/samples`)
-    means the same below the working folder, so that the published commands read what they wrote.
+    An absolute path whose top folder does not exist (`/samples/run` without a `/samples`) is taken relative to the
+    working folder, so that the published commands read what they wrote.
     """
     given = Path(os.path.expanduser(path))
     if given.is_absolute() and len(given.parts) > 2 and not Path(*given.parts[:2]).exists():
@@ -55,7 +55,7 @@ def _below_working_folder(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, flush: bool = True) -> Iterator[BinaryIO]:
-    """Open a binary file that takes the name `path` only when the block ends without an error.
+    """Open a binary file that is named `path` only once the block has ended without an error.
 
     It is written beside its destination under a temporary name, flushed to disk and renamed;
     after an error the temporary file is removed and an older `path` is left as it was.
@@ -87,7 +87,7 @@ def _with_remedy(error: OSError, path: Path) -> OSError:
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Raise OSError if `atomic_write` could not make `path`; to ask before a long computation."""
+    """Raise OSError if `atomic_write` could not make `path`; to be called before a long computation."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -98,9 +98,9 @@ def check_writable(path: str | os.PathLike) -> None:
 
 
 def _refused(error: BaseException | None, temporary: Path) -> OSError | None:
-    """The error of the file system behind `error`, if any: torch.save raises a RuntimeError over it."""
+    """The error of the file system behind `error`, if any: torch.save hides it behind a RuntimeError."""
     while error is not None:
-        # an error with the name of another file comes from reading that file inside the block
+        # an error that names another file comes from reading that file inside the block
         if isinstance(error, OSError) and error.errno in REMEDIES and error.filename in (None, str(temporary)):
             return error
         error = error.__context__
@@ -117,5 +117,5 @@ def file_sha256(path: str | os.PathLike) -> str:
 
 
 def file_digest(path: str | os.PathLike) -> str | None:
-    """The beginning of a file's SHA-256, to tell whether a checkpoint changed under its name; None if no file."""
+    """The first digits of a file's SHA-256, to notice a checkpoint that has changed; None if there is no file."""
     return file_sha256(path)[:16] if Path(path).is_file() else None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def parse_int_list(text: str | Sequence[int]) -> Sequence[int]:
-    """'1,2,5-10' -> [1, 2, 5, 6, 7, 8, 9, 10] (EDM's syntax for seeds); one range stays one. Raises ValueError."""
+    """'1,2,5-10' -> [1, 2, 5, 6, 7, 8, 9, 10] (EDM's syntax for seeds); one range stays a range. Raises ValueError."""
     if not isinstance(text, str):
         return text
     ranges = []

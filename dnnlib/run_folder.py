@@ -1,4 +1,4 @@
-"""A folder that belongs to one run: options.json says what made it, and no second run writes there at the same time."""
+"""A folder that belongs to one run: options.json records the run, and a lock keeps other runs out meanwhile."""
 
 import contextlib
 import errno
@@ -12,6 +12,7 @@ from .files import atomic_write
 
 OPTIONS_FILE = 'options.json'
 REPORT = 'report'  # entry of options.json: the costs of the run; it decides nothing
+COMMAND = 'command'  # the last one that wrote there; what it asked for stands in the other entries
 CLASS_NAMES = 'class_names'  # [[number, name, images], ...]; they follow from the data, whose digest is compared
 LOCK = '.lock'  # in a folder that cannot be locked itself
 TEMPORARY = re.compile(r'\.(.+)\.\w+\.tmp')  # as atomic_write names it
@@ -21,15 +22,14 @@ _locked: set[Path] = set()  # folders that this process has locked
 class RunFolder:
     """The folder `path` of the run that `options` (JSON-able) describe.
 
-    `owns(options, name)` says whether a run with such options writes a file of this name, beside options.json; this is
-    how `overwrite` knows what to remove, and how results of unknown origin are noticed. In a launch of several
-    processes only the first one may call the methods that lock, check and write. All methods raise OSError if the file
-    system refuses.
+    `owns(options, name)` says whether a run with such options writes a file of this name, apart from options.json; this
+    tells `overwrite` what to remove, and reveals results of unknown origin. If several processes were launched, only
+    the first may call the methods that lock, check and write. All methods raise OSError if the file system refuses.
     """
 
     def __init__(self, path, options: dict, owns: Callable[[dict, str], bool]):
         self.path, self.owns = Path(path), owns
-        self.options = json.loads(json.dumps(options))  # as it will be read back
+        self.options = json.loads(json.dumps(options))  # as they will be read back
 
     @contextlib.contextmanager
     def claim(self, overwrite: bool = False) -> Iterator[None]:
@@ -40,15 +40,15 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:
-        """`lock_folder` of the folder, which is made first. Raises NotADirectoryError for a file of its name."""
+        """Create the folder and lock it, see `lock_folder`. Raises NotADirectoryError if it is a file."""
         self._make()
         with lock_folder(self.path) as locked:
             yield locked
 
     def prepare(self, overwrite: bool = False, locked: bool = False) -> None:
-        """Make the folder this run's own, or check that it is; `locked` also clears it of what killed runs left.
+        """Make the folder this run's own, or check that it is; if `locked`, also remove what killed runs left.
 
-        `overwrite` removes the files of an earlier run, and those that this one would replace. Raises ValueError as
+        `overwrite` removes the files of an earlier run and those that this one would replace. Raises ValueError as
         `check` does.
         """
         self._make()
@@ -59,7 +59,8 @@ class RunFolder:
             if self.is_leftover(name):
                 (self.path / name).unlink(missing_ok=True)
         earlier = read_options(self.path / OPTIONS_FILE)
-        changed = {name: self.options.get(name) for name in self.may_differ(earlier) - {REPORT, CLASS_NAMES}}
+        may_differ = self.may_differ(earlier) - {REPORT, CLASS_NAMES}
+        changed = {name: self.options[name] for name in may_differ & self.options.keys()}
         if not earlier or earlier != earlier | changed:
             write_options(self.path, earlier | changed if earlier else self.options)
 
@@ -74,14 +75,14 @@ class RunFolder:
 
     def may_differ(self, earlier: dict) -> set[str]:
         """The options in which the earlier ones of the same run may differ from these."""
-        return {REPORT, CLASS_NAMES}
+        return {REPORT, COMMAND, CLASS_NAMES}
 
     def own_files(self) -> list[str]:
         """Names of the files in the folder that a run with these options may have written."""
         return sorted(name for name in os.listdir(self.path) if self.owns(self.options, name))
 
     def is_leftover(self, name: str) -> bool:
-        """Whether a file is half of a result, left by a process that was killed while it wrote."""
+        """Whether a file is incomplete, left by a process that was killed while writing it."""
         whole = TEMPORARY.fullmatch(name)
         return whole is not None and (whole[1] == OPTIONS_FILE or self.owns(self.options, whole[1]))
 
@@ -102,9 +103,9 @@ class RunFolder:
 def lock_folder(folder: str | os.PathLike) -> Iterator[bool]:
     """Keep a second run out of an existing folder while the block runs; yields whether it is locked.
 
-    A process that holds the lock may take it again. The lock ends with the process that holds it, however that dies.
-    If the system or the file system knows no locks, nothing is locked: what looks left behind by a run that was killed
-    may then belong to one at work. Raises ValueError if another process holds the lock.
+    A process that holds the lock may take it again. The lock ends with that process, however it ends. If the system or
+    the file system has no locks, nothing is locked; what a killed run seems to have left may then belong to a running
+    one. Raises ValueError if another process holds the lock.
     """
     try:
         import fcntl
@@ -123,7 +124,7 @@ def lock_folder(folder: str | os.PathLike) -> Iterator[bool]:
             except OSError as error:
                 if error.errno != errno.EBADF:
                     raise
-                # NFS only locks files that are open for writing.
+                # NFS locks only files that are open for writing.
                 stack.callback(os.close, handle := os.open(place / LOCK, os.O_RDWR | os.O_CREAT))
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _locked.add(place)
@@ -152,7 +153,7 @@ def read_options(path: str | os.PathLike) -> dict:
 def check_options(path: Path, options: dict, ignored: Collection[str] = ()) -> None:
     """Raise ValueError if the options in the JSON file `path` differ from `options`, except in those `ignored`.
 
-    A missing option is None, so that folders of versions that did not know an option stay good without it.
+    A missing option counts as None, so that folders written before an option existed remain valid.
     """
     found = read_options(path)
     if not found:

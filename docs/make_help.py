@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = sorted({path.stem for path in ROOT.glob('*.py')} - {'classifier_lib'})  # which is no script
+SCRIPTS = sorted({path.stem for path in ROOT.glob('*.py')} - {'classifier_lib'})  # which is not a script
 WIDTH = 118
 
 
 def help_text(script: str) -> str:
-    """What `python <script>.py --help` prints at a width of 118, with that of its subcommands."""
+    """The output of `python <script>.py --help` and of its subcommands at a width of 118."""
     sys.path.insert(0, str(ROOT))
     command = importlib.import_module(script).main
     context = click.Context(command, info_name=f'{script}.py', max_content_width=WIDTH, terminal_width=WIDTH)

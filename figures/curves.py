@@ -26,6 +26,15 @@ def distance_curve(x: list[float], results: list[dict], names: list[str]) -> Fig
     return figure
 
 
+def plot_finite(axes, points: list[tuple], **style) -> None:
+    """Plot the points (x, y) of which both are finite numbers, if there are any."""
+    points = [point for point in points if all(isinstance(value, int | float) and math.isfinite(value)
+                                               for value in point)]
+    if points:
+        axes.plot(*zip(*points, strict=True), marker='.', **style)
+        axes.legend()
+
+
 def training_curves(runs: dict[str, list[dict]], log_scale: bool) -> Figure:
     """Panels of every loss and accuracy that runs recorded (their stats.jsonl), against thousands of images."""
     keys = list(dict.fromkeys(key for lines in runs.values() for line in lines for key, value in line.items()

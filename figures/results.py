@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from dnnlib.files import resolve_path
+from torch_utils.stats import JsonLines
 
 
 def read_report(file, keys=('metric', 'results'), writer='fid_npzs.py --json') -> dict:
@@ -83,6 +84,28 @@ def number(result: dict, name: str) -> float:
     except (TypeError, ValueError):
         of = f'; it has {", ".join(value)}' if isinstance(value, dict) else ''
         raise ValueError(f'{name} of {result["name"]} is not a number{of}') from None
+
+
+def read_training(runs) -> dict[str, list[dict]]:
+    """By name, the lines of the stats.jsonl of training runs (folders, or such files). Raises ValueError for none."""
+    paths = [path / 'stats.jsonl' if path.is_dir() else path for path in map(resolve_path, runs)]
+    lines = {}
+    for name, path in zip(short_names([path.parent for path in paths]), paths, strict=True):
+        lines[name] = JsonLines(path).read()
+        if not any('nimg' in line for line in lines[name]):
+            raise ValueError(f'{path} has no training statistics')
+    return lines
+
+
+def read_profiles(runs) -> dict[str, dict]:
+    """By name, what folders of generate_diffrs.py say of rejections. Raises ValueError for other folders, OSError."""
+    reports = {}
+    for name, run in zip(short_names([Path(run) for run in runs]), runs, strict=True):
+        path = resolve_path(run) / 'options.json'
+        reports[name] = read_report(path, ('seeds',), 'generate_diffrs.py').get('report', {})
+        if 'levels' not in reports[name]:
+            raise ValueError(f'{path} has no report of generate_diffrs.py; the same command again writes it')
+    return reports
 
 
 def short_names(folders: list[Path]) -> list[str]:

@@ -5,14 +5,17 @@ from matplotlib.figure import Figure
 from .canvas import DPI
 
 DEVIATIONS, SHARE = 2, 1.3  # what a difference must exceed: its standard errors, per cent of the value
-COLOUR, PALE, MEAN = '#1f5a96', '#9db8d3', '#b5482a'
+COLOUR, PALE, MEAN, GREY = '#1f5a96', '#8fb0d0', '#b5482a', '0.35'
+MOST_TICKS = 6
+SPREAD = 0.12  # between trainings in a column
 
 
 def study_figure(summaries: list[dict]) -> Figure:
     """A row of two panels for each summary of study.json: the first metric, and differences in per cent.
 
     Bars are the deviation over blocks (of one block, the standard error) on the left, and two standard errors on the
-    right, where hollow marks are inconclusive. Several trainings of a setting are points, with mean and deviation.
+    right, where hollow marks are inconclusive. Several trainings of a setting are points beside each other, with their
+    mean and deviation; they are compared by their means.
     """
     figure = Figure(figsize=(7.2, 2.9 * len(summaries)), dpi=2 * DPI, layout='constrained')
     for (left, right), summary in zip(figure.subplots(len(summaries), 2, squeeze=False), summaries, strict=True):
@@ -21,10 +24,11 @@ def study_figure(summaries: list[dict]) -> Figure:
         _differences(right, summary, metric)
         for axes in (left, right):
             _ticks(axes, summary['study'])
-            axes.set_xlabel(summary['study']['label'])
+            axes.set_xlabel(summary['study']['label'], fontsize=9)
             axes.spines[['top', 'right']].set_visible(False)
             axes.grid(axis='y', alpha=0.25, linewidth=0.6)
             axes.set_axisbelow(True)
+            axes.tick_params(labelsize=8.5)
     return figure
 
 
@@ -36,43 +40,54 @@ def _values(axes, summary: dict, metric: str) -> None:
     scale = first['scale']
     for name in found.keys() - places.keys():
         value = scale * found[name]['value']
-        axes.axhline(value, color='0.35', linewidth=1, linestyle='--')
+        axes.axhline(value, color=GREY, linewidth=1, linestyle='--')
         axes.annotate(name, (1, value), xycoords=('axes fraction', 'data'), xytext=(-2, 2), ha='right', fontsize=8,
-                      textcoords='offset points', color='0.35')
+                      textcoords='offset points', color=GREY)
     points = sorted((places[name], scale * each['value'],
                      scale * ((each['error'] if each['deviation'] is None else each['deviation']) or 0))
                     for name, each in found.items() if name in places)
-    _bars(axes, points, joined=not study['groups'], pale=bool(study['groups']))
-    groups = [each for each in study['groups'] if each['metric'] == metric and each['deviation'] is not None]
-    for each in groups:
-        inside = [places[row['name']] for row in study['rows'] if _group(row) == each['name']]
-        low, high = min(inside) - 0.25, max(inside) + 0.25
-        axes.fill_between([low, high], *(scale * (each['value'] + sign * each['deviation']) for sign in (-1, 1)),
-                          color=MEAN, alpha=0.15, linewidth=0)
-        axes.plot([low, high], [scale * each['value']] * 2, color=MEAN, linewidth=1.5)
+    if points:
+        x, y, error = zip(*points, strict=True)
+        colour, line = (PALE, 'none') if study['groups'] else (COLOUR, '-')
+        axes.errorbar(x, y, error if any(error) else None, color=colour, linestyle=line, marker='o', markersize=4,
+                      capsize=2.5, linewidth=1.2, elinewidth=1)
+    for each in study['groups']:
+        if each['metric'] == metric and each['deviation'] is not None:
+            inside = [places[row['name']] for row in study['rows'] if row['group'] == each['name']]
+            low, high = min(inside) - 0.15, max(inside) + 0.15
+            axes.fill_between([low, high], *(scale * (each['value'] + sign * each['deviation']) for sign in (-1, 1)),
+                              color=MEAN, alpha=0.15, linewidth=0)
+            axes.plot([low, high], [scale * each['value']] * 2, color=MEAN, linewidth=1.5)
     blocks = f'{summary["blocks"]} x ' if summary['blocks'] > 1 else ''
-    axes.set_ylabel(f'{first["label"]} ({blocks}{summary["num_samples"]:,} images)')
+    axes.set_ylabel(f'{first["label"]} ({blocks}{summary["num_samples"]:,} images)', fontsize=9)
+    several = any(each['deviation'] is not None for each in study['groups'])
+    axes.set_title(f'bars: {"deviation over blocks" if blocks else "standard error"}'
+                   + '; red: mean and deviation of trainings' * several, fontsize=7, color=GREY)
 
 
 def _differences(axes, summary: dict, metric: str) -> None:
-    """The difference of each row from that of --against, in per cent, with two standard errors."""
+    """The difference of each row, or of each group of trainings, from that of --against."""
     study, places = summary['study'], _places(summary['study'])
-    axes.axhspan(-SHARE, SHARE, color='0.9', linewidth=0, zorder=0)
-    axes.axhline(0, color='0.35', linewidth=0.8)
-    if study['against'] in places and not study['groups']:
-        axes.plot(places[study['against']], 0, marker='o', markersize=4.5, color='0.35', linestyle='none')
-    pale = any(each.get('against') for each in study['groups'])
-    _verdicts(axes, [(places[each['name']], each) for each in summary['differences']
-                     if each['metric'] == metric and each['name'] in places], PALE if pale else COLOUR)
+    axes.axhspan(-SHARE, SHARE, color='0.92', linewidth=0, zorder=0)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    against = next(row for row in study['rows'] if row['name'] == study['against'])
+    if against['group'] is None:  # else one of several trainings, with which no other one should be compared
+        _verdicts(axes, [(places[each['name']], each) for each in summary['differences']
+                         if each['metric'] == metric and each['name'] in places], PALE if study['groups'] else COLOUR)
+    if not study['groups'] and study['against'] in places:
+        axes.plot(places[study['against']], 0, marker='o', markersize=4.5, color=GREY, linestyle='none')
     for each in study['groups']:
-        inside = [places[row['name']] for row in study['rows'] if _group(row) == each['name'] and row['name'] in places]
+        inside = [places[row['name']] for row in study['rows'] if row['group'] == each['name']]
         if each['metric'] == metric and each.get('against') and inside:
-            at = max(inside) + (0.5 if study['kind'] == 'repeats' else 0.2)
-            _verdicts(axes, [(at, each)], MEAN)
-    axes.set_ylabel(f'difference from {_shown(study)} (%)')
+            beside = 1 if study['kind'] == 'repeats' else 0.3 if against['group'] is None else 0
+            _verdicts(axes, [(max(inside) + beside if beside else sum(inside) / len(inside), each)], MEAN)
+    shown = against['group'] or (study['against'] if against['x'] is None else f'{study["label"]} {study["against"]}')
+    axes.set_ylabel(f'difference from\n{shown} (%)', fontsize=9)
+    axes.set_title(f'bars: 2 standard errors; grey: {SHARE} %; hollow: inconclusive', fontsize=7, color=GREY)
 
 
 def _verdicts(axes, points, colour) -> None:
+    """Differences in per cent at their places, with two standard errors; hollow if inconclusive."""
     for place, each in points:
         relative = 100 * each['relative']
         unit = relative / each['difference'] if each['difference'] else 0.0  # per cent of a difference of 1
@@ -82,36 +97,29 @@ def _verdicts(axes, points, colour) -> None:
                       markerfacecolor='white' if hollow else colour, linestyle='none')
 
 
-def _bars(axes, points, joined: bool, pale: bool) -> None:
-    if points:
-        x, y, error = zip(*points, strict=True)
-        axes.errorbar(x, y, error if any(error) else None, marker='o', markersize=4, capsize=2.5, linewidth=1.2,
-                      elinewidth=1, color=PALE if pale else COLOUR, linestyle='-' if joined else 'none')
-
-
 def _places(study: dict) -> dict[str, float]:
-    """Where each row stands; trainings are evenly spaced, those of one rank side by side."""
+    """Where each row stands. With trainings, one column for each x, in which they stand beside each other."""
     placed = {row['name']: row['x'] for row in study['rows'] if row['x'] is not None}
     if not study['groups']:
         return placed
-    columns = {x: column for column, x in enumerate(sorted(set(placed.values())))}
-    return {name: columns[x] for name, x in placed.items()}
+    columns = _columns(study)
+    inside = {x: [name for name, other in placed.items() if other == x] for x in columns}
+    return {name: columns.index(x) + SPREAD * (inside[x].index(name) - (len(inside[x]) - 1) / 2)
+            for name, x in placed.items()}
+
+
+def _columns(study: dict) -> list[float]:
+    return sorted({row['x'] for row in study['rows'] if row['x'] is not None})
 
 
 def _ticks(axes, study: dict) -> None:
-    """Names under trainings: the rank of each column, or a number for each training."""
+    """Few values are named themselves; so are the columns of trainings, and the place of their mean."""
+    values = _columns(study)
+    if not study['groups'] and len(values) <= MOST_TICKS:
+        axes.set_xticks(values, [f'{value:g}' for value in values])
     if study['groups']:
-        values = sorted({row['x'] for row in study['rows'] if row['x'] is not None})
-        axes.set_xticks(range(len(values)), [f'{value:g}' for value in values])
-        axes.set_xlim(-0.6, len(values) - 0.4 + (0.3 if study['kind'] == 'repeats' else 0))
-
-
-def _group(row: dict) -> str:
-    return row['group'] or row['name']
-
-
-def _shown(study: dict) -> str:
-    row = next(row for row in study['rows'] if row['name'] == study['against'])
-    if row['x'] is None:
-        return row['name']
-    return _group(row) if study['groups'] else f'{study["label"]} {row["name"]}'
+        names = [f'{value:g}' for value in values]
+        if study['kind'] == 'repeats' and any(each.get('against') for each in study['groups']):
+            names.append('mean')
+        axes.set_xticks(range(len(names)), names)
+        axes.set_xlim(-0.6, len(names) - 0.4)

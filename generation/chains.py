@@ -1,4 +1,4 @@
-"""A folder of samples that are outputs of chains: what continues the chains lies beside them."""
+"""A folder of samples that are outputs of chains; the states that continue the chains lie beside them."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from dnnlib.files import DAMAGED, atomic_write
 
 from .folder import SampleFolder, Shard, read_costs
 
-STATE = 'chains_{:08d}.npz'  # of the group of chains that begins with this one
-PREFIX = 'state_'  # of the costs that are no costs but the chains' state after a shard
+STATE = 'chains_{:08d}.npz'  # state of the group of chains that begins with this one
+PREFIX = 'state_'  # of those `costs` that hold the chains' state after a shard
 
 
 class ChainFolder(SampleFolder):
     """Sample k is output k div `chains` of chain k mod `chains`; a shard is an output of `batch` chains.
 
-    Such a group of chains belongs to one rank as long as the run lasts. Its state is written after each of its shards,
-    so that a run that was killed repeats one output at most. Raises ValueError if batch does not divide chains, or if
+    Such a group of chains belongs to one rank for the whole run. Its state is written after each of its shards, so that
+    a run that was killed repeats at most one output. Raises ValueError if batch does not divide chains, or if
     there are more chains than seeds, or if the seeds are not 0 to n - 1.
     """
 
@@ -39,7 +39,7 @@ class ChainFolder(SampleFolder):
         state = {name.removeprefix(PREFIX): costs[name] for name in costs if name.startswith(PREFIX)}
         super().write(shard, samples, labels, {name: costs[name] for name in costs if not name.startswith(PREFIX)})
         first = shard.seeds[0] % self.chains
-        # Not if the last output is cut, since a longer run continues from before it, nor if only an old one was lost.
+        # Not if the last output is incomplete, since a longer run continues before it, nor if only an old one was lost.
         if len(samples) == self.batch and self._rounds(first) < state['rounds'][0]:
             with atomic_write(self.path / STATE.format(first)) as file:
                 np.savez(file, **state)
@@ -50,7 +50,7 @@ class ChainFolder(SampleFolder):
         return -1 if found is None else int(found['rounds'][0])
 
     def find_state(self, first: int) -> dict[str, np.ndarray] | None:
-        """The state of the group of chains that begins with `first`, if it is there and whole."""
+        """The state of the group of chains that begins with `first`, if it exists and is complete."""
         try:
             with np.load(self.path / STATE.format(first), allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
@@ -59,5 +59,5 @@ class ChainFolder(SampleFolder):
 
 
 def read_features(outdir) -> np.ndarray:
-    """The features [n, F] of the samples in a folder that the diagnostics of chains read, in their order."""
+    """Features [n, F] of the samples in a folder, in their order, for the diagnostics of chains."""
     return np.concatenate([costs['chain_features'] for costs in read_costs(Path(outdir))])

@@ -1,17 +1,17 @@
-"""What a run has cost, read from its samples: one report for every sampler, in options.json and on the screen."""
+"""The cost of a run, read from its samples: one report for every sampler, in options.json and on the screen."""
 
 import numpy as np
 
 from .folder import read_costs
 
-NAMES = ('nfe', 'discriminator_calls')  # of the network calls, in the order of the table
+NAMES = ('nfe', 'discriminator_calls')  # the network calls, in the order of the table
 
 
 def collect(outdir) -> dict[str, np.ndarray]:
-    """What the samples in a folder have cost: int32 [N] by name; counts by level are summed to int64 [levels].
+    """Costs of the samples in a folder: int32 [N] by name; counts by level are summed to int64 [levels].
 
-    The sum is taken file by file, so that 50 million samples need 600 MB. Samples of an earlier version hold no
-    costs; they are not among the N.
+    Files are read one by one, so that 50 million samples need 600 MB. Samples written by an earlier version have no
+    costs and are not among the N.
     """
     found: dict[str, list] = {}
     for costs in read_costs(outdir):
@@ -25,8 +25,8 @@ def collect(outdir) -> dict[str, np.ndarray]:
 def make_report(costs: dict[str, np.ndarray], precision: str, wall_sec: float = 0.0, timed_images: int = 0) -> dict:
     """Means and quantiles per image (JSON-able).
 
-    precision: of the networks; wall_sec, timed_images: how long the calls that came to their end drew, and how many
-    images.
+    precision: of the networks; wall_sec, timed_images: the time that completed calls of `run` took, and the images that
+    they drew.
     """
     report = dict(images=len(costs['nfe']), wall_sec=wall_sec, timed_images=timed_images, precision=precision)
     for name in _shown(costs):
@@ -39,7 +39,7 @@ def make_report(costs: dict[str, np.ndarray], precision: str, wall_sec: float = 
 def format_report(report: dict) -> str:
     """The report as text for the screen."""
     rows = {name: row for name, row in report.items() if isinstance(row, dict) and 'q95' in row}
-    lines = [f'the calls that came to their end drew {report["timed_images"]} images in {report["wall_sec"]:.1f} s']
+    lines = [f'completed calls drew {report["timed_images"]} images in {report["wall_sec"]:.1f} s']
     if all(row['q05'] == row['max'] for row in rows.values()):
         return '\n'.join(lines + ['per image: ' + ', '.join(
             f'{row["mean"]:g} {TITLES.get(name, name)}' for name, row in rows.items())])
@@ -53,5 +53,5 @@ TITLES = dict(nfe='evaluations of the score network', discriminator_calls='evalu
 
 
 def _shown(costs: dict[str, np.ndarray]) -> list[str]:
-    """Names of the evaluations that a report shows: nfe, discriminator_calls, and other *_calls."""
+    """The costs that a report shows: nfe, discriminator_calls, and other *_calls."""
     return [*NAMES, *sorted(name for name in costs if name.endswith('_calls') and name not in NAMES)]

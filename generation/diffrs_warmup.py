@@ -1,4 +1,4 @@
-"""The files of a DiffRS warm-up: batches kept until all are there, and the thresholds.json that they become."""
+"""The files of a DiffRS warm-up: batches, kept until all exist, and the thresholds.json made of them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,13 +11,13 @@ from torch_utils import distributed as dist
 from torch_utils.progress import progress
 
 THRESHOLDS = 'thresholds.json'
-PART = 'thresholds-part-{}.json'  # a batch of the warm-up, by its first trajectory
+PART = 'thresholds-part-{}.json'  # a batch of the warm-up, named by its first trajectory
 
 
 def find_thresholds(outdir: Path, overwrite: bool) -> str | None:
-    """The text of a folder's thresholds.json, the same on all ranks; None if there is none to be used."""
+    """The text of a folder's thresholds.json, the same on all ranks; None if there is none to use."""
     path = Path(outdir) / THRESHOLDS
-    found = dist.get_rank() == 0 and path.is_file() and not overwrite  # one rank looks: it may appear meanwhile
+    found = dist.get_rank() == 0 and path.is_file() and not overwrite  # one rank looks, as it may appear meanwhile
     return dist.broadcast_object(path.read_text() if found else None)
 
 
@@ -25,10 +25,10 @@ def draw_warmup(outdir: Path, seeds: Sequence[int], batch: int, draw: Callable, 
                 decode: Callable[[str], np.ndarray], overwrite: bool = False) -> np.ndarray:
     """Log-ratios [levels, trajectories] of a warm-up whose batches the ranks share; the same for any number of ranks.
 
-    draw(seeds, progress) gives the log-ratios [levels, n] of a batch; `encode` makes text of log-ratios, of a batch
-    (part=True) and of all of them, `decode` log-ratios of a batch's text, or raises ValueError if it was made by
-    another run. Each batch is kept in `outdir` until all are there, so that after a kill the same run draws only what
-    is missing; `overwrite` draws all of them again. Rank 0 writes thresholds.json.
+    draw(seeds, progress) returns the log-ratios [levels, n] of a batch. `encode` turns the log-ratios of a batch
+    (part=True) or of all into text; `decode` turns a batch's text into log-ratios, or raises ValueError if another run
+    made it. Each batch is kept in `outdir` until all exist, so that after a kill the same run draws only what is
+    missing; `overwrite` draws all of them again. Rank 0 writes thresholds.json.
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
     batches = [slice(first, first + batch) for first in range(rank * batch, len(seeds), ranks * batch)]
@@ -64,7 +64,7 @@ def draw_warmup(outdir: Path, seeds: Sequence[int], batch: int, draw: Callable, 
 
 
 def _read(path: Path, decode: Callable[[str], np.ndarray]) -> np.ndarray | None:
-    """A batch of the warm-up that a run of the same kind has left, if any."""
+    """A batch of the warm-up that an earlier start of the same run left, if any."""
     try:
         return decode(path.read_text())
     except (OSError, ValueError):

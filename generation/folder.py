@@ -15,11 +15,11 @@ from dnnlib.int_lists import format_int_list, parse_int_list
 from dnnlib.run_folder import OPTIONS_FILE, REPORT, RunFolder, write_options
 from torch_utils.images import image_grid, is_whole_png, png_bytes
 
-GRIDS = 4  # shards that get a picture of their samples
+GRIDS = 4  # shards that get a grid of their samples
 GRID_IMAGES = 256  # at most, in one grid
 SAMPLE_FILE = re.compile(r'samples.*\.npz|sample_.*\.png|\d{6,}\.png|chains_\d+\.npz')
 WARMUP_LEFTOVER = re.compile(r'\.thresholds.*\.json\..*\.tmp|thresholds-part-\d+\.json')  # the parts become one file
-COSTS, LABEL = 'counts', 'label'  # texts of a PNG: what the sample has cost, as JSON; the number of its class
+COSTS, LABEL = 'counts', 'label'  # texts of a PNG: the sample's costs as JSON, and the number of its class
 LABEL_FILE = 'dataset.json'  # the classes of PNG files, as EDM's tools write and read them
 # What an options.json calls a file, and the entry that holds its digest: the same file may have moved.
 MOVABLE = dict(network='network_sha256', network_preset='network_preset_sha256',
@@ -31,7 +31,7 @@ MOVABLE = dict(network='network_sha256', network_preset='network_preset_sha256',
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of samples: its place in the run and its seeds, fixed by the list of seeds only."""
+    """One file of samples: its place in the run and its seeds, which depend only on the list of seeds."""
 
     index: int
     seeds: Sequence[int]
@@ -60,10 +60,10 @@ class SampleFolder(RunFolder):
     """
 
     def __init__(self, path, seeds, batch: int, options: dict, save_type: str = 'npz'):
-        if not isinstance(seeds, range):  # 50 million seeds are a range: no list of them is made
+        if not isinstance(seeds, range):  # 50 million seeds are a range; no list of them is made
             seeds = tuple(seeds)
         if not len(seeds) or not isinstance(seeds, range) and len(set(seeds)) != len(seeds):
-            raise ValueError('the list of seeds is empty or has one twice; each seed is one sample')
+            raise ValueError('the list of seeds is empty or has one twice; each seed gives one sample')
         if save_type not in ('npz', 'png'):
             raise ValueError(f'{save_type!r} is not a way to save samples; use npz or png')
         record = options | dict(seeds=format_int_list(seeds), batch=batch, save_type=save_type)
@@ -82,7 +82,7 @@ class SampleFolder(RunFolder):
                              f'use another folder or --overwrite')
 
     def expected(self) -> set[str]:
-        """Names of the files that the whole run writes, beside options.json."""
+        """Names of the files that the whole run writes, apart from options.json."""
         names = {LABEL_FILE}
         for shard in self.shards:
             names.update([shard.name, shard.grid_name] if self.save_type == 'npz' else shard.png_names)
@@ -93,7 +93,7 @@ class SampleFolder(RunFolder):
         return None
 
     def may_differ(self, earlier: dict) -> set[str]:
-        """Where files lie, if their digests are equal; the seeds, if the earlier run is the beginning of this one."""
+        """The paths of files with equal digests, and the seeds if the earlier run is the beginning of this one."""
         moved = {name for name, digest in MOVABLE.items()
                  if self.options.get(digest) and self.options[digest] == earlier.get(digest)}
         return super().may_differ(earlier) | moved | ({'seeds'} if self._continues(earlier.get('seeds')) else set())
@@ -109,7 +109,7 @@ class SampleFolder(RunFolder):
         return False
 
     def is_leftover(self, name: str) -> bool:
-        """Whether a file is half of a result, or a part of a warm-up that is over when sampling begins."""
+        """Whether a file is incomplete, or a part of a warm-up that is over when sampling begins."""
         return super().is_leftover(name) or WARMUP_LEFTOVER.fullmatch(name) is not None
 
     def is_complete(self, shard: Shard) -> bool:
@@ -118,7 +118,7 @@ class SampleFolder(RunFolder):
             if self.save_type == 'png':
                 return all(is_whole_png((self.path / name).read_bytes()) for name in shard.png_names)
             with open(self.path / shard.name, 'rb') as handle, np.load(handle, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}  # reading checks the sums
+                arrays = {key: file[key] for key in file.files}  # reading checks the CRC
         except (*DAMAGED, ValueError):
             return False
         samples = arrays.get('samples')
@@ -137,30 +137,30 @@ class SampleFolder(RunFolder):
                 texts = {COSTS: json.dumps({key: array[row].tolist() for key, array in costs.items()})} if costs else {}
                 if labels is not None:
                     texts[LABEL] = str(labels[row].argmax())
-                # Flushing takes ten times as long as writing; a run that resumes reads every picture to its end.
+                # Flushing takes ten times as long as writing; a run that resumes checks every picture anyway.
                 with atomic_write(self.path / name, flush=False) as file:
                     file.write(png_bytes(image, texts))
             return
-        if shard.index < GRIDS:  # before the shard, so that a whole shard means a whole picture
+        if shard.index < GRIDS:  # before the shard, so that a complete shard has a complete grid
             with atomic_write(self.path / shard.grid_name) as file:
                 file.write(png_bytes(image_grid(samples[:GRID_IMAGES])))
         arrays = dict(samples=samples) | ({} if labels is None else dict(label=labels)) | costs
         with atomic_write(self.path / shard.name) as file:
-            np.savez(file, **arrays)  # compressing saves 3 % of such images and takes twenty times as long
+            np.savez(file, **arrays)  # compressing saves 3 % and takes twenty times as long
 
 
 def read_report(outdir) -> dict:
-    """What the run in `outdir` has cost so far, as `write_report` left it; {} before. Raises ValueError or OSError."""
+    """The cost report that `write_report` left in `outdir`; {} if there is none. Raises ValueError or OSError."""
     return json.loads((Path(outdir) / OPTIONS_FILE).read_text()).get(REPORT, {})
 
 
 def write_report(outdir, report: dict) -> None:
-    """Put what a run has cost into its options.json."""
+    """Put the cost report of a run into its options.json."""
     write_options(outdir, json.loads((Path(outdir) / OPTIONS_FILE).read_text()) | {REPORT: report})
 
 
 def read_costs(outdir) -> Iterator[dict[str, np.ndarray]]:
-    """What the samples in a folder have cost, file by file: arrays [n, ...] by name, without images and labels."""
+    """Yields the costs of the samples in a folder, file by file: arrays [n, ...] by name."""
     outdir = Path(outdir)
     for path in sorted(outdir.glob('samples_*.npz')):
         with np.load(path, allow_pickle=False) as file:

@@ -16,23 +16,23 @@ from .writer import NonFiniteSample, Writer
 
 __all__ = ['NonFiniteSample', 'Report', 'choose_seeds', 'reserve', 'run']
 
-SEEDS = 2**32  # from here on they repeat: generators take them modulo 2**32
-_runs = itertools.count()  # all ranks call `run` equally often, so this names a run's queue of work
+SEEDS = 2**32  # from here on they repeat, since generators take them modulo 2**32
+_runs = itertools.count()  # all ranks call `run` equally often, so this number names the queue of a run
 
 
 @dataclass(frozen=True)
 class Report:
     """What a run did, over all ranks."""
 
-    images: int  # asked for, and now all there
-    drawn: int  # drawn by this call; the others were there already
+    images: int  # asked for, and now complete
+    drawn: int  # drawn by this call; the others existed already
     seconds: float
 
 
 def choose_seeds(seeds: Sequence[int] | None, num_samples: int | None, seed: int | None) -> Sequence[int]:
     """`seeds`, or `num_samples` (50000) from `seed` (0) on. Raises ValueError for both, and from 2**32 on."""
     if seeds is not None and (num_samples is not None or seed is not None):
-        raise ValueError('given together with --num_samples or --seed; use one of the two ways')
+        raise ValueError('given together with --num_samples or --seed; use either')
     if seeds is None:
         first = seed or 0
         seeds = range(first, first + (50000 if num_samples is None else num_samples))
@@ -46,14 +46,14 @@ def run(stream: Callable[[Iterator[int], Callable], Iterable], folder: SampleFol
         decode: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Report:
     """Draw one sample per seed into the files of `folder`, on all ranks; call it on every rank.
 
-    stream(seeds, progress) draws from an iterator of seeds and yields pieces in their order, of any length (objects
-    like sampling.Samples); it lets exceptions of both arguments pass, which may end it. progress(images) says that this
-    many more images' worth of work is done, 0 that the rank is at work. `decode` turns states into images.
+    stream(seeds, progress) takes seeds from an iterator and yields pieces of any length in their order (objects like
+    sampling.Samples); exceptions of both arguments pass through it and may end it. progress(images) says that this many
+    more images' worth of work is done; 0 only shows life. `decode` turns states into images.
 
-    Shards are fixed by position in the list of seeds, so the files do not depend on the number of ranks. A rank
-    claims the next shard when its stream asks for a seed beyond those it has, so slow samples hold nobody up; at the
-    end ranks without work draw what others have not finished. Neither happens if the folder says whose a shard is.
-    Complete files of an earlier call with equal options are kept; a folder of something else is refused, unless
+    Shards follow from the list of seeds, so the files do not depend on the number of ranks. A rank claims the next
+    shard when its stream asks for more seeds than it has, so slow samples hold nobody up; at the end, ranks without
+    work draw what others have not finished. Neither happens if the folder assigns shards to ranks.
+    Complete files of an earlier call with equal options are kept; a folder that holds anything else is refused, unless
     `overwrite` removes its samples.
     Raises ValueError and OSError (folder), and NonFiniteSample, in which case nothing of the shard is written. If the
     folder is refused, rank 0 raises, and the other ranks exit silently.
@@ -76,7 +76,7 @@ def run(stream: Callable[[Iterator[int], Callable], Iterable], folder: SampleFol
 def reserve(folder: SampleFolder, *, undecided: Sequence[str], overwrite: bool = False):
     """Keep a folder for a run that follows within the block, as `run` does; call it on every rank.
 
-    For work that comes before the run and ends in files of the folder or in options, those named in `undecided`.
+    For work before the run that writes files into the folder or decides options, which `undecided` names.
     Raises ValueError and OSError as `run` does.
     """
     with contextlib.ExitStack() as stack:
@@ -90,10 +90,10 @@ def reserve(folder: SampleFolder, *, undecided: Sequence[str], overwrite: bool =
 
 
 def _work(folder: SampleFolder, stream, decode, key: str) -> int:
-    """Draw claimed shards until none is left, then help slower ranks; the images of this rank's claims drawn now.
+    """Draw claimed shards until none is left, then help slower ranks; returns the images drawn for its own claims.
 
-    A rank without work draws, last ones first, what others have not finished, and stops as soon as they have: a
-    sample follows from its seed, so both files are the same.
+    A rank without work draws what others have not finished, last shards first, and stops as soon as they have: a sample
+    follows from its seed, so both files are the same.
     """
     drawn = 0
     fixed = folder.shards_of(dist.get_rank(), dist.get_world_size())
@@ -104,7 +104,7 @@ def _work(folder: SampleFolder, stream, decode, key: str) -> int:
             if folder.is_complete(shard):
                 writer.skip(shard)
                 continue
-            folder.last_file(shard).unlink(missing_ok=True)  # from now on, what is there is complete
+            folder.last_file(shard).unlink(missing_ok=True)  # from now on, existing files are complete
             drawn += len(shard.seeds)
             yield shard
 
@@ -130,13 +130,13 @@ def _claimed(folder: SampleFolder, key: str) -> Iterator[Shard]:
 
 
 class _Overtaken(Exception):
-    """Other ranks have finished everything that a stream still works on."""
+    """Other ranks have finished everything that a stream is still working on."""
 
 
 class _Seeds(Iterator[int]):
     """The seeds of shards, for a stream that asks for the next one whenever it has room.
 
-    Raises _Overtaken when it asks in vain while all shards `under_way` are on disk.
+    Raises _Overtaken if there is none while all shards `under_way` are on disk.
     """
 
     def __init__(self, folder: SampleFolder, shards: Iterator[Shard]):
@@ -163,7 +163,7 @@ class _Seeds(Iterator[int]):
 
 def _draw_shards(folder: SampleFolder, stream, decode, writer: Writer, shards: Iterator[Shard],
                  helping: bool = False) -> None:
-    """Feed one stream with the seeds of shards, and cut what it yields into shards again."""
+    """Feed one stream with the seeds of shards, and cut its samples into shards again."""
     seeds, pending, ahead = _Seeds(folder, shards), None, 0.0
 
     def progress(images: float) -> None:

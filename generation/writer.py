@@ -1,4 +1,4 @@
-"""Writes finished samples on a thread of its own, and shows how far the run is."""
+"""Writes finished samples on its own thread, and shows the progress of the run."""
 
 import itertools
 import queue
@@ -13,7 +13,7 @@ from torch_utils.progress import progress
 
 from .folder import SampleFolder, Shard
 
-QUEUE_DEPTH = 2  # shards that wait for the writer; more would only hold memory
+QUEUE_DEPTH = 2  # shards that may wait for the writer; more would only take memory
 
 
 class NonFiniteSample(ArithmeticError):
@@ -23,7 +23,7 @@ class NonFiniteSample(ArithmeticError):
 class Writer:
     """Writes shards in the background; an error there is raised by the next `put` or at the end.
 
-    It waits for a device's copy on its own thread, so the sampling thread never does.
+    Its thread waits for copies from the device, so the sampling thread need not.
     """
 
     def __init__(self, folder: SampleFolder):
@@ -48,7 +48,7 @@ class Writer:
     def put(self, shard: Shard, samples, decode=None) -> None:
         """Hand over the samples of a shard (`.images`, `.labels`, `.costs`); waits while the queue is full.
 
-        `decode` turns states into images, here, on the thread that samples.
+        `decode` turns states into images, on the calling thread.
         """
         self._raise()
         tensors = dict(samples=samples.images if decode is None else decode(samples.images))
@@ -58,7 +58,7 @@ class Writer:
         self._queue.put((shard, *_start_copy(tensors)))
 
     def skip(self, shard: Shard) -> None:
-        """Count a shard that was there already."""
+        """Count a shard that exists already."""
         self._raise()
         self._queue.put((shard, None, None))
 
@@ -67,13 +67,13 @@ class Writer:
             raise self._error
 
     def _loop(self) -> None:
-        if self._device is not None:  # a thread begins on the first GPU, and would take memory there on every rank
+        if self._device is not None:  # a new thread is on the first GPU, and every rank would take memory there
             torch.cuda.set_device(self._device)
         while (item := self._queue.get()) is not None:
-            if self._error is None:  # after an error the queue is only emptied, so that `put` never hangs
+            if self._error is None:  # after an error the queue is only emptied, so that `put` does not hang
                 try:
                     self._write(*item)
-                except Exception as error:  # reaches the sampling thread
+                except Exception as error:  # raised in the sampling thread
                     self._error = error
 
     def _write(self, shard: Shard, tensors: dict[str, torch.Tensor] | None, copied) -> None:
@@ -92,20 +92,20 @@ class Writer:
 
 
 class RunBar:
-    """Progress over the whole run, seen from rank 0: shards are claimed in order, so those before are under way."""
+    """Progress of the whole run as rank 0 sees it: shards are claimed in order, so earlier ones are under way."""
 
     def __init__(self, folder: SampleFolder):
         self._ends = list(itertools.accumulate(len(shard.seeds) for shard in folder.shards))
         self._bar = progress(total=self._ends[-1], desc=folder.path.name)
-        self._lock = threading.Lock()  # the sampling thread shows, the writer advances
+        self._lock = threading.Lock()  # the sampling thread calls show, the writer advance
 
     def show(self, shard: Shard, drawn: float) -> None:
-        """This many images of `shard` are drawn, though not yet on disk."""
+        """`drawn` images of `shard` are done, but not yet on disk."""
         dist.sign_of_life()
         self._move(self._ends[shard.index] - len(shard.seeds) + int(min(drawn, len(shard.seeds) - 1)), drawn=True)
 
     def advance(self, shard: Shard, drawn: bool) -> None:
-        """`shard` is on disk; `drawn` by this run, or found there, which does not count in the rate."""
+        """`shard` is on disk: `drawn` by this run, or found there, which does not count in the rate."""
         self._move(self._ends[shard.index], drawn)
 
     def _move(self, position: int, drawn: bool) -> None:
@@ -129,7 +129,7 @@ class RunBar:
 
 
 def _start_copy(tensors: dict[str, torch.Tensor]):
-    """Begin to copy tensors to the host; (host tensors, the event to wait for or None)."""
+    """Start copying tensors to the host: (host tensors, the event to wait for or None)."""
     device = next((t.device for t in tensors.values() if t.device.type == 'cuda'), None)
     if device is None:
         return {name: tensor.detach() for name, tensor in tensors.items()}, None
@@ -137,6 +137,6 @@ def _start_copy(tensors: dict[str, torch.Tensor]):
     for name, tensor in tensors.items():
         pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         host[name] = pinned.copy_(tensor.detach(), non_blocking=True)
-    event = torch.cuda.Event(blocking=True)  # else the writer's waiting takes a core
+    event = torch.cuda.Event(blocking=True)  # otherwise the waiting writer takes a core
     event.record(torch.cuda.current_stream(device))
     return host, event

@@ -1,4 +1,4 @@
-"""What the shapes in a state dict say about an ADM classifier, so that any such file loads without options."""
+"""The architecture of an ADM classifier, read from the shapes in its state dict, so that it loads without options."""
 
 import re
 from typing import NamedTuple
@@ -40,8 +40,8 @@ def read_architecture(state: dict, image_size: int | None = None) -> Architectur
     """Architecture of the ADM classifier (attention pooling) whose state dict this is. Raises ValueError.
 
     The same shapes can belong to several image sizes, since down-sampling has no weights of its own (without
-    attention, 32x32 at depth 3 is 256x256 at depth 1). Then it is `image_size` if that is one of them, else the
-    smallest, with preference for published channel multiples.
+    attention, 32x32 at depth 3 is 256x256 at depth 1). Then `image_size` is taken if it is one of them, else the
+    smallest, preferring published channel multiples.
     """
     for key in ('time_embed.0.weight', 'input_blocks.0.0.weight', 'out.2.positional_embedding', 'out.2.c_proj.weight'):
         if key not in state or state[key].ndim < 2:
@@ -49,11 +49,11 @@ def read_architecture(state: dict, image_size: int | None = None) -> Architectur
     width = state['time_embed.0.weight'].shape[1]
     pooled = round((state['out.2.positional_embedding'].shape[1] - 1) ** 0.5)
     blocks = max(int(m[1]) for m in (re.match(r'input_blocks\.(\d+)\.', key) for key in state) if m)
-    if blocks >= len(state):  # a number in a name, which is no reason to count so far
+    if blocks >= len(state):  # a number in a name is no reason to count that far
         raise ValueError(f'not an ADM classifier or discriminator: {blocks} blocks in {len(state)} tensors')
     found = []
     for levels in CHANNEL_MULT:
-        depth, remainder = divmod(blocks + 1 - levels, levels)  # each level but the last ends in a block that halves
+        depth, remainder = divmod(blocks + 1 - levels, levels)  # each level except the last ends in a block that halves
         size = pooled << levels - 1
         shape = None if remainder or depth < 1 else _read_levels(state, width, levels, depth, size)
         if shape is None:
@@ -92,6 +92,6 @@ def _read_levels(state, width, levels, depth, size) -> tuple[tuple, list[int]] |
 
 
 def _block_widths(state, index) -> tuple[int | None, ...]:
-    """Channels in and out of residual block `index`; None for a block that is something else."""
+    """Input and output channels of residual block `index`; None if it is not a residual block."""
     norms = (state.get(f'input_blocks.{index}.0.{part}.0.weight') for part in ('in_layers', 'out_layers'))
     return tuple(None if norm is None else norm.shape[0] for norm in norms)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-CACHED_WEIGHTS = 2**21  # of attention, 4 MiB
+CACHED_WEIGHTS = 2**21  # attention weights that a cache holds, 4 MiB
 
 
 def timestep_embedding(timesteps: torch.Tensor, dim: int, max_period: float = 10000.0) -> torch.Tensor:
@@ -19,7 +19,7 @@ def timestep_embedding(timesteps: torch.Tensor, dim: int, max_period: float = 10
 
 
 def zero_module(module: nn.Module) -> nn.Module:
-    """Set all parameters to zero: a residual branch that starts as nothing."""
+    """Set all parameters to zero, so that a residual branch starts without effect."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -54,13 +54,13 @@ class PointwiseConv1d(nn.Conv1d):
         super().__init__(in_channels, out_channels, 1)
 
     def tokens(self, x):
-        """[N, L, in] -> [N, L, out]: this order needs no transposition of channels-last features."""
+        """[N, L, in] -> [N, L, out]; this order saves transposing channels-last features."""
         x = x.to(self.compute_dtype or x.dtype)
         return F.linear(x, self.weight[:, :, 0].to(x.dtype), self.bias.to(x.dtype))
 
 
 class ConditionalSequential(nn.Sequential):
-    """Layers in a row; residual blocks also get the embedding."""
+    """Layers applied in turn; residual blocks also get the embedding."""
 
     def forward(self, x, emb):
         for layer in self:
@@ -116,14 +116,15 @@ class Downsample(nn.Module):
 
 @functools.cache
 def fused_bf16_is_slow() -> bool:
-    """Whether this CPU has no AMX: there torch's fused attention takes as long in bfloat16 as in float32."""
+    """Whether this CPU lacks AMX, so that torch's fused attention takes as long in bfloat16 as in float32."""
     return not getattr(torch.cpu, '_is_amx_tile_supported', lambda: True)()
 
 
 def attention(q, k, v):
     """softmax(q k^T / sqrt(C)) v for q, k, v [N, heads, L, C].
 
-    By torch's fused kernel; where that is slow, by matrix products over as many images as the cache holds weights of.
+    By torch's fused kernel, or if that is slow, by matrix products over as many images as have weights that fit the
+    cache.
     """
     if q.device.type != 'cpu' or q.dtype != torch.bfloat16 or torch.compiler.is_compiling() or not fused_bf16_is_slow():
         return F.scaled_dot_product_attention(q, k, v)
@@ -171,5 +172,5 @@ class AttentionPool2d(nn.Module):
         tokens = tokens + self.positional_embedding.t().to(x.dtype)
         qkv = self.qkv_proj.tokens(tokens).reshape(n, tokens.shape[1], 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [N, heads, 1 + L, C / heads]
-        pooled = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # only the mean's answer is used
+        pooled = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # only the mean's output is used
         return self.c_proj.tokens(pooled.transpose(1, 2).reshape(n, channels).to(x.dtype))

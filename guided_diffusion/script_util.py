@@ -1,4 +1,4 @@
-"""ADM networks from the options that their users know."""
+"""ADM networks from the options that ADM's users know."""
 
 from .unet import EncoderUNetModel
 
@@ -6,13 +6,13 @@ from .unet import EncoderUNetModel
 CHANNEL_MULT = {1: (1,), 2: (1, 2), 3: (1, 2, 4), 4: (1, 2, 3, 4), 5: (1, 1, 2, 3, 4), 6: (1, 1, 2, 2, 4, 4),
                 7: (0.5, 1, 1, 2, 2, 4, 4)}
 SMALLEST = 8  # images larger than this are halved once more
-ATTENTION = (512, 256, 128, 64, 32, 16, 8)  # resolutions that an option may name for images of any size
+ATTENTION = (512, 256, 128, 64, 32, 16, 8)  # resolutions that may be given for images of any size
 
 
 def default_channel_mult(image_size: int) -> tuple:
     """Multiples of the ADM classifier for images of this size, which is halved while even and above 8.
 
-    Raises ValueError for an odd size above 8, and for one that takes more levels than are known.
+    Raises ValueError for an odd size above 8, and for a size that needs more levels than are known.
     """
     size, levels = image_size, 1
     while size > SMALLEST and size % 2 == 0:
@@ -30,10 +30,10 @@ def create_classifier(image_size, classifier_width, classifier_depth, classifier
     """The ADM classifier for images (or features) of `image_size`.
 
     `channel_mult` has one multiple of the width per level (default: `default_channel_mult`).
-    `classifier_attention_resolutions` is a comma-separated list of resolutions ('' for none). Each is that of a level,
-    or a power of two from 8 to 512, which stands for the level of at most that size and more than half of it: 16 is
-    14 for images of 28. Those that no level has are ignored. `num_classes` > 0 makes the network conditional (DG's
-    conditional discriminators have 1000). Raises ValueError for sizes and resolutions that no level can have.
+    `classifier_attention_resolutions` is a comma-separated list of resolutions ('' for none). Each is the resolution
+    of a level, or a power of two from 8 to 512, which means the level of at most that size and more than half of it: 16
+    is 14 for images of 28. Those without a level are ignored. `num_classes` > 0 makes the network conditional (DG's
+    conditional discriminators have 1000). Raises ValueError for impossible sizes and resolutions.
     """
     mults = tuple(channel_mult or default_channel_mult(image_size))
     if image_size % 2 ** (len(mults) - 1):

@@ -1,4 +1,4 @@
-"""The half of the ADM U-Net that classifies (Dhariwal and Nichol, NeurIPS 2021).
+"""The encoder half of the ADM U-Net, a classifier (Dhariwal and Nichol, NeurIPS 2021).
 
 State dicts are interchangeable with openai/guided-diffusion and with DG's classifier and discriminators.
 """
@@ -27,7 +27,7 @@ class EncoderUNetModel(nn.Module):
         image_size: height and width of the input (features count as an image).
         in_channels, out_channels: channels of the input, number of logits.
         model_channels, num_res_blocks, channel_mult: width, depth per level, multiples per level.
-        attention_resolutions: down-sampling factors at which blocks attend.
+        attention_resolutions: down-sampling factors at which blocks have attention.
         pool: 'attention' or 'adaptive' (mean) before the last layer.
         num_classes: number of classes to condition on, 0 for none.
     """
@@ -103,9 +103,9 @@ class EncoderUNetModel(nn.Module):
 def set_precision(model: nn.Module, dtype: torch.dtype, training: bool = False) -> nn.Module:
     """Run the convolutions and attention of an ADM network in `dtype`, channels last.
 
-    For sampling, norms, activations and sums stay float32, and so do the first and the last layer; the other
-    convolutions are stored in `dtype`, once. For `training` everything but the embeddings runs in `dtype`, and the
-    weights stay float32 and are cast where they are used.
+    For sampling, norms, activations, sums, and the first and last layer stay float32; the other convolutions are stored
+    in `dtype`. For `training`, everything except the embeddings runs in `dtype`; the weights stay float32 and are cast
+    when used.
     """
     model.body_dtype = dtype if training else torch.float32
     if not training:

@@ -5,7 +5,6 @@ import PIL.Image
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models import VisionTransformer
 
 from dnnlib.download import fetch
 from torch_utils.checkpoint import load_state
@@ -25,6 +24,8 @@ class DINOv2(nn.Module):
     """
 
     def __init__(self, state: dict[str, torch.Tensor], resize: str = 'torch'):
+        from torchvision.models import VisionTransformer  # slow to import, and every script imports metrics
+
         super().__init__()
         self.resize = resize
         try:

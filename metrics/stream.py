@@ -1,16 +1,11 @@
-"""Images that come from Python instead of files: a tensor, samples, or anything that yields or draws them."""
-
-import itertools
+"""Images that come from Python instead of files: a tensor, samples, or anything that yields them."""
 
 import numpy as np
 import torch
 
-from torch_utils import distributed as dist
 from torch_utils.images import as_uint8
 
 from .sources import ImageSource, open_source
-
-_passes = itertools.count()  # all ranks measure equally often, so this names the end of a pass
 
 
 def as_source(images):
@@ -59,23 +54,3 @@ class ImageStream:
             self.position += len(images)
             if len(images):
                 yield torch.from_numpy(images.copy()).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)  # [n, 3, H, W]
-
-
-class DrawnImages(ImageSource):
-    """Images that are drawn when they are measured, and not kept; ranks share them, each draws its own part.
-
-    draw(start, stop) yields images start to stop - 1 of `count` in order, in pieces that ImageStream takes; it gives
-    signs of life to ranks that have drawn their part.
-    """
-
-    def __init__(self, draw, count: int, name: str):
-        super().__init__(None, count)
-        self.draw, self._name = draw, name
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    def batches(self, start, stop, batch):
-        yield from ImageStream(self.draw(start, stop), self.name).batches(0, stop - start, batch)
-        dist.wait_for_all(f'drawn/{next(_passes)}')

@@ -8,8 +8,8 @@ from .classifiers import read_classifier, time_convention, vp_mean_and_time
 class ClassLikelihood:
     """log p(label | x; sigma) [N] of x [N, C, H, W] in the score network's space, differentiable in x.
 
-    Called with sigma [] or [N] and one-hot class_labels [N, K]. The classifier sees mean(tau) x at time tau(sigma), as
-    discriminators do; `time` is 'linear' or 'cosine', the VP time that it was trained with.
+    Called with sigma [] or [N] and one-hot class_labels [N, K]. Like discriminators, the classifier sees mean(tau) x at
+    time tau(sigma); `time` is 'linear' or 'cosine', the VP time that it was trained with.
     """
 
     def __init__(self, classifier, time: str = 'linear'):
@@ -23,7 +23,7 @@ class ClassLikelihood:
 
 
 def load_class_likelihood(net, path, dtype: torch.dtype = torch.float32, device='cpu') -> ClassLikelihood:
-    """The classifier in a file, for labels and images of the score network `net`. Raises ValueError and OSError."""
+    """The classifier in a file, checked against the labels and images of `net`. Raises ValueError and OSError."""
     classifier, described = read_classifier(path, 'classifier', net.img_resolution, dtype, device)
     theirs, ours = (described.image_size, described.in_channels), (net.img_resolution, net.img_channels)
     if theirs != ours:

@@ -1,4 +1,4 @@
-"""ADM classifiers of noisy images, and discriminators on their features, from files (DG, Kim et al., ICML 2023)."""
+"""ADM classifiers of noisy images, and discriminators on their features, read from files (DG, Kim et al. 2023)."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def time_convention(resolution: int) -> str:
 def vp_mean_and_time(sigma, x, time: str):
     """VP mean [N, 1, 1, 1] and network time [N] for noise levels [] or [N] of x [N, C, H, W], computed in float64.
 
-    A classifier sees mean(tau) x at time tau(sigma); `time` is 'linear', or 'cosine' for the cosine schedule's.
+    A classifier sees mean(tau) x at time tau(sigma); `time` is 'linear', or 'cosine' for that of the cosine schedule.
     """
     sde = VPSDE()
     sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).expand(x.shape[0])
@@ -41,7 +41,7 @@ def load_classifier(ckpt_path, img_resolution, device, eval=True, *, dtype=torch
     """The ADM classifier whose middle block feeds discriminators.
 
     Its width, depth and channels come from the file; without a file (None) it is DG's, with fresh weights.
-    Frozen if `eval`. Raises ValueError for another resolution or a file that is something else.
+    Frozen if `eval`. Raises ValueError for another resolution, or if the file is something else.
     """
     if ckpt_path is None:
         depth = 4 if img_resolution in (32, 64) else 2
@@ -84,7 +84,7 @@ def read_classifier(path, what: str, image_size: int, dtype, device, eval: bool 
         with limited(state):
             net = architecture.build()
         net.load_state_dict(state if adapters is None else merge(state, adapters))
-    except Exception as error:  # shapes and names of any kind can fail anywhere
+    except Exception as error:  # unexpected shapes and names can fail in any way
         raise ValueError(f'{what} {path}: {" ".join(str(error).split())[:300]}') from None
     net.metadata = metadata
     return _ready(net, dtype, device, eval), architecture
@@ -108,7 +108,7 @@ def check_discriminator(path, architecture, condition, channel, feature_size) ->
 
 
 def check_resolution(path, what, metadata, img_resolution) -> None:
-    """Raises ValueError if a file says that it was trained for images of another size; features don't show it."""
+    """Raises ValueError if a file says that it was trained for images of another size; features do not show it."""
     trained = metadata.get('resolution', img_resolution)
     if trained != img_resolution:
         raise ValueError(f'{what} {path} was trained for {trained}x{trained} images, '
@@ -132,6 +132,6 @@ def _read(path, what: str):
 
 
 def _ready(net, dtype, device, eval):
-    """`net` on its device in its precision: to be used, and frozen, if `eval`, else to be trained."""
+    """`net` on its device in its precision: frozen for use if `eval`, else ready for training."""
     net = set_precision(net, dtype, training=not eval).to(device)
     return net.eval().requires_grad_(False) if eval else net.train()

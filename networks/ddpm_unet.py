@@ -7,7 +7,7 @@ from .layers import Conv2d, GroupNorm, Linear, PositionalEmbedding, UNetBlock, l
 
 
 class HalvingConv2d(Conv2d):
-    """3x3 convolution at every second pixel, with one row and one column of zeros below and to the right."""
+    """3x3 convolution of stride 2, padded with one row of zeros below and one column to the right."""
 
     def forward(self, x):
         x = F.pad(x.to(self.compute_dtype or x.dtype), (0, 1, 0, 1))
@@ -17,7 +17,7 @@ class HalvingConv2d(Conv2d):
 class DDPMUNet(torch.nn.Module):
     """U-Net with residual blocks, convolutions that resample, and modules named as SongUNet's.
 
-    Arguments as SongUNet's; it knows no classes and no augmentation.
+    Arguments as SongUNet's, but without classes and augmentation.
     """
 
     def __init__(self, img_resolution, in_channels, out_channels, label_dim=0, model_channels=128,

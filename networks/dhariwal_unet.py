@@ -9,7 +9,7 @@ from .layers import Conv2d, GroupNorm, Linear, PositionalEmbedding, UNetBlock, l
 
 
 class DhariwalUNet(torch.nn.Module):
-    """U-Net of ADM: adaptive scale and shift, attention heads of 64 channels; arguments as SongUNet's."""
+    """ADM's U-Net: adaptive scale and shift, attention heads of 64 channels; arguments as SongUNet's."""
 
     def __init__(self, img_resolution, in_channels, out_channels, label_dim=0, augment_dim=0, model_channels=192,
                  channel_mult=(1, 2, 3, 4), channel_mult_emb=4, num_blocks=3, attn_resolutions=(32, 16, 8),

@@ -1,4 +1,4 @@
-"""Score networks from and to files."""
+"""Reading and writing score networks."""
 
 import os
 from pathlib import Path
@@ -19,12 +19,12 @@ SIGNATURES = checkpoint.SIGNATURES | {b'PK': 'a zip archive (a .pt or .npz file?
 def load_network(path_or_url: str | os.PathLike = demo.DEMO_SCORE, device: torch.device | str = 'cpu',
                  dtype: torch.dtype = torch.float32, sha256: str | None = None,
                  preset: str | os.PathLike | None = None) -> Precond:
-    """A score network from a file of a format in networks/formats/; nothing in the file is executed.
+    """A score network from a file in any format of networks/formats/; nothing in the file is executed.
 
-    Without a path it is the bundled network for CIFAR-10. `dtype` is that of the U-Net's body; published networks with
-    `use_fp16` run in float32 too unless it is given. `preset` is the configuration of a score_sde or Soft-Truncation
-    checkpoint: a name (formats/song_config.py) or a YAML; None: the name of the checkpoint's folder. The network is in
-    evaluation mode, frozen. Raises ValueError or OSError, in one line.
+    Without a path, this is the bundled network for CIFAR-10. `dtype` is that of the U-Net's body; even published
+    networks with `use_fp16` run in float32 unless it is given. `preset` is the configuration of a score_sde or
+    Soft-Truncation checkpoint: a name (formats/song_config.py) or a YAML; None: the name of the checkpoint's folder.
+    The network is in evaluation mode, frozen. Raises ValueError or OSError, in one line.
     """
     path = fetch(path_or_url, sha256=sha256)
     net = build_network(read_network_file(path, preset), path)
@@ -32,19 +32,19 @@ def load_network(path_or_url: str | os.PathLike = demo.DEMO_SCORE, device: torch
 
 
 def build_network(file: checkpoint.NetworkFile, path) -> Precond:
-    """The network that a file describes, with the file's weights; `path` is for the message. Raises ValueError."""
+    """The network that a file describes, with the file's weights; `path` is for messages. Raises ValueError."""
     try:
         with checkpoint.limited(file.state):
             net = construct(file.constructor, file.kwargs)
         net.load_state_dict(file.state)
-    except Exception as error:  # arguments of any kind can fail anywhere
+    except Exception as error:  # unexpected arguments can fail in any way
         raise ValueError(f'{path} does not fit its own description: {shown(error, 300)}') from None
     net.metadata = file.metadata
     return net
 
 
 def read_network_file(path, preset=None) -> checkpoint.NetworkFile:
-    """Class name, arguments, tensors and metadata of a network file; its content, not its name, says which kind.
+    """Class name, arguments, tensors and metadata of a network file; its format follows from its content, not its name.
 
     `preset` as in `load_network`. Raises ValueError and OSError.
     """

@@ -1,4 +1,4 @@
-"""Layers of the score networks: initialised and named as EDM's, so that published weights load with strict keys."""
+"""Layers of the score networks, initialised and named like EDM's, so that published weights load with strict keys."""
 
 import math
 
@@ -34,9 +34,8 @@ class Linear(torch.nn.Module):
 class Conv2d(torch.nn.Module):
     """Convolution with optional resampling by two; kernel 0 means only resampling.
 
-    x [N, in, H, W] -> [N, out, H', W'], computed in `compute_dtype` (None: the dtype of x). `fused_resample` puts the
-    filter after the convolution when down-sampling and leaves out the padding between the two (the residual encoder
-    of NCSN++).
+    x [N, in, H, W] -> [N, out, H', W'], computed in `compute_dtype` (None: the dtype of x). `fused_resample` moves
+    the filter behind the convolution when down-sampling, without padding between the two (NCSN++'s residual encoder).
     """
 
     compute_dtype: torch.dtype | None = None
@@ -64,7 +63,7 @@ class Conv2d(torch.nn.Module):
     def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
         """From here on, convolve in `dtype`, with weights stored in it; None: in the dtype of x, whatever the weights'.
 
-        On a CPU all dtypes but float32, which keeps to the published order, take forms with fewer operations.
+        On a CPU all dtypes except float32, which keeps the published order, use forms with fewer operations.
         """
         self.compute_dtype = self.repeating_weight = self.winograd_filters = None
         if self.weight is None or dtype is None:
@@ -78,8 +77,8 @@ class Conv2d(torch.nn.Module):
     def merge_repetition(self) -> None:
         """From here on, a repetition by two and its 3x3 convolution are one transposed convolution on CPUs.
 
-        It has four ninths of the operations: two filters in a row are one, and the 2x2 box makes 3x3 taps 4x4, of which
-        each pixel of the larger image meets four. Later changes of the weights have no effect, so this is for sampling.
+        That takes four ninths of the operations: with the 2x2 box the 3x3 taps become 4x4, of which four apply to each
+        pixel of the larger image. Later changes of the weights have no effect, so this is for sampling.
         """
         if self.up and self.box and self.weight.shape[-1] == 3:
             taps = self.weight.detach().float().flip(2, 3).transpose(0, 1)  # [in, out, 3, 3]
@@ -89,7 +88,7 @@ class Conv2d(torch.nn.Module):
     def transform_filters(self, dtype: torch.dtype) -> None:
         """From here on, a plain 3x3 convolution is Winograd's on CPUs, in `dtype`, if it is compiled and that pays.
 
-        It has four ninths of the products (networks/winograd.py), and a result in the dtype of x. Later changes of
+        That takes four ninths of the products (networks/winograd.py); the result is in the dtype of x. Later changes of
         the weights have no effect, so this is for sampling.
         """
         plain = self.weight.shape[-1] == 3 and not (self.up or self.down)
@@ -128,7 +127,7 @@ class Conv2d(torch.nn.Module):
             return self._convolve(self._upsample(x, max(self.filter_pad - pad, 0)), max(pad - self.filter_pad, 0))
         if self.fused_resample and self.down:
             return self._downsample(self._convolve(x, pad + self.filter_pad), 0)
-        if self.up and self.box and pad == 0:  # they commute, and this is a quarter of the work
+        if self.up and self.box and pad == 0:  # they commute, and this order is a quarter of the work
             return self._upsample(self._convolve(x, 0), 0)
         return self._convolve(self._resample(x), pad)
 
@@ -166,11 +165,11 @@ class GroupNorm(torch.nn.Module):
         return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
     def _from_channels(self, x):
-        """The same by sums over each channel: for groups of few channels torch.compile makes slow loops on CPUs."""
+        """The same by sums over each channel, since torch.compile makes slow loops for small groups on CPUs."""
         group = torch.arange(x.shape[1], device=x.device) // (x.shape[1] // self.num_groups)
         average = (group[:, None] == group).to(x.dtype) * (self.num_groups / x.shape[1])
         moments = torch.cat([x.mean(3).mean(2), x.square().mean(3).mean(2)])
-        mean, square = (moments @ average).chunk(2)  # a product: a view of groups would make the next loop slow
+        mean, square = (moments @ average).chunk(2)  # a product, since a view of groups would slow down the next loop
         scale = self.weight * ((square - mean.square()).clamp(min=0) + self.eps).rsqrt()
         return x * scale[:, :, None, None] + (self.bias - mean * scale)[:, :, None, None]
 
@@ -178,8 +177,8 @@ class GroupNorm(torch.nn.Module):
 class UNetBlock(torch.nn.Module):
     """Residual block with optional resampling and self-attention: the union of DDPM++, NCSN++ and ADM blocks.
 
-    x [N, in, H, W], emb [N, emb] -> [N, out, H', W'] in the dtype of x: that of sums and norms, while convolutions
-    and attention have their own (`Conv2d.compute_dtype`).
+    x [N, in, H, W], emb [N, emb] -> [N, out, H', W'] in the dtype of x, as are sums and norms; convolutions and
+    attention have their own (`Conv2d.compute_dtype`).
     """
 
     def __init__(self, in_channels, out_channels, emb_channels, up=False, down=False, attention=False, num_heads=None,
@@ -228,7 +227,7 @@ class UNetBlock(torch.nn.Module):
         """qkv [N, heads * channels * 3, H, W], interleaved in that order -> [N, heads * channels, H, W]."""
         n, _, height, width = qkv.shape
         qkv = qkv.reshape(n, self.num_heads, -1, 3, height * width).permute(3, 0, 1, 4, 2)
-        q, k, v = qkv.contiguous().unbind(0)  # the fused kernels want neighbouring channels, not interleaved ones
+        q, k, v = qkv.contiguous().unbind(0)  # the fused kernels need adjacent channels, not interleaved ones
         a = F.scaled_dot_product_attention(q, k, v)  # [N, heads, H * W, channels]
         return a.transpose(2, 3).reshape(n, -1, height, width).contiguous(memory_format=torch.channels_last)
 

@@ -2,7 +2,7 @@
 
 The first 3x3 convolution of every residual block, W [out, in, 3, 3], becomes W + (B A).view(out, in, 3, 3) / r with
 A = lora_A [3 r, 3 in] and B = lora_B [3 out, 3 r]; r is the rank and alpha is 1. The discriminators of Abdellaoui,
-Persson and Santos Escriche's reproduction of DG read features of such a classifier.
+Persson and Santos Escriche's reproduction of DG read the features of such a classifier.
 """
 
 import math
@@ -17,12 +17,12 @@ from dnnlib.files import resolve_path
 from guided_diffusion.nn import Conv2d, ResBlock
 from torch_utils.checkpoint import load_state, read_network, save_network
 
-LAYER = '.in_layers.2'  # of a residual block: what is adapted
+LAYER = '.in_layers.2'  # the layer of a residual block that is adapted
 CONSTRUCTOR = 'lora'  # in the description of our own files
 
 
 class Adapters(NamedTuple):
-    """The adapters of one classifier: tensors by their names in it, as published files have them."""
+    """The adapters of one classifier: tensors by their names in it, as in published files."""
 
     state: dict[str, torch.Tensor]  # '<layer>.lora_A' [3 r, 3 in] and '<layer>.lora_B' [3 out, 3 r]
     rank: int
@@ -30,9 +30,9 @@ class Adapters(NamedTuple):
 
 
 class LoraConv2d(Conv2d):
-    """A convolution with its adapter, apart: `weight` and `bias` are those of `conv`, lora_A and lora_B are new.
+    """A convolution and its adapter: `weight` and `bias` are those of `conv`, lora_A and lora_B are new.
 
-    lora_B starts at 0, so the layer begins as `conv`. The sum is taken in float32.
+    lora_B starts at 0, so the layer starts as `conv`. The sum is taken in float32.
     """
 
     def __init__(self, conv: Conv2d, rank: int):
@@ -40,7 +40,7 @@ class LoraConv2d(Conv2d):
         self.weight, self.bias, self.compute_dtype = conv.weight, conv.bias, conv.compute_dtype
         size, device = conv.kernel_size[0], conv.weight.device
         self.lora_A = nn.Parameter(torch.empty(rank * size, size * conv.in_channels))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # on the CPU: the same weights for each device
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # on the CPU, so that all devices get the same weights
         self.lora_A.data = self.lora_A.data.to(device)
         self.lora_B = nn.Parameter(torch.zeros(size * conv.out_channels, rank * size, device=device))
 
@@ -57,12 +57,12 @@ def adapted(weight, lora_A, lora_B):
 
 
 def add_adapters(net: nn.Module, rank: int) -> nn.Module:
-    """Freeze an ADM classifier and give it adapters, which alone require gradients; A from torch's generator.
+    """Freeze an ADM classifier and add adapters, the only parameters with gradients; A from torch's generator.
 
     Raises ValueError for a rank below 1.
     """
     if rank < 1:
-        raise ValueError(f'rank {rank} is no rank of an adapter; use 1 or more')
+        raise ValueError(f'rank {rank} is not a rank for adapters; use 1 or more')
     net.requires_grad_(False)
     for block in [module for module in net.modules() if isinstance(module, ResBlock)]:
         block.in_layers[2] = LoraConv2d(block.in_layers[2], rank)
@@ -77,7 +77,7 @@ def adapters_of(net: nn.Module) -> dict[str, nn.Parameter]:
 def read_adapters(path: str | os.PathLike, rank: int | None = None) -> Adapters:
     """Adapters from our safetensors or from a published file, a dict of tensors; nothing in it is executed.
 
-    The rank is read from the shapes. Raises ValueError if it is not `rank`, and for a file without adapters; and
+    The rank is read from the shapes. Raises ValueError if it is not `rank`, or if the file has no adapters, and
     FileNotFoundError.
     """
     path = Path(resolve_path(path))
@@ -96,7 +96,7 @@ def read_adapters(path: str | os.PathLike, rank: int | None = None) -> Adapters:
     ranks = {value.shape[0] / 3 for name, value in state.items() if name.endswith('.lora_A')}
     found = int(max(ranks))
     if len(ranks) != 1 or found < 1 or found not in ranks:
-        raise ValueError(f'{path} has adapters of unlike ranks: {", ".join(f"{r:g}" for r in sorted(ranks))}')
+        raise ValueError(f'{path} has adapters of different ranks: {", ".join(f"{r:g}" for r in sorted(ranks))}')
     if rank is not None and rank != found:
         raise ValueError(f'{path} has adapters of rank {found}, not {rank}')
     return Adapters({name: value.float() for name, value in state.items()}, found, str(path))

@@ -1,7 +1,7 @@
 """The noise-level model of denoising MCMC (Kim and Ye, ICML 2023): which of K noise levels an image has.
 
-Two sizes are published, for 32 and 256 pixels. Their weights have the same shapes and names, so a published file does
-not tell which of the two it is, nor the range of its levels.
+Two sizes are published, for 32 and 256 pixels. Their weights have the same shapes and names, so a published file says
+neither which of the two it is nor the range of its levels.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch_utils import checkpoint
 
 CONSTRUCTOR = 'NoiseLevelNet'
 WIDTHS = (32, 64, 128, 256)
-STRIDES = {32: (2, 2, 2, 2), 256: (4, 4, 4, 2)}  # of the poolings, by the resolution; each averages 2x2 pixels
+STRIDES = {32: (2, 2, 2, 2), 256: (4, 4, 4, 2)}  # of the poolings, by resolution; each averages 2x2 pixels
 # Published files: their resolution and largest level; levels of images in [-1, 1] are twice those in [0, 1].
 PUBLISHED = {'cifar10-32': dict(img_resolution=32, sigma_min=0.02, sigma_max=100.0),
              'celebahq-256': dict(img_resolution=256, sigma_min=0.02, sigma_max=696.0)}
@@ -79,7 +79,7 @@ def load_noise_level(path, published: str | None = None, device='cpu') -> NoiseL
 
 def _read_own(path: Path, published):
     if published is not None:
-        raise ValueError(f'{path} says itself what it is; only a published .pt has to be told')
+        raise ValueError(f'{path} describes itself; leave out the name, which only a published .pt needs')
     file = checkpoint.read_network(path)
     if file.constructor != CONSTRUCTOR:
         raise ValueError(f'{path} holds a {file.constructor}, not a noise-level model; '

@@ -19,7 +19,7 @@ def _known(name: str, value: str, known) -> str:
 
 
 def label_rows(class_labels, label_dim: int, device) -> torch.Tensor | None:
-    """Labels as U-Nets take them, float32 [N or 1, label_dim]: None is the all-zero label; None without classes."""
+    """Labels for a U-Net, float32 [N or 1, label_dim]; None becomes the all-zero label; None without classes."""
     if label_dim == 0:
         return None
     if class_labels is None:
@@ -34,8 +34,8 @@ class Precond(torch.nn.Module):
     class_labels one-hot [N, label_dim] (None is the all-zero label); returns the denoised image, float32.
 
     `body_dtype` is the dtype in which activations flow through the U-Net; embeddings and preconditioning are float32.
-    `use_fp16`, which published networks carry, is kept but decides nothing: the precision is the caller's choice.
-    `process` is the forward process that the network was trained with, for the samplers that follow it.
+    `use_fp16`, an attribute of published networks, is kept but has no effect: the caller chooses the precision.
+    `process` is the forward process that the network was trained with, for samplers that need it.
     """
 
     process = 've'  # or 'vp', 'subvp'
@@ -64,7 +64,7 @@ class Precond(torch.nn.Module):
         return c_skip * x + c_out * F_x[:, :self.img_channels].to(torch.float32)
 
     def round_sigma(self, sigma):
-        """The nearest noise level that the network knows: sigma itself, unless it knows only a table of levels."""
+        """The nearest noise level of the network: sigma itself, unless it only has a table of levels."""
         return torch.as_tensor(sigma)
 
     def decode(self, x):
@@ -89,7 +89,7 @@ class EDMPrecond(Precond):
 class VPPrecond(Precond):
     """Variance preserving (Song et al., ICLR 2021): sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1.
 
-    `time_input`: what the network is fed, times M - 1: 'edm': t, in float32 as in EDM, 5 % off at sigma 0.001;
+    `time_input`: the input of the network, times M - 1: 'edm': t, in float32 as in EDM, 5 % off at sigma 0.001;
     'linear': t, in float64; 'unbounded': log(1 - exp(-B) + 0.001) + B, scaled to 0 at t = epsilon_t and 1 at t = 1,
     where B = log(1 + sigma^2) (Soft-Truncation, Kim et al., ICML 2022), in float64.
     """
@@ -152,8 +152,8 @@ class SubVPPrecond(Precond):
 class VEPrecond(Precond):
     """Variance exploding (Song et al., ICLR 2021).
 
-    `time_input`: 'log', the network is fed log(sigma / 2); 'reciprocal', only above sigma / 2 = 0.01, and below
-    log(0.01) + 1 - 0.01 / (sigma / 2 + 0.0001) (Soft-Truncation's paper; its released code feeds 'log').
+    `time_input`: 'log': the input is log(sigma / 2); 'reciprocal': only above sigma / 2 = 0.01, and below that
+    log(0.01) + 1 - 0.01 / (sigma / 2 + 0.0001) (Soft-Truncation's paper; its released code uses 'log').
     """
 
     def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, sigma_min=0.02, sigma_max=100,
@@ -177,7 +177,7 @@ def _level_count(M: int) -> int:
 
 
 class TablePrecond(Precond):
-    """A network that knows the noise levels of a table: `u` [levels], from the largest down. Takes the nearest."""
+    """A network with a table of noise levels, `u` [levels], from the largest down; sigma is rounded to the nearest."""
 
     u: torch.Tensor
 
@@ -190,13 +190,13 @@ class TablePrecond(Precond):
         return self.u[self._index(sigma)].to(sigma.device, sigma.dtype).reshape(sigma.shape)
 
     def _use_table(self, u):
-        """Take a table [levels] that the arguments give, so that files need not hold it."""
+        """Set the table [levels], which follows from the arguments, so that files need not hold it."""
         self.register_buffer('u', u, persistent=False)
         self.sigma_min, self.sigma_max = float(u.min()), float(u.max())
 
 
 class VEDiscretePrecond(TablePrecond):
-    """Variance exploding with M levels at equal ratios; the network is fed the index, 0 for the largest level."""
+    """Variance exploding with M levels at equal ratios; the input is the index, 0 for the largest level."""
 
     def __init__(self, img_resolution, img_channels, label_dim=0, use_fp16=False, sigma_min=0.02, sigma_max=100,
                  M=1000, model_type='SongUNet', **model_kwargs):
@@ -211,7 +211,7 @@ class VEDiscretePrecond(TablePrecond):
 class VPDiscretePrecond(TablePrecond):
     """DDPM's M levels (Ho et al., NeurIPS 2020): alpha_bar_k is the product of 1 - beta_j up to j = k.
 
-    beta grows linearly from beta_min / M to beta_max / M; the network is fed k, M - 1 for the largest level.
+    beta grows linearly from beta_min / M to beta_max / M; the input is k, M - 1 for the largest level.
     """
 
     process = 'vp'
@@ -274,10 +274,10 @@ def construct(constructor: str, kwargs: dict) -> Precond:
 def set_precision(net: Precond, dtype: torch.dtype, training: bool = False) -> Precond:
     """Run the U-Net's convolutions and attention in `dtype`, channels last.
 
-    For sampling, norms, activations and sums stay float32, and so do the two convolutions at the image: in bfloat16
+    For sampling, norms, activations and sums stay float32, and so do the two convolutions at the image: with bfloat16
     that makes the error of the samples five times smaller. The other convolutions are stored in `dtype` and, on a
-    CPU, in the form they are computed in there, which follows no later change of the weights or the device. For
-    `training` everything in the body runs in `dtype`, and the weights stay float32 and are cast where they are used.
+    CPU, in the form that is fastest there; later changes of the weights or the device have no effect on them. For
+    `training` everything in the body runs in `dtype`; the weights stay float32 and are cast when used.
     """
     net.body_dtype = dtype if training else torch.float32
     for module in net.model.modules():

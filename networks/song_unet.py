@@ -21,8 +21,8 @@ class SongUNet(torch.nn.Module):
         dropout: of intermediate activations; label_dropout: of class labels, for classifier-free guidance.
         embedding_type: 'positional' | 'fourier'; encoder_type: 'standard' | 'skip' | 'residual';
         decoder_type: 'standard' | 'skip'; resample_filter: [1, 1] (DDPM++) | [1, 3, 3, 1] (NCSN++).
-        residual_filter: of the residual encoder's shortcuts, None: resample_filter; [0, 1] makes each a convolution of
-        stride 2, padded on the right and at the bottom, as reflected diffusion has it.
+        residual_filter: that of the residual encoder's shortcuts, None: resample_filter; [0, 1] makes each a
+        convolution of stride 2, padded on the right and at the bottom, as in reflected diffusion.
     """
 
     def __init__(self, img_resolution, in_channels, out_channels, label_dim=0, augment_dim=0, model_channels=128,

@@ -37,18 +37,19 @@ class Attention(torch.nn.Module):
 
     def forward(self, x, emb):
         n, c, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(n, c, 3, height * width).permute(2, 0, 3, 1)  # interleaved as EDM's
+        qkv = self.qkv(self.norm(x)).reshape(n, c, 3, height * width).permute(2, 0, 3, 1)  # interleaved as in EDM
         a = F.scaled_dot_product_attention(*qkv.contiguous()[:, :, None].unbind(0))[:, 0]  # [N, H * W, C]
         return self.proj_out(a.transpose(1, 2).reshape(n, c, height, width)) + x
 
 
 class VDM(torch.nn.Module):
-    """Residual blocks at full resolution, the decoder's concatenated with the encoder's.
+    """Residual blocks at full resolution; the decoder's inputs are concatenated with the encoder's outputs.
 
     Args:
-        img_resolution, label_dim: only for the sake of one interface; there are no classes.
-        in_channels, out_channels: of the images; model_channels: width; num_blocks: of the encoder, one more decode.
-        attention: after every block, too; there is always one in the middle.
+        img_resolution, label_dim: not used, for a common interface; there are no classes.
+        in_channels, out_channels: of the images; model_channels: width; num_blocks: those of the encoder; the decoder
+            has one more.
+        attention: whether it follows every block; there is always one in the middle.
     """
 
     def __init__(self, img_resolution, in_channels, out_channels, label_dim=0, model_channels=128, num_blocks=32,

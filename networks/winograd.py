@@ -1,8 +1,8 @@
 """Winograd's minimal filtering F(2x2, 3x3): four pixels of a 3x3 convolution by 16 products instead of 36.
 
-Tiles of 4x4 pixels and the filters become 16 numbers per channel each. 16 matrix products multiply them and sum over
-the channels, and what comes out becomes 2x2 pixels (Lavin and Gray, CVPR 2016, section 4.1). What happens before and
-after are additions, of which torch.compile makes few loops; one by one they take longer than the products save.
+Tiles of 4x4 pixels and the filters each become 16 numbers per channel. 16 matrix products multiply them and sum over
+the channels, and their results become 2x2 pixels (Lavin and Gray, CVPR 2016, section 4.1). Before and after there are
+only additions, which torch.compile fuses into few loops; one by one they would take longer than the products save.
 """
 
 import torch
@@ -10,20 +10,20 @@ import torch.nn.functional as F
 
 from torch_utils.device import cpu_flags
 
-LEAST_CHANNELS = 40  # in and out, as half their harmonic mean: 64 and 128 gain, 64 and 64 lose
+LEAST_CHANNELS = 40  # half the harmonic mean of input and output: 64 and 128 gain, 64 and 64 lose
 
 
 def pays(in_channels: int, out_channels: int) -> bool:
-    """Whether it is faster than the direct convolution: with products enough for each addition, where that is known.
+    """Whether this is known to be faster than the direct convolution: it takes enough products per addition.
 
-    Measured on a CPU with avx512_bf16. AMX makes products cheaper beside the additions; there it is not measured.
+    Measured on a CPU with avx512_bf16. AMX makes products cheaper relative to additions; that is not measured.
     """
     enough = in_channels * out_channels >= LEAST_CHANNELS * (in_channels + out_channels)
     return enough and 'avx512_bf16' in cpu_flags() and 'amx_bf16' not in cpu_flags()
 
 
 def transform_filters(weight: torch.Tensor) -> torch.Tensor:
-    """Filters [out, in, 3, 3] as `conv2d` takes them: G w G^T of each as [16, in, out], in the dtype of `weight`."""
+    """Filters [out, in, 3, 3] for `conv2d`: G w G^T of each as [16, in, out], in the dtype of `weight`."""
     G = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=weight.dtype,
                      device=weight.device)
     return torch.einsum('pa,qb,oiab->pqio', G, G, weight).flatten(0, 1).contiguous()
@@ -33,13 +33,13 @@ def conv2d(x: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor | None = N
     """A 3x3 convolution with a border of zeros: x [N, in, H, W], H and W even -> [N, out, H, W], channels last.
 
     `filters` [16, in, out] come from `transform_filters`. The products and their sums over channels are rounded to the
-    dtype of the filters; the additions before and after, and what comes out, are in the dtype of x. Rounding to 16 bits
-    costs up to 1.7 times what it costs the direct convolution.
+    dtype of the filters; the additions before and after, and the result, are in the dtype of x. Rounding to 16 bits has
+    up to 1.7 times the error of the direct convolution.
     """
     n, channels, height, width = x.shape
     padded = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).contiguous()
     image, row, column, channel = padded.stride()
-    # tiles[i, j] is pixel (i, j) of each tile. As slices, the compiler would pad again for each of the 16.
+    # tiles[i, j] is pixel (i, j) of each tile. With slices the compiler would pad for each of the 16 again.
     tiles = padded.as_strided([4, 4, n, height // 2, width // 2, channels],
                               [row, column, image, 2 * row, 2 * column, channel])
     numbers = [number.to(filters.dtype) for line in _before(*tiles) for number in _before(*line)]

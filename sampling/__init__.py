@@ -1,4 +1,4 @@
-"""Samplers, one file each: networks and noise in, tensors out; they know no file, no rank and no command line."""
+"""Samplers, one file each: networks and noise in, tensors out; without files, ranks or command lines."""
 
 from .ablation import ablation_sampler
 from .autoguidance import Autoguidance
@@ -16,7 +16,7 @@ from .predictor_corrector import predictor_corrector
 from .restart import Restarts, restart_sampler
 from .samples import Samples, sample, stream
 
-# What generate.py --sampler runs. A sampler of your own becomes one line here (docs/extending.md).
+# What generate.py --sampler runs. Your own sampler needs one line here (docs/extending.md).
 SAMPLERS = {
     'edm': edm_sampler,
     'predictor_corrector': predictor_corrector,

@@ -15,11 +15,11 @@ SOLVERS = ('euler', 'heun')
 @torch.no_grad()
 def ablation_sampler(net, latents, class_labels=None, *, levels: Levels | None = None,
                      time: TimeSchedule | None = None, solver: str = 'heun', randn_like=None, callback=None):
-    """Images as those of `edm_sampler`, by any solver ('euler', 'heun') and any noise schedule and scaling.
+    """Images like those of `edm_sampler`, by any solver ('euler', 'heun') and any noise schedule and scaling.
 
     `time` is a `diffusion.schedules.time_schedule`, sigma(t) and s(t); the default is EDM's, sigma = t and s = 1.
-    The network sees x / s(t). Raises ValueError for another solver, and for boosting, whose noise per row has no
-    meaning here.
+    The network sees x / s(t). Raises ValueError for another solver, and for boosting, whose noise per row is
+    not defined here.
     """
     if solver not in SOLVERS:
         raise ValueError(f'{solver!r} is not a solver; use one of {", ".join(SOLVERS)}')
@@ -30,7 +30,7 @@ def ablation_sampler(net, latents, class_labels=None, *, levels: Levels | None =
     sigmas, raised, noise, num_steps = levels.sigmas[:-1], levels.raised, levels.noise, levels.num_steps
     time = time or time_schedule('linear', 'none', sigmas[-1].item(), sigmas[0].item())
 
-    # All coefficients are known beforehand: levels, times, scales and their derivatives, float64 on the host.
+    # All coefficients are known in advance: levels, times, scales and their derivatives, float64 on the host.
     t_hat = time.sigma_inv(raised)
     t_next = torch.cat([time.sigma_inv(sigmas[1:]), sigmas.new_zeros(1)])  # t_n = 0
     h = (t_next - t_hat).tolist()

@@ -1,4 +1,4 @@
-"""Autoguidance (Karras et al. 2024): a weaker network of the same task shows which way to go further."""
+"""Autoguidance (Karras et al. 2024): extrapolation away from a weaker network for the same task."""
 
 from .denoiser import Denoiser, as_denoiser
 from .interval import GuidanceInterval, IntervalGuided
@@ -8,7 +8,7 @@ class Autoguidance:
     """D = D_g + w (D - D_g) with a guide D_g (Karras et al. 2024); 1 is no guidance.
 
     guide: a score network for the same images, given the same labels, or one without labels (then this is
-    classifier-free guidance by a network of its own). Called with a score network or a denoiser, it gives the guided
+    classifier-free guidance by a separate network). Called with a score network or a denoiser, it returns the guided
     denoiser of one batch. The correction (w - 1) (D - D_g) follows from the unguided D, so that nested guidances add
     up in any order. Raises ValueError if the guide is for other images or labels.
     """

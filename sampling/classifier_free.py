@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho and Salimans, 2022): away from what the network would do without a label."""
+"""Classifier-free guidance (Ho and Salimans, 2022): extrapolation away from the network without a label."""
 
 import torch
 
@@ -7,10 +7,10 @@ from .interval import GuidanceInterval, IntervalGuided
 
 
 class ClassifierFree:
-    """D(x | y) + w (D(x | y) - D(x | empty)): called with a network or denoiser, it gives the guided denoiser.
+    """D(x | y) + w (D(x | y) - D(x | empty)): called with a network or denoiser, it returns the guided denoiser.
 
-    `empty` is the label [K] that stands for none; by default the zero vector, which training with dropped labels sees.
-    Two evaluations for one, within `interval` (None: everywhere). Nested guidances add up in any order.
+    `empty` is the label [K] that means no label; by default the zero vector, as in training with dropped labels.
+    Takes two evaluations instead of one within `interval` (None: everywhere). Nested guidances add up in any order.
     """
 
     def __init__(self, w: float, empty: torch.Tensor | None = None, interval: GuidanceInterval | None = None):
@@ -23,7 +23,7 @@ class ClassifierFree:
 class ClassifierFreeGuided(IntervalGuided):
     """The guided denoiser of one batch."""
 
-    calls = 'nfe'  # it is the score network that is asked once more
+    calls = 'nfe'  # the score network itself is evaluated once more
 
     def __init__(self, guidance: ClassifierFree, inner: Denoiser):
         super().__init__(inner, guidance.interval)

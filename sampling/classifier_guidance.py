@@ -11,8 +11,8 @@ from .interval import GuidanceInterval, IntervalGuided
 class ClassifierGuidance:
     """D + w sigma^2 grad log p(label | x; sigma), i.e. w times the gradient is added to the score.
 
-    log_likelihood(x, sigma, class_labels) -> [N], differentiable in x: of a classifier of images with noise. Called
-    with a score network or a denoiser, it gives the guided denoiser of one batch; costs count 'classifier_calls'.
+    log_likelihood(x, sigma, class_labels) -> [N], differentiable in x, is that of a classifier of noisy images. Called
+    with a score network or a denoiser, it returns the guided denoiser of one batch; costs count 'classifier_calls'.
     Raises ValueError for a network without labels.
     """
 
@@ -22,7 +22,7 @@ class ClassifierGuidance:
     def __call__(self, net) -> Denoiser:
         denoise = as_denoiser(net)
         if not denoise.label_dim:
-            raise ValueError('an unconditional network draws no labels for a classifier to guide to')
+            raise ValueError('classifier guidance needs a class-conditional network, whose labels it guides to')
         return ClassifierGuided(denoise, self) if self.weight else denoise
 
 

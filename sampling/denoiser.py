@@ -1,4 +1,4 @@
-"""The score network as samplers call it: it counts what it costs, and takes what guidance wants to know."""
+"""The score network as samplers call it: it counts evaluations, and takes what guidance needs to know of them."""
 
 from typing import NamedTuple
 
@@ -14,32 +14,32 @@ def per_row(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 class Wrapper:
-    """Forwards the attributes that it does not have to the thing it wraps."""
+    """Forwards attributes that it lacks to the object that it wraps."""
 
     def __init__(self, inner):
         self.inner = inner
 
     def __getattr__(self, name):
-        if name == 'inner':  # not there yet: a copy is being made
+        if name == 'inner':  # not set yet while the object is copied
             raise AttributeError(name)
         return getattr(self.inner, name)
 
 
 class At(NamedTuple):
-    """What a sampler knows of an evaluation. All of it may be left out, at the price of waiting for a device."""
+    """What a sampler knows of an evaluation. Every field may be left out, at the cost of waiting for the device."""
 
-    sigmas: torch.Tensor | None = None  # noise levels on the host: [1] for all rows alike, or [N]; None: ask sigma
+    sigmas: torch.Tensor | None = None  # noise levels on the host: [1] for all rows, or [N]; None: read sigma
     second: bool | np.ndarray = False  # the second evaluation of a Heun step; [N] if rows differ
     step: int | None = None  # the index of the step
-    rows: np.ndarray | None = None  # which of the counted samples the rows are; None: all of them, in order
-    either: bool = False  # each row has one of `sigmas`, and the host does not know which
+    rows: np.ndarray | None = None  # the samples that the rows belong to, for the counts; None: all of them, in order
+    either: bool = False  # each row has one of `sigmas`, but the host does not know which
 
     def known(self, sigma: torch.Tensor) -> 'At':
-        """With the noise levels; if the host does not know them, the device is asked."""
+        """The same with noise levels, read from the device if the host does not know them."""
         return self if self.sigmas is not None else self._replace(sigmas=sigma.reshape(-1).cpu())
 
     def part(self, rows: np.ndarray) -> 'At':
-        """What is known of some rows of the evaluation, whose noise levels must be."""
+        """The same for some rows of the evaluation; its noise levels must be known."""
         sigmas = self.sigmas if len(self.sigmas) == 1 or self.either else self.sigmas[rows]
         second = self.second if np.ndim(self.second) == 0 else self.second[rows]
         return At(sigmas, second, self.step, rows if self.rows is None else self.rows[rows], self.either)
@@ -56,17 +56,17 @@ class Costs(dict):
         self.size = size
 
     def count(self, name: str, rows: np.ndarray | None = None, times: int = 1) -> None:
-        """`times` more evaluations of `rows` (None: of all samples)."""
+        """Count `times` more evaluations of `rows` (None: all samples)."""
         self.register(name)
         self[name][slice(None) if rows is None else rows] += times
 
     def register(self, name: str) -> None:
-        """Begin to count evaluations of this name, if they are not counted yet."""
+        """Start counting evaluations of this name at 0, unless they are counted already."""
         self.setdefault(name, np.zeros(self.size, dtype=np.int64))
 
 
 class Denoiser(Wrapper):
-    """`net(x, sigma, class_labels)` with the keyword `at`; gives float64 and counts in `costs`.
+    """`net(x, sigma, class_labels)` with the keyword `at`; returns float64 and counts in `costs`.
 
     Guidance wraps a denoiser in another one, which adds its correction and says by `boosting` and `boosted` whether
     some rows get more noise (discriminator guidance only).
@@ -88,16 +88,16 @@ class Denoiser(Wrapper):
 
     @property
     def network(self):
-        """The score network, without what wraps it."""
+        """The score network without its wrappers."""
         return self.inner
 
     def boosted(self, step: int) -> torch.Tensor | None:
-        """Rows [N] whose noise is renewed in a step; None: no row's is."""
+        """Rows [N] whose noise is renewed in a step; None: no rows."""
         return None
 
 
 class GuidedDenoiser(Denoiser):
-    """A denoiser around a denoiser; subclasses add a correction to what the inner one gives."""
+    """A denoiser around a denoiser; subclasses add a correction to what the inner one returns."""
 
     def __init__(self, inner: Denoiser):
         Wrapper.__init__(self, inner)
@@ -119,7 +119,7 @@ class GuidedDenoiser(Denoiser):
 
     @staticmethod
     def add(correction, denoised, rows: np.ndarray, x, sigma, class_labels, at: At) -> torch.Tensor:
-        """`denoised` [N, C, H, W] plus correction(rows, x, sigma, class_labels, at) of the rows [n] only."""
+        """`denoised` [N, C, H, W] plus correction(rows, x, sigma, class_labels, at) for the rows [n] only."""
         if not len(rows):
             return denoised
         if len(rows) == len(x):
@@ -136,7 +136,7 @@ def as_denoiser(net) -> Denoiser:
 
 
 def nested(*guidances):
-    """The sum of guidances (None: none), as one: each wraps the denoiser that those before it gave; None if all are."""
+    """The sum of guidances as one, each wrapping the denoiser of those before it; None is no guidance."""
     guidances = [guidance for guidance in guidances if guidance is not None]
     if len(guidances) < 2:
         return guidances[0] if guidances else None

@@ -13,12 +13,12 @@ from .edm import edm_sampler
 from .levels import Levels, edm_levels
 from .samples import Progress, Samples, bar, check_class, draw_inputs, takes_seeds
 
-WARMUP_SEED = 3_000_000_000  # first seed of the warm-up, out of the way of the samples' seeds
-WARMUP_ROUND = 100  # trajectories in one round of the warm-up, whatever the batch size
+WARMUP_SEED = 3_000_000_000  # first seed of the warm-up, far from the samples' seeds
+WARMUP_ROUND = 100  # trajectories in one round of the warm-up, for any batch size
 
 
 def warmup_seeds(rounds: int = 10) -> range:
-    """The seeds of a warm-up of this many rounds."""
+    """The seeds of a warm-up of `rounds` rounds."""
     return range(WARMUP_SEED, WARMUP_SEED + WARMUP_ROUND * rounds)
 
 
@@ -26,13 +26,13 @@ def warmup_seeds(rounds: int = 10) -> range:
 def calibrate(net, log_ratio, seeds: Sequence[int] = warmup_seeds(), *, levels: Levels | None = None,
               class_idx: int | None = None, guidance=None, batch: int = 64, device='cpu',
               progress: Progress | None = None) -> Calibration:
-    """The warm-up: log-ratios along EDM trajectories on which nothing is rejected, one for each seed.
+    """The warm-up: log-ratios along EDM trajectories without rejections, one trajectory per seed.
 
     class_idx: the class of all trajectories, or None (each drawn from its seed); levels: by default
     `edm_levels(net)`; guidance as in `sample`; progress: see `sampling.samples.Progress`, by default a bar.
     """
     if not len(seeds):
-        raise ValueError('a warm-up without trajectories gives no thresholds')
+        raise ValueError('a warm-up needs at least one trajectory')
     levels = levels or edm_levels(net)
     batches = []
     with bar(len(seeds), 'warm-up', shown=progress is None) as advance:
@@ -47,7 +47,7 @@ def calibrate(net, log_ratio, seeds: Sequence[int] = warmup_seeds(), *, levels: 
 
 
 class _Watch:
-    """A sampler's callback that notes the log-ratios [N] at every level, in `rows`."""
+    """A sampler's callback that records the log-ratios [N] at every level in `rows`."""
 
     def __init__(self, log_ratio, labels, progress: Progress):
         self.log_ratio, self.labels, self.progress, self.rows = log_ratio, labels, progress, []
@@ -70,21 +70,21 @@ def diffrs_sampler(net, seeds: Iterable[int], *, log_ratio, thresholds: Calibrat
     """One sample per seed by diffusion rejection sampling; yields them in the order of `seeds`.
 
     net(x, sigma, labels) denoises, log_ratio(x, sigma, labels) -> [N]. Sample k depends only on its seed (and label);
-    `seeds` may be endless or lazy: the next seed is taken when a slot is free. thresholds: a warm-up (`calibrate`), of
-    which `rej_percentile` and `clamp` (quantiles below 0 become 0) make thresholds, or thresholds ready for use.
-    class_idx: one class for all; class_labels [n, K] in the order of `seeds`; with neither each seed draws its own.
+    `seeds` may be endless or lazy: the next seed is taken when a slot is free. thresholds: a warm-up
+    (`calibrate`), from which `rej_percentile` and `clamp` (quantiles below 0 become 0) make thresholds, or thresholds.
+    class_idx: one class for all; class_labels [n, K] in the order of `seeds`; by default each seed draws its own.
 
     States at levels min_backsteps < k <= max_backsteps are tested (and the prior if min_backsteps is 0); `backsteps`
     levels are taken back after a rejection (0: only the prior is tested; the exact rule always returns to the
-    prior). A sample that would need more than `max_iter` evaluations starts again. costs: nfe (those before a
-    restart included), discriminator_calls, cap_hits (restarts) [n]; tests and rejections by level [n, num_steps + 1].
-    Raises ValueError for options that contradict each other, and HopelessSample.
+    prior). A sample that would need more than `max_iter` evaluations starts again. costs: nfe (including those
+    before a restart), discriminator_calls, cap_hits (restarts) [n]; tests and rejections by level [n, num_steps + 1].
+    Raises ValueError for contradictory options, and HopelessSample.
     """
     rule = RULES[rule] if isinstance(rule, str) else rule
     levels = levels or edm_levels(net)
     rules.check_cap(max_iter, levels.num_steps)
     if guidance is not None and guidance(net).boosting is not None:
-        raise ValueError('boosting belongs to a batch whose rows are at the same step; leave it out with rejection')
+        raise ValueError('boosting needs rows that are all at the same step; leave it out with rejection')
     last_level = rules.last_level(levels.num_steps, backsteps, max_backsteps)
     if isinstance(thresholds, Calibration):
         thresholds.check(levels.sigmas.numpy())

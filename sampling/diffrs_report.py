@@ -1,4 +1,4 @@
-"""What diffusion rejection sampling adds to the report of a run: the warm-up, the cap, acceptance by level."""
+"""Entries of a run's report that only diffusion rejection sampling has: warm-up, cap, acceptance by level."""
 
 import numpy as np
 
@@ -7,8 +7,8 @@ def details(costs: dict[str, np.ndarray], sigmas: np.ndarray, warmup: int) -> di
     """Entries of the report (JSON-able): warmup, cap_hits, samples_at_cap, levels.
 
     costs: cap_hits [N]; tests and rejections [levels], sums over samples. warmup: trajectories of the warm-up, whose
-    evaluations are counted beside, not in, those per image. A rejection at level 0 draws from the prior again; at the
-    others it goes back (published rule) or to the prior.
+    evaluations are counted separately from those per image. A rejection at level 0 draws from the prior again, one at
+    another level goes back (published rule) or to the prior.
     """
     tests, rejections = costs['tests'], costs['rejections']
     levels = [dict(level=level, sigma=float(sigma), tests=int(tests[level]), rejections=int(rejections[level]),
@@ -25,7 +25,7 @@ def describe(report: dict) -> str:
              f'{report["cap_hits"]} restarts because of it',
              f'the warm-up of {warmup["trajectories"]} trajectories, {warmup["nfe"]} evaluations, is not counted above']
     if report['precision'] != 'float32':
-        lines.append(f'{report["precision"]} may flip single decisions: such a sample is another one of the same '
+        lines.append(f'{report["precision"]} may flip single decisions; such a sample differs, but has the same '
                      f'distribution (docs/equations.md)')
     lines.append('level     sigma    tests  rejected  acceptance')
     lines += [f'{row["level"]:5d} {row["sigma"]:9.4g} {row["tests"]:8d} {row["rejections"]:9d} '

@@ -1,4 +1,4 @@
-"""Diffusion rejection sampling (Na et al. 2024), its decisions: thresholds, tests, rewinding, as functions on tensors.
+"""The decisions of diffusion rejection sampling (Na et al. 2024): thresholds, tests and rewinding, on tensors.
 
 Levels k = 0 .. n number the noise levels t_0 > ... > t_n = 0; l_k(x) is the log-ratio at level k,
 log p_data(x; t_k) - log p_model(x; t_k). docs/equations.md derives both rules.
@@ -14,15 +14,15 @@ import torch
 from .denoiser import per_row
 
 FLOOR = 1e-7  # added to a uniform draw before its logarithm, as published
-DECIMALS = 6  # of calibrated log-ratios: what a file holds is what a run uses
+DECIMALS = 6  # of calibrated log-ratios, so that a run uses the same numbers as its file
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How a state is judged, and where it goes when it is rejected."""
+    """How states are tested, and where rejected ones go."""
 
-    rewinds: bool  # a rejected state goes back by added noise and is tested there (else: a new path from the prior)
-    one_draw: bool  # one uniform draw judges a whole path (else: one for every test)
+    rewinds: bool  # a rejected state goes back by added noise and is tested there (else it starts again from the prior)
+    one_draw: bool  # one uniform draw decides a whole path (else one for every test)
 
 
 RULES = {
@@ -35,13 +35,13 @@ RULES = {
 class Thresholds:
     """Logarithms of the constants M that bound the ratios, one for each level 0 .. n (float64 arrays [n + 1])."""
 
-    after_step: np.ndarray  # for a state that a step has just reached
+    after_step: np.ndarray  # for a state just reached by a step
     after_rewind: np.ndarray  # for a state from the prior (level 0) or from rewinding
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The warm-up: log-ratios along trajectories on which nothing is rejected."""
+    """The warm-up: log-ratios along trajectories without rejections."""
 
     sigmas: np.ndarray  # [n + 1] float64, the noise levels, the last one 0
     log_ratio: np.ndarray  # [n + 1, trajectories] float64, l_k(x_k) of each trajectory
@@ -55,7 +55,7 @@ class Calibration:
         object.__setattr__(self, 'log_ratio', self.log_ratio.round(DECIMALS))
 
     def check(self, sigmas) -> None:
-        """Raise ValueError where the warm-up belongs to other noise levels."""
+        """Raise ValueError if the warm-up is for other noise levels."""
         if len(sigmas) != len(self.sigmas) or not np.allclose(sigmas, self.sigmas, rtol=1e-5):
             raise ValueError(f'the thresholds are for {len(self.sigmas) - 1} steps from sigma {self.sigmas[0]:g} to '
                              f'{self.sigmas[-2]:g}, this run takes {len(sigmas) - 1} from {sigmas[0]:g} to '
@@ -68,8 +68,8 @@ def make_thresholds(calibration: Calibration, percentile: float, rule: Rule, *, 
 
     Published rule: quantiles of the increments l_k - l_{k-1} after a step, of l_k itself otherwise. Exact rule:
     the budget c_k = q(l_m) - q'(l_m - l_k), m = `last_level` (default n) the last level that is tested, q the
-    quantile, q' the one at 1 - (1 - percentile) / m: at most a share 1 - percentile of the model's paths rises by
-    more after any of the m levels. `clamp` raises every quantile below 0 to 0 (M >= 1). Raises ValueError.
+    quantile, q' the one at 1 - (1 - percentile) / m: at most a share 1 - percentile of the model's paths rises
+    further after any of the m levels. `clamp` raises every quantile below 0 to 0 (M >= 1). Raises ValueError.
     """
     if not 0 <= percentile <= 1:
         raise ValueError(f'the percentile {percentile:g} is not between 0 and 1')
@@ -89,8 +89,8 @@ def make_thresholds(calibration: Calibration, percentile: float, rule: Rule, *, 
 def calibration_from_lists(sigmas, marginal, increments) -> Calibration:
     """The warm-up from the published script's two lists: log-ratios and their increments by level, [n] tensors each.
 
-    The published list of log-ratios is overwritten in part at the last level; the increments are sound, so the
-    last level is rebuilt from them. Raises ValueError for lists that do not belong together.
+    The published list of log-ratios is partly overwritten at the last level; the increments are intact, so the last
+    level is rebuilt from them. Raises ValueError for lists that do not belong together.
     """
     try:
         rows = [[np.asarray(row, dtype=np.float64).ravel() for row in rows] for rows in (marginal, increments)]
@@ -106,18 +106,18 @@ def calibration_from_lists(sigmas, marginal, increments) -> Calibration:
 
 
 def thresholds_to_json(calibration: Calibration, origin: dict | None = None) -> str:
-    """The warm-up as text; any percentile and either rule can be had from it later. origin: what it was made with."""
+    """The warm-up as text, which serves any percentile and either rule. origin: what it was made with."""
     return json.dumps(dict(format='diffrs thresholds', version=1, sigmas=calibration.sigmas.tolist(),
                            log_ratio=calibration.log_ratio.tolist()) | (dict(origin=origin) if origin else {})) + '\n'
 
 
 def digest(calibration: Calibration) -> str:
-    """A short fingerprint of a warm-up, to tell runs with unlike thresholds apart."""
+    """A short fingerprint of a warm-up, to tell runs with different thresholds apart."""
     return hashlib.sha256(thresholds_to_json(calibration).encode()).hexdigest()[:16]
 
 
 def thresholds_from_json(text: str, origin: dict | None = None) -> Calibration:
-    """What `thresholds_to_json` wrote. Raises ValueError, also where the file tells of another `origin`."""
+    """The warm-up that `thresholds_to_json` wrote. Raises ValueError, also if the file records another `origin`."""
     try:
         fields = json.loads(text)
         if fields['format'] != 'diffrs thresholds' or fields['version'] != 1:
@@ -155,17 +155,17 @@ def rejects(log_ratio, previous, threshold, u):
 
 
 def acceptance_probability(log_ratio, previous, threshold):
-    """The probability [N] that `rejects` lets a state pass: min(1, exp(l - l_prev) / M), but for FLOOR."""
+    """The probability [N] that `rejects` lets a state pass: min(1, exp(l - l_prev) / M), except for FLOOR."""
     return (log_ratio - previous - threshold).exp().clip(max=1)
 
 
 def last_level(num_steps: int, backsteps: int, max_backsteps: int) -> int:
-    """The last level that is tested; 0, the prior, where nothing is taken back."""
+    """The last level that is tested; 0, the prior, if nothing is taken back."""
     return min(max_backsteps, num_steps) if backsteps else 0
 
 
 def rewound_level(level, backsteps: int):
-    """The level to which a state rejected at `level` is taken back, never above the first one."""
+    """The level to which a state rejected at `level` is taken back, at most to the first."""
     return np.maximum(level - backsteps, 0)
 
 
@@ -180,7 +180,7 @@ def exceeds_cap(nfe, level, num_steps: int, max_iter: float):
 
 
 def check_cap(max_iter: float, num_steps: int) -> None:
-    """Raise ValueError for a cap that no sample could keep."""
+    """Raise ValueError for a cap that no sample can meet."""
     if max_iter < 2 * num_steps - 1:
         raise ValueError(f'{max_iter:g} is less than the {2 * num_steps - 1} evaluations of one sample of '
                          f'{num_steps} steps without any rejection')

@@ -1,4 +1,4 @@
-"""Diffusion rejection sampling's slots: one sample each, at its own level, refilled as soon as it is finished."""
+"""The slots of diffusion rejection sampling: one sample each, at its own level, refilled when it is finished."""
 
 import functools
 import itertools
@@ -16,15 +16,15 @@ from .diffrs_rules import Rule, Thresholds
 from .levels import Levels
 from .samples import Progress, Samples, draw_inputs
 
-DECISIONS = 0xD1FF  # sets the stream of uniform draws of a seed apart from its stream of noise
-LOOKAHEAD = 64  # batches that may be begun before the oldest sample under way has ended
+DECISIONS = 0xD1FF  # separates a seed's stream of uniform draws from its stream of noise
+LOOKAHEAD = 64  # batches that may start before the oldest sample under way has ended
 HOPELESS = 100_000  # rejections of one sample after which it is given up
 
 FREE, TEST, PREDICT, CORRECT = range(4)  # what a slot waits for
 
 
 class HopelessSample(ArithmeticError):
-    """A sample is rejected without end; the message names its seed."""
+    """A sample was rejected too often; the message names its seed."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class SlotMachine:
 
     Whole numbers (level, counts, what a slot waits for) and uniform draws live on the host, states and log-ratios
     on the device. A call of the score network needs no answer from the device; a test needs one mask.
-    As a slot's draws come from its own seed and its events follow its own decisions, the order in which slots
-    are served changes nothing but the rounding of the networks.
+    A slot's draws come from its own seed and its events follow its own decisions, so the order in which slots are
+    served changes only the rounding of the networks.
     """
 
     def __init__(self, net, log_ratio, seeds, class_labels, *, levels: Levels, rejection: Rejection, guidance,
@@ -60,7 +60,7 @@ class SlotMachine:
         self.class_labels = None if class_labels is None else torch.as_tensor(class_labels).to(device, torch.float32)
         self.waiting = enumerate(seeds)  # (position, seed)
         self.unfinished: dict[int, int] = {}  # position -> slot, in the order of positions
-        self.finished: dict[int, Samples] = {}  # position -> sample, until its turn has come
+        self.finished: dict[int, Samples] = {}  # position -> sample, until its turn comes
 
         shape = [slots, net.img_channels, net.img_resolution, net.img_resolution]
         self.x, self.x_hat, self.d_cur = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(3))
@@ -71,7 +71,7 @@ class SlotMachine:
         self.waits_for = np.full(slots, FREE)
         self.level, self.nfe = np.zeros([2, slots], dtype=np.int64)  # nfe: since the last restart
         self.position, self.seed = np.zeros([2, slots], dtype=np.int64)
-        self.after_rewind = np.zeros(slots, dtype=bool)  # has not moved since it was rejected (or is at the prior)
+        self.after_rewind = np.zeros(slots, dtype=bool)  # has not moved since its rejection (or is at the prior)
         self.uniform = np.zeros(slots)  # the draw of the next test
         self.costs = self.denoise.costs
         self.costs['cap_hits'] = np.zeros(slots, dtype=np.int64)
@@ -79,7 +79,7 @@ class SlotMachine:
 
     @torch.no_grad()
     def results(self, progress: Progress) -> Iterator[Samples]:
-        """Run; yields what is next in the order of the seeds as soon as it is there."""
+        """Run; yields samples in the order of the seeds, as soon as they are finished."""
         due = 0
         self.refill()
         while self.unfinished:
@@ -93,7 +93,7 @@ class SlotMachine:
             self.refill()
 
     def serve(self) -> None:
-        """Serve the oldest samples: those that wait for the score network while they fill its batch, else tests."""
+        """Serve the oldest samples: those waiting for the score network if they fill its batch, else for a test."""
         slots = np.fromiter(self.unfinished.values(), dtype=np.int64)
         waits = self.waits_for[slots]
         tests, steps = slots[waits == TEST], slots[waits != TEST]
@@ -102,7 +102,7 @@ class SlotMachine:
         else:
             self.evaluate(steps[:self.batch_size])
 
-    # Beginning and ending a sample.
+    # Start and end of a sample.
 
     def refill(self) -> None:
         """Give every free slot the next seed."""
@@ -124,7 +124,7 @@ class SlotMachine:
         rnd, latents, labels = draw_inputs(self.net, self.seed[rows].tolist(), self.device)
         index, = self.upload(rows)
         self.x[index] = latents.to(torch.float64) * self.t_steps[0]
-        self.log_ratio_prev[index] = 0.0  # not the last sample's, where the first levels go untested
+        self.log_ratio_prev[index] = 0.0  # not the last sample's, in case the first levels are not tested
         if self.labels is not None:
             if self.class_labels is not None:
                 place, = self.upload(self.position[rows] if len(self.class_labels) > 1 else np.zeros(len(rows)))
@@ -138,7 +138,7 @@ class SlotMachine:
         self.begin_path(rows)
 
     def begin_path(self, rows: np.ndarray) -> None:
-        """Set slots whose states are fresh from the prior to level 0."""
+        """Set slots with new states from the prior to level 0."""
         self.level[rows] = 0
         if self.rejection.rule.one_draw:
             self.draw_decisions(rows)
@@ -166,7 +166,7 @@ class SlotMachine:
                                         device=self.device) for row in rows.tolist()])
 
     def upload(self, rows: np.ndarray, *values: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """Slots as an index and numbers [n] for them, float64, on the device: one transfer that nothing waits for."""
+        """Slots as an index and numbers [n] for them, float64, on the device, in one transfer without waiting."""
         packed = upload(torch.from_numpy(np.stack([rows, *values]).astype(np.float64)), self.device)
         return packed[0].to(torch.int64), *packed[1:]
 
@@ -208,7 +208,7 @@ class SlotMachine:
         self.proceed(rows[~tested])
 
     def settle(self, rows: np.ndarray) -> None:
-        """States have come to their level by noise, not by a step."""
+        """States have reached their level by noise, not by a step."""
         level = self.level[rows]
         tested = np.where(level == 0, self.rejection.min_backsteps == 0, level > self.rejection.min_backsteps)
         self.after_rewind[rows] = True
@@ -254,7 +254,7 @@ class SlotMachine:
             self.x[index] = rules.rewind(self.x[index], sigma, sigma_back, self.normal(back))
             self.level[back] = target
             self.settle(back)
-        # Rewound states above level 0 keep the cap once they are accepted; all others have to keep it now.
+        # Rewound states above level 0 are checked against the cap once they are accepted, all others now.
         self.keep_cap(rows[(self.waits_for[rows] != TEST) | (self.level[rows] == 0)])
 
     def restart(self, rows: np.ndarray) -> None:
@@ -266,7 +266,7 @@ class SlotMachine:
             self.begin_path(rows)
 
     def keep_cap(self, rows: np.ndarray) -> np.ndarray:
-        """Restart the samples that cannot end within `max_iter`; the rows that can."""
+        """Restart the samples that cannot end within `max_iter`; returns the rows of those that can."""
         over = rules.exceeds_cap(self.nfe[rows], self.level[rows], self.num_steps, self.rejection.max_iter)
         self.costs['cap_hits'][rows[over]] += 1
         self.nfe[rows[over]] = 0

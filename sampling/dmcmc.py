@@ -106,7 +106,7 @@ class Start:
     """How chains begin: an image by KAR2 from pure noise, some noise on it, then steps of two sizes without output."""
 
     sigma_max: float  # level of the pure noise
-    sigma_min: float  # where KAR2's grid ends
+    sigma_min: float  # KAR2's last level above 0
     kar2_steps: int = 19
     noise: float = 1.0  # standard deviation of the noise on the image
     n_init: int = 10  # steps of size eta_init

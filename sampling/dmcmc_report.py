@@ -1,4 +1,4 @@
-"""What a run of denoising MCMC reports beside its costs: how correlated its samples are, and where they started."""
+"""Entries of a run's report that only denoising MCMC has: the correlation of its samples, and their start levels."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ def details(features: np.ndarray, start_level: np.ndarray, sigmas: np.ndarray, c
     report = dict(nfe_split=split, start_sigma=dict(
         median=float(np.median(starts)), edges=[float(edge) for edge in edges], counts=counts.tolist()))
     outputs = len(features) // chains
-    if outputs < 4:  # too few to tell
+    if outputs < 4:  # too few for an estimate
         return report | dict(autocorrelation={}, effective_samples=None)
     series = features[:outputs * chains].reshape(outputs, chains, -1).astype(np.float64)
     rho = autocorrelation(series)  # [outputs, F]
@@ -61,12 +61,12 @@ def describe(report: dict) -> str:
              f'denoised from a median noise level of {sigma["median"]:.3g}']
     size = report['effective_samples']
     if size is None:
-        lines.append('too few outputs of each chain to tell how correlated they are')
+        lines.append('too few outputs of each chain to estimate their correlation')
     else:
         lag, value = next(iter(report['autocorrelation'].items()))
         lines.append(f'effective sample size {size["median"]:.0f} of {size["of"]} (least {size["min"]:.0f}), '
                      f'autocorrelation {value:.2f} at lag {lag}')
         if size['median'] < size['of'] / 2:
-            lines.append(f'Warning: a Frechet distance of these samples errs as one of about {size["median"]:.0f} '
-                         f'independent ones; more --chains or a larger --n_skip help')
+            lines.append(f'Warning: a Frechet distance of these samples has the error of one of about '
+                         f'{size["median"]:.0f} independent ones; more --chains or a larger --n_skip help')
     return '\n'.join(lines)

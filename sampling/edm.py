@@ -12,7 +12,7 @@ from .levels import Levels, edm_levels, levels_from
 
 @dataclass(frozen=True)
 class Step:
-    """What a sampler's callback learns after each step."""
+    """The argument of a sampler's callback after each step."""
 
     index: int  # 0 to num_steps - 1
     num_steps: int
@@ -23,7 +23,7 @@ class Step:
 
 
 def noise_source(randn_like, needed: bool):
-    """`randn_like`, which a sampler that needs noise must be given: a default would forget the samples' seeds."""
+    """`randn_like`, which a sampler that needs noise requires: a default would ignore the samples' seeds."""
     if needed and randn_like is None:
         raise ValueError('this sampler adds noise: pass randn_like=StackedRandomGenerator(device, seeds).randn_like, '
                          'or call it through sample()')
@@ -33,7 +33,7 @@ def noise_source(randn_like, needed: bool):
 def heun_step(denoise, x_hat, t_hat, t_next, class_labels, first: At, second: At | None):
     """(the state at t_next, the step's last denoised image) from x_hat [N, C, H, W] at noise level t_hat ([] or [N]).
 
-    first, second: what is known of both evaluations; without the second one the step is Euler's, as that to 0 is.
+    first, second: what is known of both evaluations; without a second one this is Euler's step, as the last one is.
     """
     denoised = denoise(x_hat, t_hat, class_labels, at=first)
     d_cur = (x_hat - denoised) / per_row(t_hat, x_hat)
@@ -51,7 +51,7 @@ def edm_sampler(net, latents, class_labels=None, *, levels: Levels | None = None
     """Images [N, C, H, W], float64 in about [-1, 1], from standard normal latents [N, C, H, W].
 
     net(x, sigma, class_labels) denoises: a score network, or a denoiser that guidance wraps; class_labels [N, K] or
-    None. `levels` default to `edm_levels(net)`. randn_like(x) draws noise, only in steps in which a row may take it;
+    None. `levels` default to `edm_levels(net)`. randn_like(x) draws noise, only in steps that may add some;
     `callback` gets a `Step` after every step. 2 n - 1 evaluations for n steps. No step waits for the device. Raises
     ValueError if there is churn and no `randn_like`.
     """
@@ -62,9 +62,9 @@ def edm_sampler(net, latents, class_labels=None, *, levels: Levels | None = None
 
 @torch.no_grad()
 def heun(net, x, class_labels=None, *, levels: Levels, randn_like=None, callback=None):
-    """Images [N, C, H, W], float64, from states x [N, C, H, W] of noise levels.sigmas[0]; the rest as edm_sampler.
+    """Images [N, C, H, W], float64, from states x [N, C, H, W] with noise levels.sigmas[0]; otherwise as edm_sampler.
 
-    The rows may have levels of their own, see `Levels`.
+    Each row may have its own levels, see `Levels`.
     """
     denoise = as_denoiser(net)
     boost = levels if denoise.boosting is None else levels_from(
@@ -78,7 +78,7 @@ def heun(net, x, class_labels=None, *, levels: Levels, randn_like=None, callback
         x_cur = x_next
         t_hat, std, t_hat_boost, std_boost, t_next = on_device[:, i]  # [] or [N] each
 
-        # Increase the noise temporarily; boosted rows have an amount of their own.
+        # Increase the noise temporarily; boosted rows get their own amount.
         rows, at = denoise.boosted(i), At(levels.raised[i].reshape(-1), step=i)
         if rows is not None:
             t_hat, std = torch.where(rows, t_hat_boost, t_hat), torch.where(rows, std_boost, std)  # [N]

@@ -1,4 +1,4 @@
-"""Discriminator guidance (Kim et al. 2023): a log-ratio's gradient corrects the denoised image."""
+"""Discriminator guidance (Kim et al. 2023): the gradient of a log-ratio corrects the denoised image."""
 
 from dataclasses import dataclass, replace
 
@@ -15,14 +15,14 @@ from .levels import Churn
 
 @dataclass(frozen=True)
 class Boosting:
-    """More for rows with a negative log-ratio: twice the first weight in some steps, more churn in others.
+    """More guidance of rows with a negative log-ratio: twice the first weight in some steps, more churn in others.
 
     The defaults are those of DG's code; docs/equations.md has the schedules of BOOSTINGS side by side.
     """
 
     weight_period: int = 2  # steps between doubled guidance
     churn_period: int = 5  # steps between renewed noise
-    first: int = 0  # the first step of both, counted from 0; below the periods
+    first: int = 0  # the first step of both, from 0; less than the periods
     S_churn: float = 4.0
     S_noise: float = 1.0
 
@@ -35,7 +35,7 @@ class Boosting:
         return step % self.churn_period == self.first
 
     def churn(self, churn: Churn) -> Churn:
-        """The churn of boosted rows; it acts between the levels that `churn` names."""
+        """The churn of boosted rows; it acts between the levels S_min and S_max of `churn`."""
         return replace(churn, S_churn=self.S_churn, S_noise=self.S_noise)
 
 
@@ -45,14 +45,14 @@ BOOSTINGS = dict(dg=Boosting(), reproduction=Boosting(churn_period=2), paper=Boo
 class DiscriminatorGuidance:
     """How strongly and where a discriminator guides a sampler (Kim et al. 2023, section 3).
 
-    Called with a score network or a denoiser, it gives the guided denoiser of one batch.
+    Called with a score network or a denoiser, it returns the guided denoiser of one batch.
 
     log_ratio(x, sigma, class_labels=None) -> [N], log p_data(x; sigma) - log p_model(x; sigma) of images x with
     noise sigma ([] or [N]), differentiable in x; if it has `value_and_grad` with the same arguments, that is
-    used, and if it has `discriminator_calls`, an evaluation counts as that many; its `sigma_unit`, if any, is noise
+    used; if it has `discriminator_calls`, an evaluation counts as that many calls; its `sigma_unit`, if any, is noise
     level 1 in units of images in [-1, 1]. `weight_1st` scales the guidance of a step's first evaluation, `weight_2nd`
     that of Heun's second one (1 in both is exact). `boosting`: a Boosting, or True for DG's. Guidance acts if the VP
-    time of sigma lies in [time_min, time_max], for each row by itself. Raises ValueError for an empty time range.
+    time of sigma lies in [time_min, time_max], separately for each row. Raises ValueError for an empty time range.
     """
 
     def __init__(self, log_ratio, weight_1st: float = 2.0, weight_2nd: float = 0.0,
@@ -60,11 +60,11 @@ class DiscriminatorGuidance:
         if not time_min < time_max:
             raise ValueError(f'guidance would never act: time_min {time_min:g} is not below time_max {time_max:g}')
         self.log_ratio, self.boosting = log_ratio, Boosting() if boosting is True else boosting or None
-        self.calls = getattr(log_ratio, 'discriminator_calls', 1)  # discriminators that it evaluates
+        self.calls = getattr(log_ratio, 'discriminator_calls', 1)  # discriminators that an evaluation calls
         self.weight_1st, self.weight_2nd = float(weight_1st), float(weight_2nd)
         mean, std = VPSDE().marginal(torch.tensor([time_min, time_max], dtype=torch.float64))
         low, high = (std / mean / getattr(log_ratio, 'sigma_unit', 1)).tolist()
-        self.sigma_low, self.sigma_high = low * (1 - 1e-6), high * (1 + 1e-6)  # the limits belong to the range
+        self.sigma_low, self.sigma_high = low * (1 - 1e-6), high * (1 + 1e-6)  # the limits are inside the range
 
     def __call__(self, net) -> 'DiscriminatorGuided':
         return DiscriminatorGuided(self, as_denoiser(net))
@@ -83,14 +83,14 @@ class DiscriminatorGuidance:
 class DiscriminatorGuided(GuidedDenoiser):
     """A batch's guided denoiser D + w sigma^2 grad log-ratio; remembers the last log-ratios of first evaluations.
 
-    In the drift (x - D) / sigma the correction is -w sigma grad log-ratio, DG's. What the host knows of the noise
-    levels decides, without asking the device, which rows the discriminator sees.
+    In the drift (x - D) / sigma the correction is -w sigma grad log-ratio, as in DG. Which rows the discriminator sees
+    follows from the noise levels that the host knows, without waiting for the device.
     """
 
     def __init__(self, guidance: DiscriminatorGuidance, inner: Denoiser):
         super().__init__(inner)
         self.guidance = guidance
-        self.last_log_ratio: torch.Tensor | None = None  # [N]; None: nothing known, no row is boosted
+        self.last_log_ratio: torch.Tensor | None = None  # [N]; None: not known, no row is boosted
 
     @property
     def boosting(self):

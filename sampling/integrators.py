@@ -1,13 +1,13 @@
-"""Six ways from a noisy state to an image, each sample from a noise level of its own (Kim and Ye, ICML 2023, table 1).
+"""Six ways from a noisy state to an image, each sample from its own noise level (Kim and Ye, ICML 2023, table 1).
 
 Each is called as integrator(net, x, sigma, class_labels=None, *, sigma_min, randn_like=None, callback=None, **own):
 
     net: a score network or a denoiser, which guidance may wrap.
-    x: states [N, C, H, W] = y + sigma n; sigma: float64 [N] on the host, so that no step has to ask the device.
-    sigma_min: where the grid of levels ends before 0, in the units of `sigma`.
+    x: states [N, C, H, W] = y + sigma n; sigma: float64 [N] on the host, so that no step waits for the device.
+    sigma_min: the last level above 0, in the units of `sigma`.
     randn_like, callback: as edm_sampler's.
 
-and gives images [N, C, H, W], float64. Rows at or below sigma_min are at the end of their grid already.
+and returns images [N, C, H, W], float64. Rows at or below sigma_min have passed their last level already.
 """
 
 import torch
@@ -20,9 +20,9 @@ from .edm import Step, heun, noise_source
 from .levels import Churn, levels_from, rounded
 from .rk45 import rk45
 
-TIME_END = 1e-5  # where the published solvers in time stop
+TIME_END = 1e-5  # the last time of the published solvers
 MILEPOSTS = 20  # calls of the callback over an adaptive solution
-# The published churn of KAR2; units of images in [-1, 1].
+# The published churn of KAR2, for images in [-1, 1].
 CHURN = Churn(S_churn=80, S_min=0.1, S_max=2.0, S_noise=1.007)
 
 
@@ -35,7 +35,7 @@ def kar1(net, x, sigma, class_labels=None, *, sigma_min: float, num_steps: int =
 
 def kar2(net, x, sigma, class_labels=None, *, sigma_min: float, num_steps: int = 19, rho: float = 7,
          churn: Churn = CHURN, randn_like=None, callback=None):
-    """The same with churn (Karras et al. 2022, algorithm 2). The published number of steps counts one more."""
+    """The same with churn (Karras et al. 2022, algorithm 2). The published number of steps is one larger."""
     levels = _levels(net, sigma, sigma_min, num_steps, rho, churn)
     return heun(net, x, class_labels, levels=levels, randn_like=randn_like, callback=callback)
 
@@ -54,7 +54,7 @@ def _geometric(sigma, sigma_min, fractions):
 
 @torch.no_grad()
 def _predict(net, x, class_labels, sigmas, variances, noises, randn_like, callback):
-    """Steps x <- x + variance score(x; sigma) + noise z, rows having their own of each [n, N]."""
+    """Steps x <- x + variance score(x; sigma) + noise z, each row with its own values [n, N]."""
     denoise, n, randn_like = as_denoiser(net), len(sigmas), noise_source(randn_like, bool(noises.any()))
     on_device = upload(torch.stack([sigmas, variances / sigmas**2, noises]), x.device)
     x = x.to(torch.float64)
@@ -89,7 +89,7 @@ def _but_last(noises):
 
 
 def _to_zero(sigma, sigma_min, num_steps):
-    """Levels [n, N] from sigma to sigma_min, and what each step to the next, the last one to 0, takes off."""
+    """Levels [n, N] from sigma to sigma_min, and the variance that each step removes, the last one down to 0."""
     sigmas = _geometric(sigma, sigma_min, torch.linspace(1, 0, num_steps, dtype=torch.float64))
     return sigmas, sigmas**2 - torch.cat([sigmas[1:], torch.zeros_like(sigmas[:1])])**2
 
@@ -109,9 +109,9 @@ def euler_maruyama(net, x, sigma, class_labels=None, *, sigma_min: float, num_st
 @torch.no_grad()
 def rk45_flow(net, x, sigma, class_labels=None, *, sigma_min: float, rtol: float = 1e-5, atol: float = 2e-5,
               randn_like=None, callback=None):
-    """The probability flow by adaptive Runge-Kutta steps to sigma_min, each sample with its own; costs differ.
+    """The probability flow by adaptive Runge-Kutta steps to sigma_min, chosen for each sample; costs differ.
 
-    The published tolerances are 1e-5 for images in [0, 1]; there one step size serves the whole batch.
+    The published tolerances are 1e-5 for images in [0, 1]; there the whole batch shares one step size.
     """
     denoise = as_denoiser(net)
     log_ratio = (sigma.to(torch.float64).clamp(min=sigma_min) / sigma_min).log()

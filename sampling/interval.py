@@ -1,4 +1,4 @@
-"""Guidance within an interval only (Kynkaanniemi et al. 2024): in noise levels, or in steps as published."""
+"""Guidance within an interval only (Kynkaanniemi et al. 2024), of noise levels, or of steps as published."""
 
 import ast
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from .denoiser import UNKNOWN, At, Denoiser, GuidedDenoiser, per_row
 class GuidanceInterval:
     """Evaluations at noise levels low <= sigma <= high; or, if `steps`, those of the steps low <= i <= high.
 
-    Both evaluations of a Heun step count as the step's. Raises ValueError if low is above high.
+    Both evaluations of a Heun step belong to that step. Raises ValueError if low is above high.
     """
 
     low: float
@@ -58,7 +58,7 @@ def parse_interval(text: str) -> GuidanceInterval:
 
 
 class IntervalGuided(GuidedDenoiser):
-    """A denoiser with a correction in an interval; outside it the guide is not called. Subclasses correct."""
+    """A denoiser with a correction in an interval; outside it the guide is not called. Subclasses define it."""
 
     calls = 'guiding_calls'  # the name under which costs count its evaluations
 
@@ -69,7 +69,7 @@ class IntervalGuided(GuidedDenoiser):
             self.costs.register(self.calls)
 
     def correction(self, x, sigma, class_labels, unguided) -> torch.Tensor:
-        """What guidance adds [n, ...], float64; unguided [n, ...]: what the score network gives."""
+        """What guidance adds [n, ...], float64; unguided [n, ...]: the score network's result."""
         raise NotImplementedError
 
     def __call__(self, x, sigma, class_labels=None, at: At = UNKNOWN):

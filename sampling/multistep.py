@@ -1,7 +1,7 @@
 """Solvers that reuse earlier evaluations: DPM-Solver++(3M), UniPC, DEIS and iPNDM; one evaluation per step.
 
-All of them advance x by weights on the last few network outputs that are known beforehand, so each is a function that
-gives its weights. Two forms of the same equation dx/dsigma = (x - D) / sigma are in use. With the noise
+Each advances x by a weighted sum of the last few network outputs. The weights are known in advance, so a solver is a
+function that returns its weights. Two forms of the same equation dx/dsigma = (x - D) / sigma are in use. With the noise
 e = (x - D) / sigma, x(t) = x(s) + integral of e dsigma. With lambda = -log sigma (Lu et al. 2022b, proposition 4.1),
 x(t) = (t / s) x(s) + t integral of exp(lambda) D dlambda. A polynomial through the last outputs is integrated exactly.
 """
@@ -59,7 +59,7 @@ def dpmpp_3m(levels: Sequence[float], i: int) -> list[float]:
 def unipc(levels: Sequence[float], i: int) -> list[float]:
     """UniPC's corrector UniC-3 (Zhao et al. 2023, section 3): on D at levels i + 1, i, i - 1, i - 2.
 
-    B(h) cancels, since the weights solve its order conditions; the published code puts 1/2 for them in two first steps.
+    B(h) cancels, since the weights solve its order conditions; the published code uses 1/2 in the first two steps.
     """
     return exponential_weights(levels[i], levels[i + 1], levels[i + 1::-1][:4])
 
@@ -79,7 +79,7 @@ def ipndm(levels: Sequence[float], i: int) -> list[float]:
     return [(levels[i + 1] - levels[i]) * weight for weight in ADAMS_BASHFORTH[min(i, 3)]]
 
 
-# Whether the weights are for D (else for the noise e), and the weights of a step (for UniPC its predictor's).
+# Whether the weights are for D (else for the noise e), and the weights of a step (for UniPC those of its predictor).
 MULTISTEP: dict[str, tuple[bool, Callable]] = {
     'dpmpp_3m': (True, dpmpp_3m), 'unipc': (True, dpmpp_3m), 'deis': (False, deis), 'ipndm': (False, ipndm)}
 
@@ -87,7 +87,7 @@ MULTISTEP: dict[str, tuple[bool, Callable]] = {
 @torch.no_grad()
 def multistep_sampler(net, latents, class_labels=None, *, levels: Levels | None = None, solver: str = 'unipc',
                       randn_like=None, callback=None):
-    """Images [N, C, H, W], float64, with n evaluations for n steps; arguments as those of `edm_sampler`.
+    """Images [N, C, H, W], float64, with n evaluations for n steps; arguments as for `edm_sampler`.
 
     solver: one of `MULTISTEP`. The step to zero noise takes the denoised image, as EDM's does. No noise is drawn.
     Raises ValueError for another solver, for churn (it would invalidate what is reused) and for boosting.
@@ -96,7 +96,7 @@ def multistep_sampler(net, latents, class_labels=None, *, levels: Levels | None 
     if solver not in MULTISTEP:
         raise ValueError(f'{solver!r} is not a solver; use one of {", ".join(MULTISTEP)}')
     if levels.noise.any():
-        raise ValueError(f'{solver} reuses earlier evaluations, which noise would make worthless; leave out S_churn')
+        raise ValueError(f'{solver} reuses earlier evaluations, which added noise would invalidate; leave out S_churn')
     if denoise.boosting is not None:
         raise ValueError('boosting works only with the EDM sampler and Restart')
     data, weights = MULTISTEP[solver]
@@ -107,7 +107,7 @@ def multistep_sampler(net, latents, class_labels=None, *, levels: Levels | None 
     for i in range(num_steps):
         denoised = denoise(x, on_device[i], class_labels, at=At(levels.sigmas[i:i + 1], step=i))
         history.insert(0, denoised if data else (x - denoised) / sigmas[i])
-        if solver == 'unipc' and i:  # correct the state with what the network says there
+        if solver == 'unipc' and i:  # correct the state with the network's output there
             x = _advance(start, sigmas, i - 1, True, unipc, history)
         start, x = x, denoised if i == num_steps - 1 else _advance(x, sigmas, i, data, weights, history)
         del history[4:]

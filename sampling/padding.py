@@ -1,7 +1,7 @@
-"""A network that always sees a full batch: a compiled one is compiled once, and rows always round alike.
+"""A network that always sees a full batch, so that it is compiled once and rows always round alike.
 
-The kernels of a convolution or a product depend on the size of the batch, and so does rounding. In rejection sampling
-the rows that ride together depend on ranks and restarts; at one size, a row's result does not depend on the others.
+The kernels of convolutions and products depend on the size of the batch, and so does rounding. In rejection sampling
+the rows of a batch depend on ranks and restarts; at a fixed size, a row's result does not depend on the others.
 """
 
 import torch
@@ -26,7 +26,7 @@ class Padded(Wrapper):
 
     def _filled(self, x, sigma, class_labels):
         """The arguments with at least `batch` rows, sigma [N] in its own memory."""
-        sigma = sigma.expand(len(x)).contiguous()  # for another shape or stride a compiled network is compiled again
+        sigma = sigma.expand(len(x)).contiguous()  # a compiled network is compiled again for another shape or stride
         if len(x) >= self.batch:
             return x, sigma, class_labels
         rows = torch.arange(self.batch, device=x.device).clamp(max=len(x) - 1)

@@ -15,7 +15,7 @@ from .levels import Churn, Levels, edm_levels, levels_from
 from .restart import Restarts, Stretch, part, restart_path, walk
 from .samples import Progress, Samples, check_class, draw_inputs, takes_seeds
 
-DECISIONS = 0x9A27  # sets the stream of uniform draws of a group apart from its samples' streams of noise
+DECISIONS = 0x9A27  # separates a group's stream of uniform draws from its samples' streams of noise
 FINAL_SIGMA = 1e-4  # the noise level at which finished images are judged, as published
 
 
@@ -42,7 +42,7 @@ RESAMPLING: dict[str, Callable] = {'systematic': systematic, 'multinomial': mult
 
 
 class Groups:
-    """The weights of a batch of groups of P particles, and what resampling has done to them; float64 on the device.
+    """The weights and ancestors of a batch of groups of P particles; weights are float64 on the device.
 
     After `finish`, exp(log_weight) averaged over all particles estimates E_model[ratio], which is 1, without bias, and
     the average of exp(log_weight) f(x) estimates E_data[f(x)].
@@ -53,19 +53,19 @@ class Groups:
         self.threshold, self.device, self.costs = threshold, device, costs
         self.streams = [np.random.default_rng([DECISIONS, int(seed)]) for seed in seeds[::size]]
         shape = [len(self.streams), size]
-        self.last = torch.zeros(shape, dtype=torch.float64, device=device)  # the log-ratio that weights have seen
+        self.last = torch.zeros(shape, dtype=torch.float64, device=device)  # the log-ratio that is in the weights
         self.log_weight, self.log_mean = torch.zeros_like(self.last), torch.zeros_like(self.last[:, :1])
         self.ancestor = torch.arange(size, device=device).expand(shape)
 
     def weigh(self, x, sigma: float) -> None:
-        """Multiply the weights by the ratio's change since it was last asked; x [G P, C, H, W] has noise sigma."""
+        """Multiply the weights by the change of the ratio since the last call; x [G P, C, H, W] has noise sigma."""
         self.costs.count('discriminator_calls', times=getattr(self.log_ratio, 'discriminator_calls', 1))
         level = torch.full([len(x)], sigma, dtype=torch.float64, device=x.device)
         value = self.log_ratio(x, level, self.labels).to(torch.float64).reshape(self.last.shape)
         self.log_weight, self.last = self.log_weight + value - self.last, value
 
     def resample(self, x, sigma: float) -> torch.Tensor:
-        """x with groups resampled whose effective sample size is below threshold P; weights of those become equal."""
+        """x after resampling the groups with an effective sample size below threshold P; their weights become equal."""
         self.weigh(x, sigma)
         uniforms = upload(torch.from_numpy(np.stack([stream.random(self.size) for stream in self.streams])), x.device)
         index = self.resampling(self.log_weight, uniforms)  # [G, P]
@@ -88,10 +88,10 @@ class Groups:
 
 
 def edm_path(net, levels: Levels, resample_at: Collection[int]) -> list[Stretch]:
-    """EDM's way down in stretches that begin at the steps `resample_at`; these renew as much noise as churn may.
+    """EDM's path in stretches that begin at the steps `resample_at`; these renew as much noise as churn can.
 
-    gamma = sqrt(2) - 1 in those steps (Liu et al. 2024), so that copies part. Raises ValueError for a step that does
-    not exist, or at a level outside S_min to S_max, where no noise would be added and copies would stay alike.
+    gamma = sqrt(2) - 1 in those steps (Liu et al. 2024), so that copies diverge. Raises ValueError for a step that does
+    not exist, or at a level outside S_min to S_max, where no noise would be added and copies would stay equal.
     """
     steps = sorted(set(resample_at))
     if steps and not 0 <= steps[0] <= steps[-1] < levels.num_steps:
@@ -101,7 +101,7 @@ def edm_path(net, levels: Levels, resample_at: Collection[int]) -> list[Stretch]
     still = [step for step in steps if not most.noise[step] > 0]
     if still:
         raise ValueError(f'step {still[0]}, at noise level {levels.sigmas[still[0]]:.4g}, adds no noise, so copies '
-                         f'would stay alike; S_min to S_max must contain the level, and S_noise must not be 0')
+                         f'would stay equal; S_min to S_max must contain the level, and S_noise must not be 0')
     raised, noise = levels.raised.clone(), levels.noise.clone()
     raised[steps], noise[steps] = most.raised[steps], most.noise[steps]
     levels = Levels(levels.sigmas, raised, noise, churn)
@@ -121,11 +121,11 @@ def particle_sampler(net, seeds: Iterable[int], *, log_ratio, num_particles: int
     log_ratio(x, sigma, class_labels) -> [N]. With `restarts` groups are resampled at every restart, before its noise
     is added; without them before the steps `resample_at` of EDM's sampler. A group has one label, that of its first
     seed, which also keys its draws. resampling: one of RESAMPLING, or a function of (log-weights, uniforms) [G, P] that
-    gives indices [G, P], or None: never; threshold: a group is resampled if its effective sample size is below this
+    returns indices [G, P], or None: never; threshold: a group is resampled if its effective sample size is below this
     part of num_particles, by default always.
 
-    select: one sample per seed; that of seed k is the one of largest final log-ratio among the group of the seeds k P
-    to k P + P - 1, and its costs are those of the group. costs: nfe, discriminator_calls, ancestor (the particle's
+    select: one sample per seed; that of seed k has the largest final log-ratio in the group of the seeds k P to
+    k P + P - 1, and its costs are those of the group. costs: nfe, discriminator_calls, ancestor (the particle's
     place at the prior), log_ratio and log_weight (see `Groups`). Raises ValueError if `batch` (unless `select`) or
     the number of seeds is not a multiple of num_particles, and as `edm_path` and `restart_path` do.
     """
@@ -134,7 +134,7 @@ def particle_sampler(net, seeds: Iterable[int], *, log_ratio, num_particles: int
     check_class(net, class_idx)
     groups = max(1, batch // num_particles)
     if not select and batch != groups * num_particles:
-        raise ValueError(f'{batch} samples at a time are no whole groups of {num_particles}; use a multiple')
+        raise ValueError(f'{batch} samples at a time are not whole groups of {num_particles}; use a multiple')
     if restarts is not None and resample_at:
         raise ValueError('particles are resampled at the restarts or at the steps of resample_at, not at both')
     path = edm_path(net, levels, resample_at) if restarts is None else restart_path(net, levels, restarts)
@@ -167,14 +167,14 @@ def _in_groups(seeds: Iterable[int], draw, groups: int, size: int, select: bool)
         if select:
             chosen = [seed * size + k for seed in chosen for k in range(size)]
         elif len(chosen) % size:
-            raise ValueError(f'{len(chosen) % size} seeds are left over by groups of {size}; use a multiple')
+            raise ValueError(f'{len(chosen) % size} seeds are left over from groups of {size}; use a multiple')
         with torch.no_grad():
             samples = draw(chosen)
         yield samples
 
 
 def best(samples: Samples, size: int) -> Samples:
-    """Of each group of `size` samples the one with the largest log-ratio; its evaluations are all of the group's."""
+    """The sample with the largest log-ratio of each group of `size`, with the evaluations of the whole group."""
     log_ratio = samples.costs['log_ratio'].reshape(-1, size)
     rows = torch.from_numpy(log_ratio.argmax(1) + size * np.arange(len(log_ratio)))
     costs = {name: values[rows.numpy()] for name, values in samples.costs.items()}

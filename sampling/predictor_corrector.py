@@ -1,7 +1,7 @@
-"""The samplers that score_sde (Song et al., ICLR 2021) and Soft-Truncation (Kim et al., ICML 2022) publish.
+"""The samplers published with score_sde (Song et al., ICLR 2021) and Soft-Truncation (Kim et al., ICML 2022).
 
-They take equal steps in the time of the network's own process (VE, VP or sub-VP; diffusion/processes.py), each after
-Langevin steps at the same time, if a corrector is asked for.
+They take equal steps in the time of the network's own process (VE, VP or sub-VP; diffusion/processes.py); a corrector
+adds Langevin steps before each of them.
 """
 
 import torch
@@ -29,7 +29,7 @@ def predictor_corrector(net, latents, class_labels=None, *, levels: Levels | Non
 
     Args:
         net: score network or denoiser, as edm_sampler's; `net.process` is 've' (default), 'vp' or 'subvp'.
-        levels: only their number counts, 1000 by default: times are equally spaced from 1 to `time_end`.
+        levels: only their number matters, 1000 by default: times are equally spaced from 1 to `time_end`.
         predictor: 'euler_maruyama', 'reverse_diffusion' or 'ancestral' (not for sub-VP).
         corrector: 'none' or 'langevin': corrector_steps of size 2 alpha (snr |z| / |score|)^2 before each predictor
             step, with norms of each sample (published: averages over the batch, so that samples depend on each other).

@@ -1,9 +1,9 @@
 """Samplers of reflected diffusion (Lou and Ermon, ICML 2023): every state stays in the cube [0, 1]^d.
 
-A network of this kind gives D(x; sigma) = x + sigma^2 score, x in [0, 1], the score being that of data diffused with
-reflecting walls. So guidance of every kind wraps it as it wraps other denoisers, and the probability flow is EDM's:
-dx = (x - D) / sigma d sigma. It differs in three ways: the prior is uniform, states are folded back at the walls, and
-D is no mean of images near the walls (an image's reflections count too), so it may lie outside the cube.
+A reflected score network returns D(x; sigma) = x + sigma^2 score for x in [0, 1], with the score of data diffused
+between reflecting walls. So guidance of every kind wraps it like any denoiser, and the probability flow is EDM's:
+dx = (x - D) / sigma d sigma. There are three differences: the prior is uniform, states are folded back at the walls,
+and near the walls D is not a mean of images (their reflections count too), so it may lie outside the cube.
 
 Images are in [0, 1]; `net.decode` maps them to the range of all others.
 """
@@ -19,7 +19,7 @@ from .edm import Step, noise_source
 from .levels import Levels, edm_levels
 from .rk45 import rk45
 
-TIME_END = 1e-5  # where the published samplers stop
+TIME_END = 1e-5  # the last time of the published samplers
 MILEPOSTS = 20  # calls of the callback over an adaptive solution
 
 
@@ -31,12 +31,12 @@ def reflected_pc(net, latents, class_labels=None, *, num_steps: int = 1000, corr
     Args:
         net: reflected score network or denoiser, see above; its `sigma_min` and `sigma_max` are the SDE's.
         latents: standard normal [N, C, H, W], mapped to the uniform prior.
-        num_steps: predictor steps at equal times; each takes off exactly the variance between two levels.
+        num_steps: predictor steps at equal times; each removes exactly the variance between two levels.
         corrector_steps: Langevin steps before each of them, of size 2 (snr |z| / |score|)^2, norms row by row.
-        denoiser: what removes the noise sigma_min that is left: None: nothing; 'mean': x + sigma_min^2 score (one more
-            evaluation); or a function of x that gives images.
+        denoiser: what removes the remaining noise sigma_min. None: nothing; 'mean': x + sigma_min^2 score (one more
+            evaluation); or a function of x that returns images.
         published: the published steps: num_steps - 1 of them, of variance g^2 / num_steps, Langevin norms averaged
-            over the batch (a row then depends on the others), and what `denoiser` gives is thrown away.
+            over the batch (a row then depends on the others), and the result of `denoiser` is not used.
         randn_like, callback: as edm_sampler's.
     """
     denoise, randn_like = as_denoiser(net), noise_source(randn_like, True)
@@ -62,7 +62,7 @@ def reflected_pc(net, latents, class_labels=None, *, num_steps: int = 1000, corr
 
 
 def _pc_levels(sde: ReflectedVE, num_steps: int, published: bool):
-    """Levels [n + 1] and the variances [n] that the steps between them take off, float64 on the host."""
+    """Levels [n + 1] and the variances [n] that the steps between them remove, float64 on the host."""
     if not published:
         sigmas = sde.levels(num_steps)
         return sigmas, sigmas[:-1]**2 - sigmas[1:]**2
@@ -76,7 +76,7 @@ def _langevin(x, score, noise, snr, sigma, together):
     if together:
         noise_norm, score_norm = noise_norm.mean(0, keepdim=True), score_norm.mean(0, keepdim=True)
     size = 2 * (snr * noise_norm / score_norm)**2
-    if not together:  # the score is 0 where all noise has been mixed
+    if not together:  # the score may be 0 at high noise
         size = torch.minimum(size, sigma**2)
     size = per_row(size, x)
     return cube.reflect(x + size * score + (2 * size).sqrt() * noise)
@@ -86,7 +86,7 @@ def _langevin(x, score, noise, snr, sigma, together):
 def reflected_heun(net, latents, class_labels=None, *, levels: Levels | None = None, randn_like=None, callback=None):
     """Images [N, C, H, W], float64 in [0, 1], by Heun's method on the probability flow: 2 n - 1 evaluations.
 
-    `levels` default to `reflected_levels(net)`; they take no churn. The rest as `reflected_pc`.
+    `levels` default to `reflected_levels(net)`; they take no churn. Otherwise as `reflected_pc`.
     """
     denoise, levels = as_denoiser(net), levels or reflected_levels(net)
     sigmas, num_steps = levels.sigmas, levels.num_steps
@@ -109,7 +109,7 @@ def reflected_heun(net, latents, class_labels=None, *, levels: Levels | None = N
 
 def reflected_levels(net, num_steps: int = 18, sigma_min: float | None = None, sigma_max: float | None = None,
                      rho: float = 7) -> Levels:
-    """EDM's levels from where the heat kernel has become uniform, if the network knows that level, to its sigma_min."""
+    """EDM's levels from the one at which the heat kernel is uniform, or the network's largest, to its sigma_min."""
     if sigma_max is None:
         sigma_max = min(net.sigma_max, cube.mixing_sigma(net.img_channels * net.img_resolution**2))
     return edm_levels(net, num_steps, net.sigma_min if sigma_min is None else sigma_min, sigma_max, rho)
@@ -118,11 +118,11 @@ def reflected_levels(net, num_steps: int = 18, sigma_min: float | None = None, s
 @torch.no_grad()
 def reflected_ode(net, latents, class_labels=None, *, rtol: float = 1e-5, atol: float = 1e-5, moll: float = 200,
                   side: float = 0.01, randn_like=None, callback=None):
-    """Images [N, C, H, W], float64 in [0, 1], by adaptive Runge-Kutta steps, each sample with its own, on the flow.
+    """Images [N, C, H, W], float64 in [0, 1], by adaptive Runge-Kutta steps, chosen for each sample, on the flow.
 
     moll: the drift is multiplied by `mollifier(x, moll)`, 0 at the walls; 0: left as it is. side: the prior is uniform
-    on [side, 1 - side]. Both as published. The costs differ between samples; `callback` hears of twenty equal parts
-    of the way. The rest as `reflected_pc`.
+    on [side, 1 - side]. Both as published. The costs differ between samples; `callback` is called twenty times, at
+    equal parts of the way. Otherwise as `reflected_pc`.
     """
     denoise, flow = as_denoiser(net), ProbabilityFlow(net, moll)
 

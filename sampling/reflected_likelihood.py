@@ -13,7 +13,7 @@ from .rk45 import rk45
 
 def log_likelihood(net, x: torch.Tensor, probe: torch.Tensor, class_labels=None, *, moll: float = 0,
                    rtol: float = 1e-5, atol: float = 1e-5) -> torch.Tensor:
-    """log p(x) [N] in nats, float64: the density on the cube of what the flow makes of the uniform prior.
+    """log p(x) [N] in nats, float64: the density on the cube to which the flow takes the uniform prior.
 
     The prior has density 1, so log p(x) is the integral over time of the flow's divergence along the trajectory
     through x (Chen et al., Neural ODEs, NeurIPS 2018), estimated without bias by probe^T (d drift / dx) probe
@@ -24,7 +24,7 @@ def log_likelihood(net, x: torch.Tensor, probe: torch.Tensor, class_labels=None,
         x: [N, C, H, W] in [0, 1].
         probe: [N, C, H, W], of independent entries +1 and -1, the same along each trajectory.
         moll: see `mollifier`. With 0 the flow of an imperfect network may cross a wall, which adds to its error; with
-            the sampler's value the density is that of what `reflected_ode` draws.
+            the sampler's value the density is that of the images which `reflected_ode` draws.
     """
     if not ((x >= 0) & (x <= 1)).all():
         raise ValueError(f'images range from {x.min():g} to {x.max():g}, not within [0, 1]')
@@ -48,6 +48,6 @@ def log_likelihood(net, x: torch.Tensor, probe: torch.Tensor, class_labels=None,
 
 
 def bits_per_dim(nats: torch.Tensor, dims: int, values: int = 256) -> torch.Tensor:
-    """Bits per dimension of uint8 images k from the log-density of (k + u) / 256, u uniform: a bound from above, in
-    the mean over u, of the discrete likelihood (Theis et al., ICLR 2016). The uniform density has log2(values) = 8."""
+    """Bits per dimension of uint8 images k from the log-density of (k + u) / 256, u uniform: on average over
+    u an upper bound for the discrete likelihood (Theis et al., ICLR 2016). The uniform density has log2(values) = 8."""
     return math.log2(values) - nats / (dims * math.log(2))

@@ -1,4 +1,4 @@
-"""Restart sampling (Xu et al. 2023): stretches of the way down are walked again, from noise added at their ends."""
+"""Restart sampling (Xu et al. 2023): stretches of the path are walked again, after noise is added at their ends."""
 
 import json
 import math
@@ -21,12 +21,12 @@ class Interval(NamedTuple):
 
     num_levels: int
     repeats: int
-    sigma_min: float  # the level of the main path nearest to it takes its place
+    sigma_min: float  # replaced by the nearest level of the main path
     sigma_max: float
 
     @property
     def nfe(self) -> int:
-        """Evaluations of the score network that the repetitions cost."""
+        """Evaluations of the score network by the repetitions."""
         return 2 * self.repeats * (self.num_levels - 1)
 
 
@@ -34,7 +34,7 @@ class Interval(NamedTuple):
 class Restarts:
     """Where a path restarts, and the churn within restarts: t_hat = (1 + gamma) t between the levels' S_min and S_max.
 
-    Raises ValueError for an interval without a level below its first one, without repetition, or upside down.
+    Raises ValueError for an interval with fewer than two levels, without repetitions, or with t_min >= t_max.
     """
 
     intervals: tuple[Interval, ...]
@@ -104,7 +104,7 @@ def parse_restarts(text: str, gamma: float = 0.05) -> Restarts:
         intervals = tuple(Interval(_whole(levels), _whole(repeats), float(low), float(high))
                           for levels, repeats, low, high in rows)
         num_steps = None if match[1] is None else int(match[1])
-    except (TypeError, ValueError):  # no match, no JSON, or other things than four numbers
+    except (TypeError, ValueError):  # no match, not JSON, or not four numbers
         raise ValueError(f'{text!r} is not of the form "18; [3,2,0.06,0.30]", [levels, repetitions, t_min, t_max] for '
                          f'each interval, nor one of {", ".join(PRESETS)}') from None
     return Restarts(intervals, num_steps, gamma)
@@ -117,28 +117,28 @@ def _whole(number) -> int:
 
 
 class Stretch(NamedTuple):
-    """Heun steps from level to level; the state may rise by noise before the first one."""
+    """Heun steps from level to level; noise may raise the state before the first one."""
 
     levels: Levels  # n steps from levels.sigmas[0] to levels.sigmas[n]
-    lift: float = 0.0  # standard deviation of the noise that brings a state up to levels.sigmas[0]
-    first_step: int = 0  # the index of its first step, as guidance knows it
+    lift: float = 0.0  # standard deviation of the noise that raises a state to levels.sigmas[0]
+    first_step: int = 0  # the index of its first step, for guidance
 
 
 def restart_path(net, levels: Levels, restarts: Restarts) -> list[Stretch]:
-    """The whole way down: pieces of the main path, and between them the restarts in the order of their walk.
+    """The whole path: pieces of the main path, and between them the restarts, in the order in which they are walked.
 
     Levels within a restart are EDM's (rho 7) from t_max to the main level nearest to t_min. Raises ValueError if two
-    intervals restart at one level, if a restart would begin below it, or if S_noise is 0.
+    intervals restart at the same level, if a restart would begin below its level, or if S_noise is 0.
     """
     if not levels.churn.S_noise:
-        raise ValueError('S_noise is 0: a restart without noise would only walk off the path')
+        raise ValueError('S_noise is 0: restarts need noise')
     ends: dict[int, Interval] = {}
     for interval in restarts.intervals:
         index = int((levels.sigmas - interval.sigma_min).abs().argmin())
         low = levels.sigmas[index].item()
         if index in ends:
             raise ValueError(f'{list(ends[index])} and {list(interval)} both restart at level {low:.4g}; '
-                             f'more steps would tell them apart')
+                             f'use more steps')
         if not 0 < low < interval.sigma_max or not index:
             raise ValueError(f'{list(interval)} has no level of the main path to restart from: '
                              f'the nearest to its t_min is {low:.4g}; use more steps')
@@ -152,7 +152,7 @@ def restart_path(net, levels: Levels, restarts: Restarts) -> list[Stretch]:
 
 
 def part(levels: Levels, begin: int, end: int) -> Levels:
-    """The steps `begin` to `end` - 1 of levels; the last level need not be 0."""
+    """The steps `begin` to `end` - 1 of `levels`; the last level need not be 0."""
     return Levels(levels.sigmas[begin:end + 1], levels.raised[begin:end], levels.noise[begin:end], levels.churn)
 
 
@@ -171,11 +171,11 @@ def _restart(net, levels: Levels, index: int, interval: Interval, gamma: float) 
 @torch.no_grad()
 def restart_sampler(net, latents, class_labels=None, *, levels: Levels | None = None,
                     restarts: Restarts | None = None, randn_like=None, callback=None):
-    """Images as those of `edm_sampler`, with restarts (Xu et al. 2023).
+    """Images like those of `edm_sampler`, with restarts (Xu et al. 2023).
 
     restarts: by default the paper's shortest for CIFAR-10, '18; [3,2,0.06,0.30]', 43 evaluations. `levels` and their
     churn are those of the main path, by default `edm_levels(net)`. Boosted guidance doubles its weight in every other
-    step, also of a restart, but renews no more noise. Raises ValueError as `restart_path` does, and without
+    step, also within restarts, but renews no additional noise. Raises ValueError as `restart_path` does, and without
     `randn_like`.
     """
     denoise = as_denoiser(net)
@@ -188,9 +188,9 @@ def restart_sampler(net, latents, class_labels=None, *, levels: Levels | None = 
 
 
 def walk(denoise, x, class_labels, path: list[Stretch], *, randn_like, callback=None, before=None):
-    """The state [N, C, H, W] after all stretches of a path from x, float64, at the first one's level.
+    """The state [N, C, H, W] after all stretches of a path, from x, float64, at the level of the first one.
 
-    before(x, step, sigma) -> x: called before a stretch, with the index in `path`, and the noise level there.
+    before(x, step, sigma) -> x: called before a stretch with its index in `path` and the noise level there.
     """
     total, done, sigma = sum(stretch.levels.num_steps for stretch in path), 0, path[0].levels.sigmas[0].item()
     for number, stretch in enumerate(path):

@@ -1,4 +1,4 @@
-"""Seeds in, samples out: what every sampler starts from, what it gives, and one way to run any of them."""
+"""Seeds in, samples out: what every sampler starts from, what it returns, and one way to run any of them."""
 
 import contextlib
 import functools
@@ -15,13 +15,13 @@ from torch_utils.rng import StackedRandomGenerator
 from .denoiser import Denoiser
 from .padding import Padded
 
-Progress = Callable[[float], None]  # told that this many more images' worth of work is done; 0 is a sign of life
+Progress = Callable[[float], None]  # progress(images): this many more images' worth of work is done; 0 only shows life
 Stream = Callable[[Iterator[int], Progress], Iterator['Samples']]  # what generation/run.py runs
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Finished samples in the order of their seeds, and what each of them cost."""
+    """Finished samples in the order of their seeds, and the costs of each."""
 
     images: torch.Tensor  # [n, C, H, W], about [-1, 1]
     labels: torch.Tensor | None = None  # [n, K] one-hot
@@ -35,7 +35,7 @@ class Samples:
         return Samples(self.images[rows], labels, {name: array[rows] for name, array in self.costs.items()})
 
     def followed_by(self, other: 'Samples') -> 'Samples':
-        """Both, one after the other."""
+        """These samples, then the others."""
         labels = None if self.labels is None else torch.cat([self.labels, other.labels])
         return Samples(torch.cat([self.images, other.images]), labels,
                        {name: np.concatenate([self.costs[name], other.costs[name]]) for name in self.costs})
@@ -44,8 +44,8 @@ class Samples:
 def draw_inputs(net, seeds: Sequence[int], device, class_idx: int | None = None):
     """What a batch starts from: (generators, latents [n, C, H, W] float32, one-hot labels [n, K] or None).
 
-    device: of the generators and what they draw; class_idx: one label for all, or None: drawn for each seed. As EDM
-    draws them, one generator per seed: latents first, then the label (drawn also if `class_idx` fixes it, so that
+    device: of the generators and their draws; class_idx: one label for all, or None: drawn for each seed. As in EDM,
+    each seed has a generator, which draws the latents first, then the label (also if `class_idx` fixes it, so that
     later noise is the same). Raises ValueError for a class that the network does not have.
     """
     check_class(net, class_idx)
@@ -70,10 +70,10 @@ def check_class(net, class_idx: int | None) -> None:
 
 
 def takes_seeds(sampler):
-    """Mark a sampler that takes its next seed when it has room for it, and yields `Samples`.
+    """Mark a sampler that takes the next seed when it has room for it, and yields `Samples`.
 
     It is called as sampler(net, seeds, *, class_idx, guidance, batch, device, progress, **options); all others as
-    sampler(net, latents, class_labels, *, randn_like, callback, **options), and give images or Samples.
+    sampler(net, latents, class_labels, *, randn_like, callback, **options), and return images or Samples.
     """
     sampler.takes_seeds = True
     return sampler
@@ -84,8 +84,8 @@ def stream(sampler, net, *, batch: int, device, class_idx: int | None = None, gu
     """`sampler` as a function (iterator of seeds, progress) -> iterator of `Samples` in the order of the seeds.
 
     guidance: wraps the denoiser of each batch (`DiscriminatorGuidance`, or any callable denoiser -> denoiser).
-    pad: fill the last batch up with copies of its last seed (or every call's with its last row, if the sampler takes
-    seeds), so that the networks see one shape.
+    pad: fill up the last batch with copies of its last seed (or, if the sampler takes seeds, every call with copies of
+    its last row), so that the networks see only one shape.
     """
     if getattr(sampler, 'takes_seeds', False):
         if pad:
@@ -109,7 +109,7 @@ def stream(sampler, net, *, batch: int, device, class_idx: int | None = None, gu
 
 
 def _report_steps(progress: Progress, count: int):
-    """A sampler's callback that tells `progress` of the steps of `count` images."""
+    """A sampler's callback that reports the steps of `count` images to `progress`."""
     return lambda step: progress(count / step.num_steps)
 
 
@@ -119,7 +119,7 @@ def _run_by_seed(sampler, net, seeds, progress, **options):
 
 def sample(sampler, net, seeds: Sequence[int], *, class_idx: int | None = None, guidance=None, batch: int = 64,
            device=None, progress: bool = True, **options) -> Samples:
-    """One sample per seed, in memory; sample k follows from its seed, whatever the batch.
+    """One sample per seed, in memory; a sample follows from its seed, for any batch size.
 
     sampler: `edm_sampler`, `diffrs_sampler` or any other, with its `options`; class_idx: one label for all samples, by
     default each seed draws its own; guidance: see `stream`; device: by default that of the network. `progress` shows

@@ -1,4 +1,4 @@
-"""Zip archives and npz files from anywhere: what they declare is checked before anything of it is read."""
+"""Zip archives and npz files from anywhere: what they declare is checked before any of it is read."""
 
 import ast
 import contextlib
@@ -12,16 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-MAX_MEMBER = 1 << 28  # bytes of one image file or dataset.json; an image of the largest size that is decoded has fewer
-MAX_HEADER = 10_000  # bytes of the header of an array, numpy's own limit
-BLOCK_BYTES = 1 << 24  # of an array, read at a time; at least one row
-PLAIN = 'biuf'  # kinds of dtype: numbers, nothing that would have to be unpickled
+MAX_MEMBER = 1 << 28  # bytes of one image file or dataset.json; the largest image that is decoded takes fewer
+MAX_HEADER = 10_000  # bytes of an array's header: numpy's own limit
+BLOCK_BYTES = 1 << 24  # read of an array at a time, but at least one row
+PLAIN = 'biuf'  # kinds of dtype: numbers, which need no unpickling
 MAX_TEXT = 4096  # characters
-LINE = 160  # characters of a reason
+LINE = 160  # characters of a quoted error
 
 
 def reason(error: BaseException) -> str:
-    """An error's own words, fit for one line."""
+    """An error's own message, shortened to one line."""
     text = ' '.join(str(error).split()) or type(error).__name__
     return text if len(text) <= LINE else text[:LINE - 3] + '...'
 
@@ -30,10 +30,10 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def open_zip(path: Path, kind: str = 'zip') -> Iterator[zipfile.ZipFile]:
-    """A zip for reading, whose directory has been checked.
+    """A zip opened for reading, its directory checked.
 
-    Raises ValueError in one line for what is not a file or not a zip, and for a zip with two files of one name, with
-    files that share bytes, that are encrypted, or that lie outside the zip (`../x`).
+    Raises ValueError in one line if `path` is not a file or not a zip, or if files in it have the same name, share
+    bytes, are encrypted, or lie outside it (`../x`).
     """
     if not path.is_file():  # a pipe would never end
         raise ValueError(f'{path} is not a file')
@@ -41,7 +41,7 @@ def open_zip(path: Path, kind: str = 'zip') -> Iterator[zipfile.ZipFile]:
         archive = zipfile.ZipFile(path)
     except PermissionError:
         raise
-    except Exception as error:  # a foreign file can fail anywhere
+    except Exception as error:  # a file from elsewhere can fail in any way
         raise ValueError(f'{path} is not a complete {kind} file: {reason(error)}') from None
     with archive:
         _check_directory(path, archive)
@@ -64,7 +64,7 @@ def _check_directory(path: Path, archive: zipfile.ZipFile) -> None:
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A file of a zip. Raises ValueError for one that declares more than MAX_MEMBER; else what zipfile raises."""
+    """The bytes of a file in a zip. Raises ValueError if it declares more than MAX_MEMBER, and what zipfile raises."""
     size = archive.getinfo(name).file_size
     if size > MAX_MEMBER:
         raise ValueError(f'it is {size:,} bytes long, more than the {MAX_MEMBER >> 20} MiB that are read')
@@ -96,10 +96,10 @@ def list_arrays(path: Path) -> list[str]:
 
 
 def find_array(path: Path, name: str, text: bool = False) -> Array:
-    """What the header of an array of numbers (with `text`: of a text) declares, held against the length of the file.
+    """What the header of an array of numbers (with `text`: of a text) declares, checked against the length of the file.
 
-    Raises ValueError for a damaged header, for objects (which would be unpickled), and for a declared shape that is not
-    that of the stored bytes.
+    Raises ValueError for a damaged header, for objects (which would be unpickled), and for a shape that does not match
+    the stored bytes.
     """
     with open_zip(path, 'npz') as archive:
         info = archive.getinfo(f'{name}.npy')
@@ -148,7 +148,7 @@ def _exactly(file, count: int) -> bytes:
 def read_rows(array: Array, low: int, high: int) -> Iterator[np.ndarray]:
     """Yields rows low to high - 1 of an array in blocks of about BLOCK_BYTES. Raises ValueError for a damaged file.
 
-    Memory stays that of a block, but for an array in Fortran order, which is held as a whole.
+    Holds one block in memory; an array in Fortran order is held as a whole.
     """
     if array.fortran and len(array.shape) > 1:
         yield read_whole(array)[low:high]
@@ -164,7 +164,7 @@ def read_rows(array: Array, low: int, high: int) -> Iterator[np.ndarray]:
                 block = np.frombuffer(file.read(count * array.row_bytes), dtype=array.dtype)
                 yield block.reshape(count, *array.shape[1:])  # a short read fails here
             if high == array.shape[0]:
-                file.read(1)  # at its end the sum is checked
+                file.read(1)  # zipfile checks the CRC at the end
     except GeneratorExit:
         raise
     except Exception as error:  # as above
@@ -172,7 +172,7 @@ def read_rows(array: Array, low: int, high: int) -> Iterator[np.ndarray]:
 
 
 def read_whole(array: Array) -> np.ndarray:
-    """The whole array in C order. Raises ValueError for a damaged file, and for one that memory has no room for."""
+    """The whole array in C order. Raises ValueError if the file is damaged, or too large for the free memory."""
     size = math.prod(array.shape) * array.dtype.itemsize
     if array.fortran and len(array.shape) > 1:  # the same bytes are its transpose in C order
         turned = array._replace(shape=array.shape[::-1], fortran=False)
@@ -188,7 +188,7 @@ def read_whole(array: Array) -> np.ndarray:
 
 
 def read_rows_at(array: Array, rows: np.ndarray, out: np.ndarray) -> None:
-    """Puts rows of an uncompressed array into `out` [len(rows), ...]. Raises ValueError for a file that is cut."""
+    """Reads rows of an uncompressed array into `out` [len(rows), ...]. Raises ValueError if the file is cut short."""
     if not len(rows):
         return
     order = np.argsort(rows, kind='stable')
@@ -205,7 +205,7 @@ def read_rows_at(array: Array, rows: np.ndarray, out: np.ndarray) -> None:
 # Memory.
 
 def empty(shape: tuple, dtype, what: str) -> np.ndarray:
-    """A new array. Raises ValueError where memory has no room for it; `what` names it."""
+    """A new array. Raises ValueError, which calls it `what`, if it does not fit into the free memory."""
     size, free = math.prod(shape) * np.dtype(dtype).itemsize, free_memory()
     try:
         if size <= free:
@@ -218,12 +218,12 @@ def empty(shape: tuple, dtype, what: str) -> np.ndarray:
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take, as far as the system says: its memory, a container's limit."""
+    """Bytes that this process may still take, as far as the system says: free memory, and a container's limit."""
     found = [2**62]
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = io.StringIO(Path('/proc/meminfo').read_text())
         found.append(1024 * int(next(line for line in lines if line.startswith('MemAvailable')).split()[1]))
-    with contextlib.suppress(OSError, ValueError):  # of a container, where it says 'max' without a limit
+    with contextlib.suppress(OSError, ValueError):  # a container's; 'max' if it has no limit
         limit = int(Path('/sys/fs/cgroup/memory.max').read_text())
         found.append(limit - int(Path('/sys/fs/cgroup/memory.current').read_text()))
     return max(min(found), 0)

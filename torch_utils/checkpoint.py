@@ -1,4 +1,4 @@
-"""Network files (safetensors with a JSON description) and training state, never executed when read."""
+"""Network files (safetensors with a JSON description) and training state; reading them executes nothing."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ SIGNATURES = {b'\x89PNG': 'a PNG image', b'<': 'a web page', b'\x93NUMPY': 'a nu
 
 
 class NetworkFile(NamedTuple):
-    """Contents of a network file: tensors, the class name and arguments that take them, free metadata."""
+    """Contents of a network file: tensors, the class and arguments of the network they fit, and free metadata."""
 
     state: dict[str, torch.Tensor]
     constructor: str
@@ -44,7 +44,7 @@ def save_network(path, state, constructor: str, kwargs: dict, metadata: dict | N
 
     `state` is a module or a state dict; `constructor` and `kwargs` (JSON-able) rebuild the module;
     `half` stores floating-point tensors as float16, which halves the file; a module's buffers stay as they are
-    (tables such as noise levels and Fourier frequencies, whose rounding would show).
+    (tables of noise levels and Fourier frequencies, for example, where rounding would show).
     """
     exact = set()
     if isinstance(state, torch.nn.Module):
@@ -72,7 +72,7 @@ def read_network(path) -> NetworkFile:
         with safetensors.safe_open(path, framework='pt', device='cpu') as file:
             text = (file.metadata() or {}).get('network')
             state = {name: file.get_tensor(name) for name in file.keys()}
-    except Exception as error:  # a foreign file can fail anywhere: its JSON, its names, its types
+    except Exception as error:  # a file from elsewhere can fail in any way: its JSON, names, types
         raise ValueError(f'{path} is {what_it_is(path) or "not a readable safetensors file"} '
                          f'({reason(error)})') from None
     if text is None:
@@ -91,7 +91,7 @@ def read_network(path) -> NetworkFile:
 
 
 def _check_header(path: Path) -> None:
-    """Raise ValueError for a header longer than the file, or with more tensors than any network has."""
+    """Raise ValueError if the header is longer than the file, or lists more tensors than any network has."""
     with path.open('rb') as file:
         length = int.from_bytes(file.read(8), 'little')
         if length > min(path.stat().st_size - 8, MAX_HEADER):
@@ -109,10 +109,10 @@ def _constant(name: str) -> float:
 
 @contextlib.contextmanager
 def limited(state: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Within, a network that is built may not become larger than `state`, which it is to hold.
+    """A network built inside this block may not become larger than `state`, the tensors it is to hold.
 
-    A description of a few bytes can ask for layers without end; each is refused before it takes memory. Up to twice
-    the parameters pass, so that a file that lacks a few is told which. Raises ValueError.
+    A description of a few bytes can ask for endless layers; they are refused before they take memory. Up to twice the
+    parameters are allowed, so that a file that lacks a few is told which ones. Raises ValueError.
     """
     values = 2 * sum(tensor.numel() for tensor in state.values()) + 10**6
     room = {'parameters': 2 * len(state) + 100, 'values': values}
@@ -133,7 +133,7 @@ def limited(state: dict[str, torch.Tensor]) -> Iterator[None]:
 
 
 class _Factories(torch.overrides.TorchFunctionMode):
-    """Refuses new tensors of more than `most` values."""
+    """Refuses new tensors with more than `most` values."""
 
     NAMES = ('empty', 'zeros', 'ones', 'full', 'rand', 'randn', 'randint', 'eye', 'arange', 'linspace')
 
@@ -165,7 +165,7 @@ def save_state_dict(path, net: torch.nn.Module) -> None:
 def load_state(path) -> dict:
     """Read what `save_state` wrote, or a plain state dict, onto the CPU; nothing in the file is executed.
 
-    `module.` before every name, which DistributedDataParallel puts there, is taken away.
+    The prefix `module.`, which DistributedDataParallel adds to every name, is removed.
     Raises ValueError and FileNotFoundError.
     """
     path = _file(path)
@@ -175,9 +175,9 @@ def load_state(path) -> dict:
     try:
         _check_state_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of files that are then refused
+            warnings.simplefilter('ignore')  # about files that are then refused
             state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises many kinds (pickle, zip, end of file) for a foreign file
+    except Exception as error:  # torch raises many kinds (pickle, zip, end of file)
         kind = what_it_is(path)
         raise ValueError(f'{path} is {kind}, not a PyTorch file; download it again' if kind else
                          f'{path} is not a PyTorch file of tensors ({_reason(error)})') from None
@@ -200,7 +200,7 @@ def _file(path) -> Path:
 
 
 def _check_state_file(path: Path) -> None:
-    """Raise, of whatever kind, where torch's reader would be asked for more memory or time than the file is worth."""
+    """Raise an error of any kind if the file would cost torch's reader more memory or time than its size explains."""
     if zipfile.is_zipfile(path):
         with open_zip(path, 'PyTorch') as archive:
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
@@ -210,21 +210,21 @@ def _check_state_file(path: Path) -> None:
                     with archive.open(name) as file:
                         check_pickle(file)
         return
-    with path.open('rb') as file:  # of before torch 1.6: a number, a version, the machine, the tensors, their names
+    with path.open('rb') as file:  # from before torch 1.6: a number, a version, the machine, the tensors, their names
         for _ in range(5):
             if file.tell() < path.stat().st_size:
                 check_pickle(file)
 
 
 def what_it_is(path: Path) -> str | None:
-    """What a file that is no network is, as far as its first bytes say: 'a web page'."""
+    """What a file that is not a network is, judged by its first bytes: 'a web page', for example."""
     with open(path, 'rb') as file:
         head = file.read(64).lstrip()
     return next((what for signature, what in SIGNATURES.items() if head.startswith(signature)), None)
 
 
 def _reason(error: Exception) -> str:
-    """Torch's complaint in a few words, and without its advice to load the file unsafely."""
+    """Torch's complaint in a few words, without its advice to load the file unsafely."""
     if isinstance(error, (ValueError, EOFError)):  # ours
         return reason(error)
     text = str(error)

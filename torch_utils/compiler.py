@@ -12,20 +12,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import distributed as dist
 from .device import is_out_of_memory
 
-# Operations of a run from which compiling pays. On a CPU it takes one to two and a half minutes and gains a fifth to a
-# third: two minutes or more of the run. An H200 trained the demo's networks at about 50 TFLOP/s uncompiled: 3e15 are
-# one minute of it, of which compiling should save half.
+# Floating-point operations of a run above which compiling pays. On a CPU compiling takes one to two and a half minutes
+# and saves a fifth to a third of the run, here two minutes or more. An H200 trained the demo's networks at about
+# 50 TFLOP/s uncompiled, so 3e15 take one minute, of which compiling should save half.
 COMPILE_FLOPS = {'cpu': 2e14, 'cuda': 3e15}
 CPU_COMPILERS = {'Darwin': 'clang++', 'Windows': 'cl'}  # what torch.compile calls; elsewhere g++
 
 
 def prepare_compiler(reproducible: bool = False) -> None:
-    """Let torch.compile make a graph for each network, shape and use of gradients, without advice on TF32.
+    """Let torch.compile make one graph for each network, shape and use of gradients, and silence its advice on TF32.
 
-    By default a process makes 8 of them, and silently runs everything after that uncompiled. TF32 is up to
-    `select_precision`: little is float32 beside a bf16 body, and that on purpose. `reproducible`: on GPUs, kernels with
-    sums are not chosen by their measured time, which may differ between processes, and with it the rounding; torch 2.8
-    and 2.9 don't have this setting.
+    By default a process makes 8 graphs and silently runs everything after that uncompiled. TF32 is decided by
+    `select_precision`; what stays float32 beside a bf16 body does so on purpose. `reproducible`: on GPUs, kernels with
+    sums are not chosen by measured time, which may differ between processes and change the rounding; torch 2.8 and 2.9
+    don't have this setting.
     """
     if reproducible:
         import torch._inductor.config as inductor  # takes two seconds
@@ -59,10 +59,10 @@ def count_flops(work: Callable[[], object]) -> int:
 
 
 def select_compile(mode: str, device: torch.device, evaluate: Callable[[], object], evaluations: int) -> bool:
-    """Whether to compile a network for a run of this many `evaluations`, of which `evaluate()` does one.
+    """Whether to compile a network for a run of `evaluations` evaluations, of which `evaluate()` does one.
 
-    The mode is 'on', 'off' or 'auto', which compiles if the run is long enough and there is a compiler. That only
-    depends on the machine and the run's options, so that the same command decides the same when it resumes.
+    The mode is 'on', 'off' or 'auto', which compiles if the run is long enough and there is a compiler. The answer
+    depends only on the machine and the run's options, so a command that resumes decides as it did before.
     """
     if mode != 'auto':
         return mode == 'on'
@@ -76,7 +76,7 @@ def select_compile(mode: str, device: torch.device, evaluate: Callable[[], objec
 
 
 def compiled_or_plain(mode: str, compiled, plain):
-    """A function that calls `compiled`, or `plain` from then on if the first call fails and the mode is 'auto'."""
+    """A function that calls `compiled`, or only `plain` once the first call has failed and the mode is 'auto'."""
     chosen = None
 
     def function(*args, **kwargs):
@@ -85,7 +85,7 @@ def compiled_or_plain(mode: str, compiled, plain):
             return chosen(*args, **kwargs)
         try:
             result = compiled(*args, **kwargs)
-        except Exception as error:  # compilers fail in many ways; any other failure repeats
+        except Exception as error:  # compilers fail in many ways; other failures happen again
             if is_out_of_memory(error):  # it would not fit uncompiled either
                 raise
             report_failure(mode, error)

@@ -1,4 +1,4 @@
-"""The one place that decides on device and precision, and what memory they have."""
+"""The one place that decides on device and precision, and knows when memory is short."""
 
 import ctypes
 import functools
@@ -8,15 +8,15 @@ import torch
 from . import distributed as dist
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-# Words of other errors that mean the same: torch on a CPU; CUDA's driver and Triton; cuBLAS and cuDNN.
+# Parts of other messages that mean out of memory: torch on a CPU; CUDA's driver and Triton; cuBLAS and cuDNN.
 OUT_OF_MEMORY = ("can't allocate memory", 'out of memory', 'STATUS_ALLOC_FAILED')
 PRECISIONS = ('auto', 'fp32', 'tf32', 'bf16', 'fp16')
 
 
 def select_device(name: str = 'auto') -> torch.device:
-    """'auto' (CUDA if there is one; under torchrun this process's own), 'cpu', 'cuda' or 'cuda:N'.
+    """The device 'auto' (a GPU if there is one; under torchrun this process's own), 'cpu', 'cuda' or 'cuda:N'.
 
-    On a CPU it also calls `keep_freed_memory`. Raises ValueError if the device does not exist.
+    For a CPU, `keep_freed_memory` is called too. Raises ValueError if the device does not exist.
     """
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -42,16 +42,16 @@ def select_device(name: str = 'auto') -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed blocks of up to 1 GiB for the next request.
+    """Let glibc keep freed blocks of up to 1 GiB for the next request.
 
-    By default it returns each large block to the system, which then clears the pages of the next one: a fifth of the
-    time of the demo's score network at batch 32, half of it at batch 256. With another C library nothing happens.
+    By default it returns each large block to the system, which then clears the pages of the next one; that took a fifth
+    of the demo score network's time at batch 32 and half of it at batch 256. Other C libraries are left as they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return
-    if mallopt(M_MMAP_THRESHOLD, 2**30):  # the next one without this one would make things worse
+    if mallopt(M_MMAP_THRESHOLD, 2**30):  # the next setting without this one would make things worse
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
@@ -62,7 +62,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @functools.cache
 def has_fast_bf16(device_type: str) -> bool:
-    """Does this hardware multiply bfloat16 matrices faster than float32 ones?"""
+    """Whether this hardware multiplies bfloat16 matrices faster than float32 ones."""
     if device_type == 'cuda':
         return torch.cuda.get_device_capability() >= (8, 0)
     try:
@@ -74,7 +74,7 @@ def has_fast_bf16(device_type: str) -> bool:
 
 @functools.cache
 def cpu_flags() -> frozenset[str]:
-    """What this CPU can do, by Linux's names (avx512_bf16, amx_bf16, ...); empty on other systems."""
+    """The features of this CPU by Linux's names (avx512_bf16, amx_bf16, ...); empty on other systems."""
     try:
         with open('/proc/cpuinfo') as file:
             line = next((line for line in file if line.startswith(('flags', 'Features'))), '')

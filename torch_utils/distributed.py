@@ -1,4 +1,4 @@
-"""The only user of torch.distributed: the same script runs by itself, under torchrun, on gloo and on NCCL."""
+"""The only user of torch.distributed; scripts run the same as one process or under torchrun, on gloo or NCCL."""
 
 import atexit
 import contextlib
@@ -16,9 +16,9 @@ import torch.distributed
 TIMEOUT = datetime.timedelta(seconds=float(os.environ.get('DIST_TIMEOUT_SEC', 1800)))
 ALIVE = 'alive'  # counts signs of life, of all ranks
 _last_sign = 0.0
-_counters: dict[str, int] = {}  # stands in for the store in a process that was not launched
+_counters: dict[str, int] = {}  # replaces the store in a process that torchrun did not start
 _launcher: int | None = None  # the process that started this rank
-_nccl_at_work = False  # from the first collective on a GPU
+_nccl_at_work = False  # True from the first collective on a GPU
 
 
 def init() -> None:
@@ -27,11 +27,11 @@ def init() -> None:
         return
     global _launcher
     _launcher = os.getppid()
-    # torch._dynamo (making an optimizer imports it) keeps references to a group that is there at its import; the
+    # torch._dynamo (imported when an optimizer is made) keeps references to a group that exists at its import; the
     # group's threads then outlive shutdown() and sometimes abort the process when the interpreter ends.
     importlib.import_module('torch._dynamo')
-    # Both back ends: gloo carries CPU tensors and objects, NCCL carries gradients between GPUs. It wants a GPU for each
-    # rank; if several share one, gloo carries everything.
+    # Both back ends: gloo carries CPU tensors and objects, NCCL gradients between GPUs. NCCL needs a GPU for each rank;
+    # if several share one, gloo carries everything.
     ranks_here = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     backend = 'cpu:gloo,cuda:nccl' if ranks_here <= torch.cuda.device_count() else 'gloo'
     torch.distributed.init_process_group(backend, timeout=TIMEOUT)
@@ -39,7 +39,7 @@ def init() -> None:
 
 
 def shutdown() -> None:
-    """Leave the process group, after every rank has come here."""
+    """Leave the process group once every rank has come here."""
     if torch.distributed.is_initialized():
         barrier()
         torch.distributed.destroy_process_group()
@@ -49,7 +49,7 @@ def _leave() -> None:
     """Leave the process group after an error; a process without one has called shutdown()."""
     if not torch.distributed.is_initialized():
         return
-    if _nccl_at_work:  # it would wait for the other ranks, which wait for this one; torchrun ends them when it is gone
+    if _nccl_at_work:  # the other ranks wait for this one, and leaving for them; torchrun ends them when it is gone
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
@@ -58,7 +58,7 @@ def _leave() -> None:
 
 
 def is_orphaned() -> bool:
-    """Whether torchrun itself is gone: its ranks then end too, or they would keep the next run out of the folder."""
+    """Whether torchrun itself is gone; its ranks then end too, or they would keep the next run out of the folder."""
     return _launcher is not None and os.getppid() != _launcher
 
 
@@ -106,7 +106,7 @@ def on_rank0(action: Callable[[], object]) -> None:
     if error is not None:
         raise error
     with contextlib.suppress(RuntimeError):
-        barrier()  # rank 0 never comes, but is gone after its message: torchrun ends all when one rank ends
+        barrier()  # rank 0 exits after its message and never comes here; torchrun then ends the other ranks
     raise SystemExit(1)
 
 
@@ -135,17 +135,17 @@ def broadcast_object(value: Any) -> Any:
 
 
 def claim(key: str) -> int:
-    """The next number (0, 1, 2, ...) of a counter that all ranks share: a queue of work without a master."""
+    """The next number (0, 1, 2, ...) of a counter that all ranks share: a work queue without a master."""
     return _add(key, 1) - 1
 
 
 def claimed(key: str) -> int:
-    """The count of numbers of the counter `key` that have been claimed."""
+    """How many numbers of the counter `key` have been claimed."""
     return _add(key, 0)
 
 
 def sign_of_life() -> None:
-    """Tell ranks in `wait_for_all` that this one is at work; call it often, it says so at most once a second."""
+    """Tell ranks in `wait_for_all` that this one is working; call it often, it reports at most once a second."""
     global _last_sign
     if torch.distributed.is_initialized() and time.monotonic() - _last_sign > 1:
         _last_sign = time.monotonic()
@@ -153,10 +153,10 @@ def sign_of_life() -> None:
 
 
 def wait_for_all(key: str) -> None:
-    """Wait until every rank has called this with `key`, as long as those at work give signs of life.
+    """Wait until every rank has called this with `key`, as long as those still working give signs of life.
 
-    A collective would give them DIST_TIMEOUT_SEC for all the work they have left; here they have this time for each
-    step of it. Raises RuntimeError after this time without a sign of life.
+    A collective would allow DIST_TIMEOUT_SEC for all of their remaining work; here it is allowed for each step of it.
+    Raises RuntimeError after that time without a sign of life.
     """
     if not torch.distributed.is_initialized():
         return

@@ -1,4 +1,4 @@
-"""Image files in a folder or a zip: which there are, in which order, and how they are decoded."""
+"""Image files in a folder or a zip: listing, order and decoding."""
 
 import collections
 import contextlib
@@ -19,35 +19,35 @@ import PIL.ImageOps
 
 from .archives import MAX_MEMBER, open_zip, read_member, reason
 
-# What pillow decodes by itself; of its other formats some start programs (EPS), some know no end (FITS).
+# What pillow decodes by itself; some of its other formats start programs (EPS) or have no limit (FITS).
 FORMATS = ('PNG', 'JPEG', 'BMP', 'WEBP', 'TIFF', 'PPM', 'GIF', 'AVIF')
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.dib', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.pbm',
             '.pnm', '.gif', '.avif')
-KINDS = '.png, .jpg, .bmp, .webp, .tif, .ppm, .gif, .avif'  # the same, short
+KINDS = '.png, .jpg, .bmp, .webp, .tif, .ppm, .gif, .avif'  # the same for messages
 LABEL_FILE = 'dataset.json'
 SYSTEM = {'__macosx', '@eadir', '#recycle', '$recycle.bin', 'system volume information', 'lost+found', 'thumbs.db',
           'ehthumbs.db', 'desktop.ini'}
 GRID = re.compile(r'(.*/)?sample_(\d+)\.png')  # the picture that generate.py puts beside samples_<number>.npz
 MAX_PIXELS = PIL.Image.MAX_IMAGE_PIXELS  # of one image; pillow warns above it
-# Of large images, which are refused, and of damaged EXIF; for all threads, since filters are not a thread's own.
+# Warnings about large images, which are refused, and damaged EXIF; set once, since filters are not per thread.
 warnings.filterwarnings('ignore', module=r'PIL\.')
 
 
 def natural_key(name: str) -> tuple:
-    """A sorting key that puts samples_731 before samples_20044, and 01 always on the same side of 1."""
+    """A sorting key that puts samples_731 before samples_20044, and orders 01 and 1 the same way every time."""
     parts = re.split(r'(\d+)', name)
     numbers = [part.lstrip('0') for part in parts]  # not int(), which refuses names of thousands of digits
     return [(len(numbers[i]), numbers[i]) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def find_npz(path: Path) -> list[Path]:
-    """The npz files at `path` in natural order: the samples*.npz of a folder, or one npz; [] if image files are there.
+    """The npz files at `path` in natural order: the samples*.npz of a folder, or one npz; [] if it has image files.
 
     Raises FileNotFoundError, PermissionError, and ValueError for a file that is neither npz nor zip.
     """
     if not path.exists():
         raise FileNotFoundError(f'{path} does not exist')
-    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):  # else it would look empty or damaged
+    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):  # otherwise it would look empty or damaged
         raise PermissionError(f'{path} may not be read by this user')
     if path.is_dir():
         return sorted(path.glob('samples*.npz'), key=lambda shard: natural_key(shard.name))
@@ -60,13 +60,13 @@ def find_npz(path: Path) -> list[Path]:
     return []
 
 #----------------------------------------------------------------------------
-# Which files there are.
+# Listing.
 
 class Listing(NamedTuple):
     """The images below a folder or in a zip, as names in natural order.
 
-    `label_file`: the dataset.json that speaks of them, or None; `skipped`: files that are neither images nor JSON.
-    `root`: the folders, ending in a slash, that all images have in common ('' for none).
+    `label_file`: the dataset.json that labels them, or None; `skipped`: files that are neither images nor JSON.
+    `root`: the folders that all images have in common, ending in a slash ('' for none).
     """
 
     names: list[str]
@@ -80,13 +80,13 @@ class Listing(NamedTuple):
             return ''
         kinds = collections.Counter(Path(name).suffix.lower() or 'no suffix' for name in self.skipped)
         shown = ', '.join(f'{count} {kind}' for kind, count in kinds.most_common(5))
-        return f'{len(self.skipped)} files are no images and are skipped ({shown}; first {self.skipped[0]})'
+        return f'{len(self.skipped)} files are not images and are skipped ({shown}; first {self.skipped[0]})'
 
 
 def list_images(path: Path) -> Listing:
-    """The images at `path`, without hidden files, those of the system, and generate.py's pictures of shards.
+    """The images at `path`, without hidden files, system files, and the grids that generate.py draws of its shards.
 
-    Links to folders are followed, but for those that lead back. Raises ValueError for a damaged zip and for a folder
+    Links to folders are followed, except those that lead back. Raises ValueError for a damaged zip and for a folder
     that is reached in two ways; OSError for a folder that may not be read.
     """
     if path.is_dir():
@@ -116,12 +116,12 @@ def _is_hidden(name: str) -> bool:
 
 
 def _walk(top: Path) -> Iterator[str]:
-    """Names of all files below a folder, but for hidden folders; each folder once."""
+    """Names of all files below a folder, except in hidden folders; each folder once."""
     real = os.path.realpath(top)
     seen = {real: str(top)}
     todo: list[tuple[str, tuple]] = [('', (real,))]
     while todo:
-        below, way = todo.pop()  # way: the folders, by their real paths, through which this one was reached
+        below, way = todo.pop()  # way: the real paths of the folders through which this one was reached
         with os.scandir(way[-1]) as entries:
             entries = list(entries)
         for entry in entries:
@@ -151,7 +151,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 @contextlib.contextmanager
 def open_files(path: Path) -> Iterator[Callable[[str], bytes]]:
-    """Yields `read(name)`, which gives the bytes of a file that `list_images` names; threads may share it."""
+    """Yields `read(name)`, which returns the bytes of a file that `list_images` names; threads may share it."""
     if path.is_dir():
         yield lambda name: _read_file(path / name)
     else:
@@ -172,8 +172,8 @@ def _read_file(path: Path) -> bytes:
 def decode_image(read: Callable[[str], bytes], name: str, shown: str | None = None) -> np.ndarray:
     """An image file as uint8 [H, W, C]: 1 channel for grey, 3 for RGB, 4 with transparency.
 
-    Turned as its EXIF orientation says; of several frames the first. Raises ValueError for a damaged file, for another
-    format, for more than MAX_PIXELS, and for more than 8 bits per channel; it calls the file `shown` (the name).
+    Rotated as its EXIF orientation says; the first of several frames. Raises ValueError, which calls the file `shown`
+    (default: the name), for a damaged file, another format, more than MAX_PIXELS, or more than 8 bits per channel.
     """
     shown = shown or name
     try:
@@ -187,7 +187,7 @@ def decode_image(read: Callable[[str], bytes], name: str, shown: str | None = No
 
 
 class _Refused(ValueError):
-    """A whole message."""
+    """A message that is shown as it is."""
 
 
 @functools.cache
@@ -200,7 +200,7 @@ def _turned(image):
     try:
         if image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:
             return PIL.ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF says nothing
+    except Exception:  # damaged EXIF is ignored
         pass
     return image
 
@@ -224,11 +224,11 @@ def _decode(blob: bytes, shown: str) -> np.ndarray:
 def to_rgb(images: np.ndarray, shown: str) -> np.ndarray:
     """uint8 [..., C] with 1, 3 or 4 channels -> [..., 3], as detectors take them: grey three times, opaque RGBA as RGB.
 
-    Raises ValueError for transparency: what shows behind it is for the user to say.
+    Raises ValueError for transparency, since only the user knows what shows behind it.
     """
     if images.shape[-1] == 1:
         return np.repeat(images, 3, axis=-1)
     if images.shape[-1] == 4 and images[..., 3].min(initial=255) < 255:
-        raise ValueError(f'{shown} is transparent in places; say over which colour it is seen: '
+        raise ValueError(f'{shown} is partly transparent; choose the colour behind it: '
                          'dataset_tool.py zip --rgb=white makes a zip of RGB images')
     return images[..., :3]

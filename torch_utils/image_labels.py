@@ -1,4 +1,4 @@
-"""Class labels of images: from dataset.json, from folders, from names of files, from arrays of an npz."""
+"""Class labels of images: from dataset.json, folders, file names, or arrays of an npz."""
 
 import json
 import re
@@ -10,19 +10,19 @@ import numpy as np
 from .archives import Array, find_array, list_arrays, read_rows, reason
 from .image_files import LABEL_FILE, Listing, natural_key
 
-ARRAYS = ('samples', 'arr_0', 'images')  # the first of them that an npz has holds its images
-LABELS = ('label', 'labels')  # likewise; guided-diffusion's arr_0 has its labels in arr_1
+ARRAYS = ('samples', 'arr_0', 'images')  # the first of these that an npz has holds its images
+LABELS = ('label', 'labels')  # likewise; with guided-diffusion's arr_0 the labels are arr_1
 MAX_CLASSES = 100_000  # networks make a row for each class
-EDM_NAME = re.compile(r'img(\d+)\.\w+')  # of an image in a numbered folder of EDM's
-NUMBER_NAME = re.compile(r'(\d+)\.\w+')  # of one in FFHQ's, whose folders hold a thousand each
+EDM_NAME = re.compile(r'img(\d+)\.\w+')  # an image in one of EDM's numbered folders
+NUMBER_NAME = re.compile(r'(\d+)\.\w+')  # an image in one of FFHQ's, which hold a thousand each
 SPLITS = {'train', 'training', 'val', 'valid', 'validation', 'test', 'testing'}
 SHOWN_CLASSES = 20
 
 
 class Labels(NamedTuple):
-    """Class indices int64 [N], or None; names of classes by index; `note`: why there are none, or what is odd.
+    """Class indices int64 [N], or None; class names by index; `note`: why there are none, or what is odd.
 
-    `total`: classes of the whole of which this is a part, 0 if this is the whole.
+    `total`: classes of the whole that this is a part of; 0 if this is the whole.
     """
 
     indices: np.ndarray | None = None
@@ -40,24 +40,24 @@ class Labels(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        """Largest class index of the whole, named or used, + 1; 0 without labels."""
+        """One more than the largest class index of the whole, named or used; 0 without labels."""
         classes = self.classes()
         return max(self.total, classes[-1][0] + 1) if classes else 0
 
 
 def show_classes(classes: list[list]) -> str:
-    """`Labels.classes()` in one line; of many the first."""
+    """`Labels.classes()` in one line; only the first if there are many."""
     shown = ', '.join(f'{index} {name} ({count})' for index, name, count in classes[:SHOWN_CLASSES])
     return f'{len(classes)} classes: {shown}' + (', ...' if len(classes) > SHOWN_CLASSES else '')
 
 #----------------------------------------------------------------------------
-# Of image files.
+# Labels of image files.
 
 def folder_labels(names: list[str], root: str) -> Labels:
     """Labels from the first folder below `root`, which all names begin with.
 
-    Folders whose names are all integers are numbered in the order of these, others alphabetically, as torchvision's
-    ImageFolder does. Folders that only divide one long list (EDM's, FFHQ's) are no classes.
+    If all folder names are integers, classes follow their numeric order, else the alphabetical one, as in torchvision's
+    ImageFolder. Folders that only divide one long list (EDM's, FFHQ's) are not classes.
     """
     below = [name[len(root):] for name in names]
     tops = [name.partition('/')[0] if '/' in name else None for name in below]
@@ -66,26 +66,26 @@ def folder_labels(names: list[str], root: str) -> Labels:
         return Labels()
     if None in tops:
         stray = names[tops.index(None)]
-        return Labels(note=f'{stray} lies beside the folders {_some(folders)}, so these are not taken for classes; '
+        return Labels(note=f'{stray} lies beside the folders {_some(folders)}, so these are not taken as classes; '
                            'move it into one of them, or away')
     if {folder.lower() for folder in folders} <= SPLITS:
-        return Labels(note=f'{_some(folders)} are not taken for classes but for parts; name one of them as the source')
+        return Labels(note=f'{_some(folders)} are parts of a data set, not classes; name one of them as the source')
     if _is_one_list(below):
-        return Labels(note=f'the folders {_some(folders)} divide one list of numbered images and are no classes')
+        return Labels(note=f'the folders {_some(folders)} divide one list of numbered images and are not classes')
     return _indexed(tops)
 
 
 def name_labels(names: list[str]) -> Labels:
-    """Labels from file names `<class>_<anything>.png`, as ADM's. Raises ValueError for a name without a class."""
+    """Labels from ADM's file names `<class>_<anything>.png`. Raises ValueError for a name without a class."""
     stems = [name.rpartition('/')[2] for name in names]
     for name, stem in zip(names, stems):
         if '_' not in stem.strip('_'):
-            raise ValueError(f'{name} is not called <class>_<anything>, which labels from names need')
+            raise ValueError(f'{name} does not have the form <class>_<anything> that labels from file names need')
     return _indexed([stem.partition('_')[0] for stem in stems])
 
 
 def _indexed(texts: list[str]) -> Labels:
-    """Names of classes, one per image -> their indices."""
+    """Class names, one per image -> their indices."""
     integers = all(re.fullmatch('[0-9]+', text) for text in set(texts))
     order = sorted(set(texts), key=natural_key if integers else None)
     index = {text: i for i, text in enumerate(order)}
@@ -99,7 +99,7 @@ def _is_one_list(names: list[str]) -> bool:
     if not all(re.fullmatch('[0-9]{5,}', folder) for folder in folders):
         return False
     numbers = [EDM_NAME.fullmatch(file) for file in files]
-    if all(numbers):  # numbered through all folders; classes would begin again
+    if all(numbers):  # numbered through all folders; classes would start again
         values = [int(match[1][:18]) for match in numbers]
         return all(a < b for a, b in zip(values, values[1:]))
     numbers = [NUMBER_NAME.fullmatch(file) for file in files]
@@ -113,9 +113,9 @@ def _some(folders) -> str:
 
 
 def json_labels(read, path: Path, listing: Listing) -> Labels:
-    """Labels of the images in `listing` from its dataset.json; those of a file without any.
+    """Labels of the images in `listing` from its dataset.json; none if that has none.
 
-    Raises ValueError for a damaged file, for an image with no label or with two, for labels that are no classes.
+    Raises ValueError for a damaged file, an image with no label or with two, and labels that are not classes.
     """
     where = f'{path}: {listing.label_file}'
     try:
@@ -124,7 +124,7 @@ def json_labels(read, path: Path, listing: Listing) -> Labels:
         if pairs is not None:
             pairs = list(pairs.items()) if isinstance(pairs, dict) else pairs
             pairs = [(str(name), label) for name, label in pairs]
-    except Exception as error:  # JSON of another kind, of any depth, or a damaged zip
+    except Exception as error:  # other JSON, too deep JSON, or a damaged zip
         raise ValueError(f'{where} does not hold labels: {reason(error)}') from None
     if pairs is None:
         return Labels()
@@ -139,7 +139,7 @@ def json_labels(read, path: Path, listing: Listing) -> Labels:
     if missing:
         raise ValueError(f'{where} has no label for {len(missing)} images, first {missing[0]}')
     absent = len(table) - len(set(names))
-    note = f'{listing.label_file} speaks of {absent} images that are not there, or not read' if absent else ''
+    note = f'{listing.label_file} labels {absent} images that are missing, or not read' if absent else ''
     return Labels(class_indices(_as_array([table[name] for name in names], where), where), _class_names(found), note)
 
 
@@ -157,17 +157,17 @@ def _as_array(labels: list, where: str) -> np.ndarray:
     for label in labels:
         row = label if isinstance(label, list) else [label]
         if not all(type(value) in (int, float) for value in row) or len(row) > MAX_CLASSES:
-            raise ValueError(f'{where} has a label that is no class: {reason(ValueError(label))}')
+            raise ValueError(f'{where} has a label that is not a class: {reason(ValueError(label))}')
     if len({len(label) if isinstance(label, list) else None for label in labels}) > 1:
         raise ValueError(f'{where} has labels of different lengths; expected one class index for each image')
     try:
         return np.array(labels)
     except OverflowError:
-        raise ValueError(f'{where} has a label beyond all integers') from None
+        raise ValueError(f'{where} has a label beyond 64-bit integers') from None
 
 
 def _class_names(found: dict) -> dict[int, str]:
-    """Names of classes that `dataset_tool.py` has put into a JSON file; {} of any other one."""
+    """Class names that `dataset_tool.py` wrote into a JSON file; {} for any other file."""
     rows = found.get('classes')
     if not isinstance(rows, list) or not all(
             isinstance(row, list) and len(row) > 1 and type(row[0]) is int and 0 <= row[0] < MAX_CLASSES
@@ -176,12 +176,12 @@ def _class_names(found: dict) -> dict[int, str]:
     return {row[0]: str(row[1]) for row in rows}
 
 #----------------------------------------------------------------------------
-# Of arrays.
+# Labels of arrays.
 
 def find_images(path: Path, channels: tuple) -> tuple[Array, Array | None]:
-    """(the images of an npz, uint8 [N, H, W, C] with C in `channels`; their labels or None), from headers.
+    """(images of an npz, uint8 [N, H, W, C] with C in `channels`; their labels or None), read from the headers only.
 
-    Raises ValueError for a damaged file, none of `ARRAYS`, an array of another kind, and labels of another number.
+    Raises ValueError for a damaged file, none of `ARRAYS`, an array of another kind, or another number of labels.
     """
     members = list_arrays(path)
     name = next((name for name in ARRAYS if name in members), None)
@@ -213,7 +213,7 @@ def array_labels(labels: Array, images: Array) -> np.ndarray:
 
 
 def neighbour_names(path: Path) -> dict[int, str]:
-    """Names of classes from the JSON beside an npz (x.json of x.npz), which `dataset_tool.py npz` writes; else {}."""
+    """Class names from the JSON that `dataset_tool.py npz` writes beside an npz (x.json of x.npz); else {}."""
     try:
         found = json.loads(path.with_suffix('.json').read_bytes()[:1 << 26])
         return _class_names(found) if isinstance(found, dict) else {}

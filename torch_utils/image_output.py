@@ -1,4 +1,4 @@
-"""Data sets as files: zips and folders laid out as EDM's, and npz files as DG's, written piece by piece."""
+"""Data sets written piece by piece: zips and folders in EDM's layout, and npz files in DG's."""
 
 import contextlib
 import itertools
@@ -18,17 +18,17 @@ from dnnlib.files import atomic_write
 from .image_files import LABEL_FILE
 from .image_labels import Labels
 
-FOLDER = 1000  # images in a folder, as EDM lays them out
+FOLDER = 1000  # images per folder in EDM's layout
 
 
 def image_name(index: int) -> str:
-    """Where EDM puts an image: 00012/img00012345.png."""
+    """The path of an image in EDM's layout: 00012/img00012345.png."""
     return f'{index // FOLDER:05d}/img{index:08d}.png'
 
 
 @contextlib.contextmanager
 def _new_folders(folder: Path) -> Iterator[None]:
-    """After an error, folders on the way to `folder` that were not there before are gone again, where empty."""
+    """After an error, remove the empty folders on the way to `folder` that did not exist before."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
@@ -41,7 +41,7 @@ def _new_folders(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_output(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
-    """Yields `add(name, blob)` for files in a new zip (a `dest` that ends so) or folder; it is whole or not there.
+    """Yields `add(name, blob)`, which adds files to a new zip (if `dest` ends in .zip) or folder, complete or absent.
 
     The same files give the same zip. Raises OSError, and ValueError for a folder that is not empty.
     """
@@ -67,7 +67,7 @@ def open_output(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
 
 
 class Written(NamedTuple):
-    """What of a data set was written: positions of the images, and their labels."""
+    """What was written of a data set: the positions of the images, and their labels."""
 
     kept: list[int]
     labels: Labels
@@ -77,9 +77,9 @@ class Written(NamedTuple):
 
 
 def alike(made: Iterable) -> Iterator[bytes | None]:
-    """Yields the file of each (shape [H, W, C], PNG file), None of None.
+    """Yields the file of each pair (shape [H, W, C], PNG file), and None for None.
 
-    Raises ValueError unless all are squares of one size and kind, and if there is none.
+    Raises ValueError unless all images are squares of one size and kind, and if there are none.
     """
     first = None
     for index, image in enumerate(made):
@@ -99,7 +99,7 @@ def alike(made: Iterable) -> Iterator[bytes | None]:
 
 
 def write_dataset(dest: Path, images: Iterable[bytes | None], labels: Labels) -> Written:
-    """Writes PNG files (None: an image that is left out) and their labels as EDM lays them out. Raises OSError."""
+    """Writes PNG files (None: an image that is left out) and their labels in EDM's layout. Raises OSError."""
     kept = []
     with open_output(dest) as add:
         for index, blob in enumerate(images):
@@ -115,10 +115,10 @@ def write_dataset(dest: Path, images: Iterable[bytes | None], labels: Labels) ->
 
 
 def write_npz(names: dict[Path, str], blocks: Iterator[np.ndarray], count: int, labels: Labels, labelled: Path) -> None:
-    """Writes images to several npz files at once, in each under its own array name; labels into the one `labelled`.
+    """Writes images to several npz files at once, each with its own array name; labels only into the file `labelled`.
 
-    names: of the array by file; blocks: uint8 [n, C, H, W], together `count` images, which become [count, H, W, C].
-    The names of the classes go into a JSON file beside `labelled`.
+    names: array name by file; blocks: uint8 [n, C, H, W], `count` images in all, which become [count, H, W, C].
+    The class names go into a JSON file beside `labelled`.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_new_folders(labelled.parent))

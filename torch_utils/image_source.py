@@ -1,4 +1,4 @@
-"""The images at a place and their labels, whatever form they have there."""
+"""Images and their labels from any source: shards, npz, zip, folder, published archives."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from .published_sets import read_published
 
 
 class Source(NamedTuple):
-    """Images, their labels, and where they are; `notes`: what the user should know, a line each."""
+    """Images, their labels, and their path; `notes`: what the user should know, one line each."""
 
     path: Path
     images: ImageStore
@@ -22,7 +22,7 @@ class Source(NamedTuple):
     notes: list[str]
 
     def subset(self, max_images: int | None) -> 'Source':
-        """At most `max_images` of the images, a subset fixed by this number only; classes keep their numbers."""
+        """At most `max_images` of the images, a subset that depends only on this number; classes keep their numbers."""
         count = len(self.images)
         if max_images is None or max_images >= count:
             return self
@@ -33,7 +33,7 @@ class Source(NamedTuple):
         return self._replace(images=self.images.select(rows), labels=labels)
 
     def describe(self) -> list[str]:
-        """Lines for the user: what is odd, and which number means which class."""
+        """Lines for the user: what is odd, and the classes by number."""
         classes = self.labels.classes()
         return [*self.notes, *([f'{self.path}: {image_labels.show_classes(classes)}'] if classes else [])]
 
@@ -41,13 +41,13 @@ class Source(NamedTuple):
 def open_images(path, labels_from: str = 'data', channels=(1, 3, 4)) -> Source:
     """The images at `path` with their labels.
 
-    What is read: a folder of `samples*.npz` shards; an npz with `samples`, `arr_0` or `images` ([N, H, W, C] uint8) and
-    labels in `label` or `labels` (of arr_0 in `arr_1`), class indices or one-hot rows; a zip or a folder of images,
-    with labels from dataset.json or else from folders (`image_labels.folder_labels`); CIFAR-10's and MNIST's published
-    archives. Shards and files come in the order of their names, with numbers in them compared as numbers.
+    `path` is a folder of `samples*.npz` shards; an npz with `samples`, `arr_0` or `images` ([N, H, W, C] uint8) and
+    labels in `label` or `labels` (for arr_0 in `arr_1`), class indices or one-hot rows; a zip or folder of images with
+    labels from dataset.json, else from folders (`image_labels.folder_labels`); or CIFAR-10 or MNIST as published.
+    Shards and files are sorted by name, with numbers in names compared as numbers.
 
-    labels_from: 'data', as said; 'names' of files, as ADM's `<class>_<anything>.png`; 'none' leaves labels out.
-    Raises FileNotFoundError, and ValueError in one line for what has no images or is damaged.
+    labels_from: 'data': as above; 'names': ADM's file names `<class>_<anything>.png`; 'none': without labels.
+    Raises FileNotFoundError, and ValueError in one line if there are no images or they are damaged.
     """
     path = resolve_path(path)
     published = read_published(path)
@@ -88,7 +88,7 @@ def _open_arrays(paths: list[Path], channels: tuple) -> tuple[ArrayStore, Labels
             raise ValueError(f'mixed image shapes: {paths[0]} has {list(first.shape[1:])}, '
                              f'{images.path} {list(images.shape[1:])}')
         if (labels is None) != (first_labels is None):
-            raise ValueError(f'labels are in some shards only: {paths[0]} and {images.path} differ')
+            raise ValueError(f'only some shards have labels: {paths[0]} and {images.path} differ')
     if not sum(images.shape[0] for images, _ in found):
         raise ValueError(f'{paths[0]} contains no images')
     if first_labels is None:

@@ -1,4 +1,4 @@
-"""Images where they lie: read in order with flat memory, or any rows of them when asked for."""
+"""Images that stay on disk: read in order with constant memory, or any rows on request."""
 
 import collections
 import concurrent.futures
@@ -22,13 +22,13 @@ def cores() -> int:
 
 
 class ImageStore:
-    """Images uint8 [N, C, H, W] that need not be in memory; `store[rows]` is a tensor of some of them.
+    """Images uint8 [N, C, H, W] that need not be in memory; `store[rows]` reads some of them into a tensor.
 
-    `select(rows)` is the same store with these rows only, ascending. Subclasses hold `rows`, int64 positions in the
-    source.
+    `select(rows)` is the same store restricted to these rows, in ascending order. Subclasses hold `rows`, int64
+    positions in the source.
     """
 
-    random_access = True  # whether single rows can be read without all those before them
+    random_access = True  # whether a row can be read without all rows before it
     rows: np.ndarray
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class ImageStore:
         return other
 
     def __getitem__(self, index) -> torch.Tensor:
-        """Rows by a slice or by integers (tensor, array, list): uint8 [n, C, H, W]; one by its number: [C, H, W].
+        """Rows by slice or integers (tensor, array, list): uint8 [n, C, H, W]; by a single integer: [C, H, W].
 
         Raises ValueError.
         """
@@ -65,19 +65,19 @@ class ImageStore:
         return torch.from_numpy(images)
 
     def read(self, positions: np.ndarray, out: np.ndarray) -> None:
-        """Puts the images at `positions` of the source into `out` [n, C, H, W]. Raises ValueError."""
+        """Read the images at `positions` of the source into `out` [n, C, H, W]. Raises ValueError."""
         raise NotImplementedError
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Yields all images in order, uint8 [n, C, H, W] of any n; damage is found. Raises ValueError."""
+        """Yields all images in order, uint8 [n, C, H, W] with any n. Raises ValueError for damage."""
         raise NotImplementedError
 
     def map(self, function: Callable) -> Iterator:
-        """Yields function(image) of each image [H, W, C] in order; threads compute it, on all cores."""
+        """Yields function(image) for each image [H, W, C] in order, computed by threads on all cores."""
         raise NotImplementedError
 
     def load(self, advance: Callable[[int], None] = lambda count: None) -> torch.Tensor:
-        """All images as one tensor; `advance` is told how many more are there. Raises ValueError."""
+        """All images as one tensor; `advance(n)` is called for every n images that are read. Raises ValueError."""
         images = archives.empty(tuple(self.shape), np.uint8, f'{len(self)} images of {self.shape[3]}x{self.shape[2]}')
         filled = 0
         for block in self.blocks():
@@ -88,7 +88,7 @@ class ImageStore:
 
 
 def _mapped(function: Callable, items: Iterator) -> Iterator:
-    """Yields function(item) in order, computed by a thread per core, a few items ahead."""
+    """Yields function(item) in order, computed a few items ahead by one thread per core."""
     ahead = 8 * cores()
     waiting: collections.deque = collections.deque()
     pool = concurrent.futures.ThreadPoolExecutor(cores())
@@ -104,7 +104,7 @@ def _mapped(function: Callable, items: Iterator) -> Iterator:
 
 
 class FileStore(ImageStore):
-    """Image files in a folder or a zip, decoded when they are asked for."""
+    """Image files in a folder or a zip, decoded on request."""
 
     def __init__(self, path: Path, names: list[str]):
         self.path, self.names, self.rows = path, names, np.arange(len(names))
@@ -232,10 +232,10 @@ class JoinedStore(ImageStore):
 
 
 def take(images, rows: torch.Tensor):
-    """Rows of a tensor, or of a store as a store: nothing that is not in memory comes there."""
+    """Rows of a tensor as a tensor, or of a store as a store, without reading anything into memory."""
     return images.select(rows.numpy()) if isinstance(images, ImageStore) else images[rows]
 
 
 def join(parts: list):
-    """Tensors as a tensor; if there is a store among them, all of them as a store."""
+    """Tensors joined to a tensor; if one of the parts is a store, to a store."""
     return torch.cat(parts) if all(map(torch.is_tensor, parts)) else JoinedStore(parts)

@@ -1,4 +1,4 @@
-"""How raw images become those of a data set: crops, sizes and colours as EDM's and EDM2's dataset_tool.py make them."""
+"""Raw images made those of a data set: crops, sizes and colours as in EDM's and EDM2's dataset_tool.py."""
 
 import functools
 from collections.abc import Callable
@@ -15,10 +15,11 @@ def make_transform(name: str | None, size: tuple[int, int] | None) -> Callable[[
     """A function of images uint8 [H, W, C]; None as its result leaves an image out.
 
     name: None stretches to `size` (width, height); 'center-crop' takes the largest square; 'center-crop-wide' takes the
-    widest part of the proportions of `size` and puts it into a black square, and leaves out smaller images (both EDM:
-    Karras et al. 2022); 'center-crop-dhariwal' is ADM's for ImageNet (Dhariwal and Nichol 2021). Crops make grey RGB.
+    largest part with the proportions of `size` between black bars, and leaves out smaller images (both EDM:
+    Karras et al. 2022); 'center-crop-dhariwal' is ADM's for ImageNet (Dhariwal and Nichol 2021). Crops make grey
+    images RGB.
     Filters as published: Lanczos; for 'center-crop-dhariwal' halves by boxes, then bicubic.
-    Raises ValueError for a size that the transform does not take.
+    Raises ValueError if the transform does not accept the size.
     """
     if name is None:
         return (lambda image: image) if size is None else functools.partial(stretch, size=size)
@@ -56,7 +57,7 @@ def center_crop(image, size: int):
 
 
 def center_crop_wide(image, size):
-    """The middle rows of the proportions of `size`, between black bars in a square; None if the image is smaller."""
+    """The middle with the proportions of `size`, between black bars in a square; None if the image is smaller."""
     width, height = size
     rows = int(np.round(width * image.shape[0] / image.shape[1]))
     if image.shape[1] < width or rows < height:
@@ -68,7 +69,7 @@ def center_crop_wide(image, size):
 
 
 def center_crop_dhariwal(image, size: int):
-    """Halved while it stays large enough, then scaled to a shorter side of `size`, and its middle taken."""
+    """Halved while it stays large enough, scaled so that the shorter side is `size`, then cropped to the middle."""
     image = colored(image)
     while min(image.shape[:2]) >= 2 * size:
         image = resize(image, (image.shape[1] // 2, image.shape[0] // 2), BOX)
@@ -87,7 +88,7 @@ def parse_color(text: str) -> tuple[int, int, int]:
     """'white', '#80ff00' or any other CSS colour without transparency. Raises ValueError."""
     color = PIL.ImageColor.getrgb(text)
     if len(color) != 3:
-        raise ValueError(f'{text} has a transparency of its own')
+        raise ValueError(f'{text} is itself transparent')
     return color
 
 

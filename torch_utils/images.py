@@ -8,7 +8,7 @@ import PIL.Image
 import PIL.PngImagePlugin
 import torch
 
-PNG_END = b'IEND\xaeB`\x82'  # the last chunk's name and checksum; PIL does without
+PNG_END = b'IEND\xaeB`\x82'  # name and checksum of the last chunk, which PIL does not require
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
@@ -17,10 +17,10 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
 
 
 def as_uint8(images) -> np.ndarray:
-    """Images in any of their usual forms -> uint8 [N, H, W, C] with 1 or 3 channels.
+    """Images in any usual form -> uint8 [N, H, W, C] with 1 or 3 channels.
 
     images: a tensor or array, or an object that holds one as `.images` (such as sampling.Samples). Floats are
-    [N, C, H, W] in [-1, 1] and converted by `to_uint8`; uint8 are [N, C, H, W] or [N, H, W, C].
+    [N, C, H, W] in [-1, 1], converted by `to_uint8`; uint8 are [N, C, H, W] or [N, H, W, C].
     Raises ValueError for other shapes and for NaN.
     """
     images = torch.as_tensor(getattr(images, 'images', images)).detach()
@@ -43,7 +43,7 @@ def from_uint8(images: torch.Tensor) -> torch.Tensor:
 
 
 def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """uint8 [N, H, W, C] -> one picture [H', W', C], row by row, black between; columns default to sqrt(N)."""
+    """uint8 [N, H, W, C] -> one picture [H', W', C], row by row, with black gaps; columns default to sqrt(N)."""
     count, height, width, channels = images.shape
     columns = columns or max(int(math.sqrt(count)), 1)
     padding = 2  # pixels
@@ -57,7 +57,7 @@ def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 
 
 def is_whole_png(blob: bytes) -> bool:
-    """Whether the bytes of a PNG file can be decoded to their end. Raises what PIL raises for a damaged one."""
+    """Whether a PNG file is complete. Raises what PIL raises for a damaged one."""
     with PIL.Image.open(io.BytesIO(blob)) as image:
         image.load()
     return blob.endswith(PNG_END)

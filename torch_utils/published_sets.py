@@ -1,4 +1,4 @@
-"""CIFAR-10 and MNIST as their authors publish them, for the commands that name these archives."""
+"""CIFAR-10 and MNIST from the archives that their authors publish."""
 
 import gzip
 import struct
@@ -19,9 +19,9 @@ MAX_BYTES = 1 << 26  # of one file inside
 
 
 def read_published(path: Path) -> tuple[np.ndarray, np.ndarray, tuple] | None:
-    """(images uint8 [N, H, W, C], class indices int64 [N], names of classes) of such an archive; None of another file.
+    """(images uint8 [N, H, W, C], class indices int64 [N], class names) of such an archive; None for any other file.
 
-    MNIST's images get a border of two pixels, to 32x32, as in EDM. Raises ValueError for a damaged archive.
+    MNIST's images are padded by two pixels to 32x32, as in EDM. Raises ValueError for a damaged archive.
     """
     if path.name != CIFAR10 and not path.name.endswith(MNIST) or not path.is_file():
         return None
@@ -76,7 +76,7 @@ class _Dtype:
 
 
 class _Unpickler(SafeUnpickler):
-    """Knows the names that CIFAR-10's batches ask for."""
+    """Allows the names that CIFAR-10's batches ask for."""
 
     ALLOWED = {
         ('numpy.core.multiarray', '_reconstruct'): lambda *args: _Array(),

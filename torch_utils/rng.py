@@ -7,7 +7,7 @@ import torch
 
 
 class StackedRandomGenerator:
-    """One generator per sample: row k of every draw only depends on `seeds[k]` and earlier draws of row k.
+    """One generator per sample: row k of every draw depends only on `seeds[k]` and earlier draws of row k.
 
     Seeds are taken modulo 2**32, as EDM does, and a draw on the CPU equals EDM's for the same seeds.
     """
@@ -20,13 +20,13 @@ class StackedRandomGenerator:
         return len(self.generators)
 
     def states(self) -> torch.Tensor:
-        """What continues the generators, uint8 [N, bytes] on the host."""
+        """The generators' states, uint8 [N, bytes] on the host; see `set_states`."""
         return torch.stack([generator.get_state() for generator in self.generators])
 
     def set_states(self, states) -> None:
-        """Continue from what `states` gave for as many generators on the same kind of device."""
+        """Continue from what `states` returned for the same number of generators on the same kind of device."""
         for generator, state in zip(self.generators, torch.as_tensor(states), strict=True):
-            generator.set_state(state.clone())  # torch crashes on memory that is not aligned, as of a file's
+            generator.set_state(state.clone())  # torch crashes on unaligned memory, such as that of a file
 
     def _stack(self, draw, size, **kwargs) -> torch.Tensor:
         if size[0] != len(self.generators):
@@ -58,5 +58,5 @@ def step_seed(*key: int) -> int:
 
 
 def step_generator(*key: int, device: torch.device | str = 'cpu') -> torch.Generator:
-    """A generator for one training step, fixed by `key` = (run seed, step, ...), whatever came before."""
+    """A generator for one training step, fixed by `key` = (run seed, step, ...), independent of earlier steps."""
     return torch.Generator(device).manual_seed(step_seed(*key))

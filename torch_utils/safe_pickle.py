@@ -1,17 +1,17 @@
-"""A pickle machine for files from elsewhere: it knows a few names, and neither its memory nor its time can run away.
+"""An unpickler for files from elsewhere: it allows a few names and bounds its memory and its time.
 
-Python's own machine in C takes any index of its memo, gigabytes of it, and hashes any key: a tuple that holds another
-one twice, and so on forty times, is hashed for years. This one is the machine in Python, which keeps its memo in a
-dictionary, with bounds on what a file declares and on what may be a key.
+Python's unpickler in C accepts any index into its memo, even one that takes gigabytes, and hashes any key: a tuple that
+holds another one twice, and so on forty levels deep, takes years to hash. This is the unpickler in Python, whose memo
+is a dictionary, with bounds on what a file declares and on what may be a key.
 """
 
 import os
 import pickle
 from typing import Any, BinaryIO
 
-KEYS = (str, bytes, int, float, type(None))  # what a dictionary or a set may be indexed by; also short tuples of these
+KEYS = (str, bytes, int, float, type(None))  # what may be a key of a dictionary or set; also short tuples of these
 MAX_INTEGER = 64  # bytes of an integer
-MAX_ITEMS = 1000  # of a set that is made at once
+MAX_ITEMS = 1000  # of a set that one instruction makes
 MAX_DEPTH = 10_000  # of objects within objects that are not yet complete
 
 
@@ -20,7 +20,7 @@ class UnsafePickle(ValueError):
 
 
 class _Bounded:
-    """A file that is never asked for more than it has left, which would be allocated first."""
+    """A file that is never asked for more than it has left, since that much would be allocated first."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.readline = file, file.readline
@@ -35,15 +35,15 @@ class _Bounded:
 
 
 def check_key(key: Any) -> Any:
-    """A key as it is. Raises UnsafePickle for one that could take long to hash."""
+    """The key itself. Raises UnsafePickle if it could take long to hash."""
     if not isinstance(key, KEYS) and not (isinstance(key, tuple) and all(isinstance(part, KEYS) for part in key)):
         raise UnsafePickle(f'a {type(key).__name__} as a key')
     return key
 
 
 def safe_set(items=()) -> set:
-    """A set, as the file asks for one."""
-    if len(items) > MAX_ITEMS:  # a list that stands once in the file may be asked for often
+    """The set that the file asks for."""
+    if len(items) > MAX_ITEMS:  # a list that occurs once in the file may be used many times
         raise UnsafePickle(f'a set of {len(items)} items')
     return {check_key(item) for item in items}
 
@@ -62,14 +62,14 @@ class SafeUnpickler(pickle._Unpickler):
             asked = ascii(' '.join(f'{module}.{name}'.split()))[1:-1][:100]
             raise UnsafePickle(f'it asks for {asked}, which is not a part of such a file')
         found = self.ALLOWED[module, name]
-        # a function's attributes can be written by a pickle, those of its bound __call__ cannot
+        # a pickle can write the attributes of a function, but not those of a bound __call__
         return found if isinstance(found, type) else found.__call__
 
     def persistent_load(self, pid):
         raise UnsafePickle('it asks for an object outside the file')
 
     def _refuse(self):
-        raise UnsafePickle('it uses an instruction that such files do without')
+        raise UnsafePickle('it uses an instruction that such files do not need')
 
     def _mark(self):
         if len(self.metastack) > MAX_DEPTH:
@@ -80,7 +80,7 @@ class SafeUnpickler(pickle._Unpickler):
         def put(self):
             load(self)
             if next(reversed(self.memo)) > 2 * len(self.memo) + MAX_ITEMS:  # the last index that was written
-                raise UnsafePickle('an index of its memo that lies far beyond the others')
+                raise UnsafePickle('an index into its memo far beyond the others')
         return put
 
     def _setitem(self):
@@ -88,7 +88,7 @@ class SafeUnpickler(pickle._Unpickler):
         pickle._Unpickler.load_setitem(self)
 
     def _setitems(self):
-        for key in self.stack[::2]:  # of the keys and values above the mark
+        for key in self.stack[::2]:  # keys and values alternate above the mark
             check_key(key)
         pickle._Unpickler.load_setitems(self)
 
@@ -117,7 +117,7 @@ class SafeUnpickler(pickle._Unpickler):
 
 
 class Inert:
-    """Stands for anything, does nothing."""
+    """Stands in for any object and does nothing."""
 
     def __new__(cls, *args, **kwargs):
         return object.__new__(cls)
@@ -138,7 +138,7 @@ class Inert:
 
 
 class _Checker(SafeUnpickler):
-    """Goes through a pickle without making anything of it."""
+    """Goes through a pickle without creating its objects."""
 
     def find_class(self, module, name):
         return Inert
@@ -148,8 +148,8 @@ class _Checker(SafeUnpickler):
 
 
 def check_pickle(file: BinaryIO) -> None:
-    """Go through one pickle, which another machine is to read, and leave `file` after it.
+    """Check one pickle that another unpickler is to read, and leave `file` at its end.
 
-    Raises UnsafePickle for what would take that machine's memory or time, and whatever a damaged pickle raises.
+    Raises UnsafePickle if it would take too much memory or time there, and whatever a damaged pickle raises.
     """
     _Checker(file).load()

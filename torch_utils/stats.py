@@ -26,7 +26,7 @@ class Sums:
             self.values[name] = self.values[name] + pair if name in self.values else pair
 
     def gather(self) -> dict[str, list[float]]:
-        """Over all ranks; one read from the device."""
+        """[sum, count] by name over all ranks, with one read from the device."""
         if not self.values:
             return {}
         names = sorted(self.values)
@@ -35,7 +35,7 @@ class Sums:
 
 
 class JsonLines:
-    """Append dictionaries to a file, a line each, with a time stamp."""
+    """Appends dictionaries to a file, one per line, with a time stamp."""
 
     def __init__(self, path):
         self.path = Path(path)

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 SYM6 = (0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633, 0.4910559419267466,
         0.787641141030194, 0.3379294217276218, -0.07263752278646252, -0.021060292512300564, 0.04472490177066578,
         0.0017677118642428036, -0.007800708325034148)
-_CENTRE = sum(k * h for k, h in enumerate(SYM6)) / sum(SYM6)  # where the filter puts a point
+_CENTRE = sum(k * h for k, h in enumerate(SYM6)) / sum(SYM6)  # where the filter moves a point
 _PAD = 6  # pixels of reflection before upsampling: half the filter
-_SLACK = 3  # pixels outside the image that upsampling still gets right
+_SLACK = 3  # pixels outside the image that upsampling still computes correctly
 
 
 def mirror(images: torch.Tensor, rng) -> torch.Tensor:
@@ -47,10 +47,10 @@ class AugmentPipe:
 
     `pipe(images, rng)` -> images [N, C, H, W] of the same range and labels float32 [N, 9], to be given to the network
     as `augment_labels`. The columns are those of the published networks: x-flip, y-flip, scale, cos(a) - 1, sin(a),
-    two of anisotropy, two of translation; a row of zeros stands for an unchanged image.
+    two of anisotropy, two of translation; a row of zeros means an unchanged image.
 
     Args:
-        p: probability of each transformation, 0.12 as published for CIFAR-10; x-flips always come with one half.
+        p: probability of each transformation, 0.12 as published for CIFAR-10; that of x-flips is always one half.
     """
 
     label_dim = 9
@@ -76,7 +76,7 @@ class AugmentPipe:
         scale = normal[:, 0] * active[:, 1]  # log2 of the factor, in units of scale_std
         angle = (u[:, 7] * 2 - 1) * math.pi * active[:, 2]
         aniso = normal[:, 1] * active[:, 3]
-        axis = (u[:, 8] * 2 - 1) * math.pi * (u[:, 9] < 0.5)  # half of the time along the rows and columns
+        axis = (u[:, 8] * 2 - 1) * math.pi * (u[:, 9] < 0.5)  # in half of the cases along the rows and columns
         shift = normal[:, 2:] * active[:, 4:]  # [n, 2], in units of translate_std
         labels = torch.stack([scale, angle.cos() - 1, angle.sin(), aniso * axis.cos(), aniso * axis.sin()], dim=1)
         labels = torch.cat([labels, shift], dim=1)  # [n, 7]
@@ -101,7 +101,7 @@ class AugmentPipe:
 
 @functools.cache
 def constant(values: tuple, dtype, device) -> torch.Tensor:
-    """A tensor of numbers, made once: making it on a GPU waits for all work before it."""
+    """A tensor of numbers, cached: creating one on a GPU waits for all earlier work."""
     return torch.tensor(values, dtype=dtype, device=device)
 
 
@@ -115,7 +115,7 @@ def warp(images: torch.Tensor, linear: torch.Tensor, offset: torch.Tensor) -> to
     """Resample [n, C, H, W] at `linear @ p + offset` for each pixel p = (x, y) relative to the centre.
 
     Band-limited: the image is upsampled twice with a wavelet filter, read bilinearly at points twice as dense as the
-    pixels of the result, and filtered down. Outside, the image continues mirrored. The identity gives the images back.
+    pixels of the result, and filtered down. Outside, the image continues mirrored. The identity returns the images.
     """
     n, channels, height, width = images.shape
     size = constant((width, height), torch.float32, images.device)

@@ -16,14 +16,14 @@ from training.run import TickContext
 
 # Noise levels sigma = std / mean at which held-out accuracy is reported; 0 is the clean image.
 SIGMA_LEVELS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-MEASURED_BATCH = 500  # held-out images that share a draw of noise
+MEASURED_BATCH = 500  # held-out images whose noise is drawn at once
 
 
 class NoisyClassifierLoss:
     """Cross-entropy at VP noise, as ADM's classifier (Dhariwal & Nichol 2021, arXiv:2105.05233, appendix H).
 
-    net(x_t, time) -> logits. t is uniform on [t_min, 1], as ADM's timesteps; time_map turns it into the time that
-    the network is fed (identity, or `VPSDE.t_cos`). xflip mirrors half of the images, shift moves them by up to this
+    net(x_t, time) -> logits. t is uniform on [t_min, 1], like ADM's timesteps; time_map turns it into the time that
+    the network is given (identity, or `VPSDE.t_cos`). xflip mirrors half of the images, shift moves them by up to this
     many pixels.
     """
 
@@ -76,7 +76,7 @@ def measure_hook(loss, held_out: tuple | None) -> Callable[[TickContext], dict]:
 
 
 def learning_rate(schedule: str, lr: float, batch_size: int, total_nimg: int) -> Callable[[int], float]:
-    """Rate at a number of images: a short warm-up, then constant or half a cosine; or one cycle up and down."""
+    """Learning rate by number of images: a short warm-up, then constant or half a cosine; or one cycle up and down."""
     def at(nimg: int) -> float:
         done = nimg / total_nimg
         if schedule == 'one-cycle':
@@ -109,7 +109,8 @@ def _device(net: torch.nn.Module) -> torch.device:
 def _accuracy(net: Callable, inputs: Callable, images, labels, batch_gpu: int | None, device) -> float:
     """Share of uint8 `images` that `net` classifies correctly; the ranks divide the work.
 
-    `inputs(number, x)` turns the images of a batch into what `net` is called with, `batch_gpu` (None: all) at a time.
+    `inputs(number, x)` turns the images of batch `number` into the arguments of `net`, which is called with `batch_gpu`
+    (None: all) at a time.
     """
     right = torch.zeros([], dtype=torch.float64, device=device)
     starts = range(0, len(images), MEASURED_BATCH)

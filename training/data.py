@@ -1,4 +1,4 @@
-"""Image data sets, in memory or read as training goes on, and the order in which training reads them."""
+"""Image data sets, in memory or read during training, and the order in which training reads them."""
 
 import concurrent.futures
 import contextlib
@@ -16,27 +16,27 @@ from torch_utils.images import from_uint8
 from torch_utils.progress import progress
 from torch_utils.transfer import upload
 
-HELD_BYTES = 1 << 30  # data sets up to this size are held in memory; larger ones are read as training goes on
+HELD_BYTES = 1 << 30  # data sets up to this size are held in memory; larger ones are read during training
 ON_DEVICE_BYTES = 2 << 30  # data sets below this size are kept on the GPU as a whole
-AHEAD = 8  # batches, or parts of one, that are read ahead at most
+AHEAD = 8  # most batches, or parts of batches, that are read ahead
 
 #----------------------------------------------------------------------------
 # The data set.
 
 class ImageData:
-    """The images at a place with their labels; `torch_utils.image_source.open_images` says what is read.
+    """The images of a source with their labels; `torch_utils.image_source.open_images` says what can be read.
 
     Attributes: `images` uint8 [N, C, H, W], a tensor, or for more than HELD_BYTES a store with the same indexing that
-    reads them when asked; `labels` int64 [N], or None where the source has none; `classes` [[number, name, images]],
-    JSON-able, [] without labels; `why_no_labels`, '' if there is nothing to say; `name`, `resolution`, `channels`,
-    `num_classes` (largest class number of the whole source, even if `max_images` takes a part of it, + 1; 0 without
-    labels).
+    reads them on request; `labels` int64 [N], or None if the source has none; `classes` [[number, name, images]],
+    JSON-able, [] without labels; `why_no_labels`, '' if there is nothing to say; `name`, `resolution`, `channels`;
+    `num_classes`, one more than the largest class number of the whole source (even if `max_images` takes only a part),
+    0 without labels.
 
     Args:
-        path: where the data is.
-        max_images: use at most this many images, a subset fixed by this number only.
-        resolution, channels: what the images must have; None accepts anything square.
-        quiet: neither show a bar nor print what was found (classes, files that were skipped).
+        path: the source of the images.
+        max_images: use at most this many images, a subset that depends only on this number.
+        resolution, channels: those that the images must have; None accepts any square images.
+        quiet: show no bar, and do not print what was found (classes, skipped files).
 
     Raises FileNotFoundError, and ValueError with one line for an empty source, a damaged file, more than 8 bits per
     channel, mixed sizes, missing arrays or incomplete labels.
@@ -61,7 +61,7 @@ class ImageData:
         return len(self.images)
 
     def digest(self) -> str:
-        """The beginning of the SHA-256 of images and labels: tells whether a run resumes with the same data."""
+        """The first digits of the SHA-256 of images and labels, to check that a run resumes with the same data."""
         found = hashlib.sha256(str(list(self.images.shape)).encode())
         if torch.is_tensor(self.images):
             found.update(self.images.flatten().numpy())
@@ -116,8 +116,8 @@ def _permutation(count, seed, epoch):
 def batch_indices(count, batch_size, seed, step):
     """Indices int64 [batch_size] of the global batch of one step.
 
-    The data is read in epochs, each in its own random order; a batch may straddle two epochs. The result depends on
-    these four numbers only, so any step of a run can be repeated by itself, on any number of processes.
+    The data is read in epochs, each in its own random order; a batch may straddle two epochs. The result depends only
+    on these four numbers, so any step of a run can be repeated by itself, on any number of processes.
     """
     begin = step * batch_size
     end = begin + batch_size
@@ -134,8 +134,8 @@ class BatchLoader:
     """Rows of the global batch of any step, on the device.
 
     `loader(step, rows)` returns images float32 [n, C, H, W] in [-1, 1] and labels (None without them), for `rows`,
-    a slice of the global batch. Images stay uint8 until they are on the device; a small data set is moved there once,
-    of a large one each batch goes through pinned memory without waiting. What is not in memory is read one step ahead.
+    a slice of the global batch. Images stay uint8 until they are on the device. A small data set is moved there once;
+    batches of a large one are copied through pinned memory without waiting. Images on disk are read one step ahead.
 
     Args:
         images: uint8 [N, C, H, W] on the host, a tensor or an `ImageStore`.
@@ -160,7 +160,7 @@ class BatchLoader:
         return from_uint8(upload(images, self.device)), labels
 
     def _read(self, step, rows, index):
-        """Images of a store, which may have been read already; the same rows of the next step are begun."""
+        """Images of a store, which may have been read already; reading the same rows of the next step starts."""
         found = self._ahead.pop((step, rows.start, rows.stop), None)
         images = self.images[index] if found is None else found.result()
         for key in [key for key in self._ahead if key[0] not in (step, step + 1)]:  # after a jump

@@ -1,4 +1,4 @@
-"""The exponential moving average of a network's weights, which is the network that gets used."""
+"""The exponential moving average of a network's weights, which is what gets saved and used."""
 
 import copy
 
@@ -11,7 +11,7 @@ class Ema:
     Args:
         module: the network in training.
         halflife_nimg: images after which an old value has half its weight.
-        rampup_ratio: early on the half-life is at most this fraction of the images seen; None for no ramp.
+        rampup_ratio: the half-life is at most this fraction of the images seen so far; None for no ramp.
     """
 
     def __init__(self, module: torch.nn.Module, halflife_nimg: float, rampup_ratio: float | None = 0.05):

@@ -15,12 +15,12 @@ from training.run import TickContext
 
 PICTURE = 'training.png'
 LORA_FILES = ('lora_adm_final.pt', 'lora_adm_final.safetensors', 'lora_best.pt', 'lora_best.safetensors')
-# sigma = std / mean of VP noise, the noise level in EDM's terms; the importance sampling of t is uniform in its log.
+# sigma = std / mean of VP noise, the noise level in EDM's terms; importance sampling of t is uniform in log sigma.
 SIGMA_EDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 160.0)
 
 
 def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve: P(score of a positive > score of a negative), ties half; nan if a side is empty."""
+    """Area under the ROC curve: P(score of a positive > that of a negative), ties half; nan if a side is empty."""
     positive = np.asarray(positive, dtype=bool)
     hits, misses = int(positive.sum()), int((~positive).sum())
     if not hits or not misses:
@@ -46,9 +46,9 @@ def held_out_logits(loss: DiscriminatorLoss, held_out: Pairs, batch_size: int, s
     """Logits, targets, noise levels sigma and, if the loss has a `denoise`, errors of the correction of the held-out
     images: numpy arrays [M] (else None); the same noise each call.
 
-    Times are stratified draws from the training distribution, always the same, so that two calls differ by what the
-    discriminator has learned in between. The ranks divide the work; each gets the whole result. Noise is drawn for
-    `batch_size` images at once, of which `batch_gpu` (None: all) go through the networks at once, which only changes
+    Times are stratified draws from the training distribution, always the same, so that two calls differ only by what
+    the discriminator has learned in between. The ranks divide the work; each gets the whole result. Noise is drawn for
+    `batch_size` images at once, of which `batch_gpu` (None: all) go through the networks at a time; that changes only
     rounding.
     """
     count, size = len(held_out), batch_gpu or batch_size
@@ -104,7 +104,7 @@ def held_out_scores(logits: np.ndarray, target: np.ndarray, sigma: np.ndarray,
 
 
 def scores_table(scores: dict) -> str:
-    """Held-out scores per noise level as text, and a note on why 0.5 is expected at large noise."""
+    """Held-out scores per noise level as text, with a note on why 0.5 is expected at large noise."""
     corrected = 'correction' in scores
     lines = [f'{"sigma":>15}  {"images":>6}  {"accuracy":>8}  {"AUC":>6}  {"ECE":>6}'
              + f'  {"correction":>10}' * corrected]
@@ -120,8 +120,8 @@ class EpochHooks:
     """`on_tick` and `on_snapshot` of a discriminator's run, once per epoch: measure, keep the best network, stop early.
 
     Args:
-        loss, held_out: what is measured, and on which images; without any nothing is measured. The best network is
-            that of the least error of the correction if the loss can measure it, else of the least BCE.
+        loss, held_out: what is measured, and the images; if there are none, nothing is measured. The best network
+            has the least error of the correction if the loss can measure it, else the least BCE.
         batch_size, seed: of the run; they fix the noise on the held-out images.
         epoch_nimg, epochs: images per epoch, and the number of epochs of the run.
         patience: stop after this many epochs without a better network; 0 = never.

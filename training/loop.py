@@ -24,14 +24,14 @@ from torch_utils.stats import JsonLines, Sums
 from training.randomness import BatchRandom
 from training.run import STATE_FILE, STATS_FILE, NonFiniteLoss, TickContext, TrainResult, TrainRun
 
-AUTO_COMPILE = ('cuda',)  # on a CPU convolutions take most of the time: compiling gains 10 to 20% and takes minutes
+AUTO_COMPILE = ('cuda',)  # on a CPU compiling takes minutes and saves 10 to 20%, as convolutions take most of the time
 
 
 def train(run: TrainRun) -> TrainResult:
     """Run or resume `run` until its end, its time budget, or SIGTERM or Ctrl-C; the state is saved in each case.
 
-    Raises ValueError if the batch cannot be divided, NonFiniteLoss, and ValueError or OSError as `RunFolder.claim`: for
-    a folder, only on rank 0, and the other ranks then exit silently.
+    Raises ValueError if the batch cannot be divided, NonFiniteLoss, and ValueError or OSError as `RunFolder.claim`
+    does; errors of the folder are raised on rank 0, and the other ranks exit silently.
     """
     share = share_of_batch(run.batch_size)
     folder = RunFolder(run.outdir, run.config,
@@ -56,7 +56,7 @@ def share_of_batch(batch_size: int) -> int:
 
 
 class _Signals:
-    """Remembers SIGTERM and SIGINT instead of dying of them; a second SIGINT acts at once."""
+    """Remembers SIGTERM and SIGINT instead of ending the process; a second SIGINT acts at once."""
 
     def __init__(self):
         self.caught = False
@@ -78,17 +78,17 @@ class _Signals:
 
 
 def _aligned(count: int) -> int:
-    """`count` float32 numbers, rounded up to whole 16 bytes: fused optimizers read what begins elsewhere one by one."""
+    """`count` float32 numbers rounded up to a multiple of 16 bytes; fused optimizers are slow on unaligned tensors."""
     return -(-count // 4) * 4
 
 
 class Trainer:
-    """The part of one process in a run: its share of every batch, `train_step` by `train_step`."""
+    """One process's part in a run: its share of every batch, one `train_step` after the other."""
 
     def __init__(self, run: TrainRun, share: int):
         self.run = run
         self.module = run.module.train().to(memory_format=torch.channels_last)
-        if run.ema is not None:  # in the same layout, or its update is a kernel for each parameter
+        if run.ema is not None:  # in the same layout; otherwise its update takes a kernel per parameter
             run.ema.module.to(memory_format=torch.channels_last)
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
@@ -108,14 +108,14 @@ class Trainer:
         self.stats_file = JsonLines(self.outdir / STATS_FILE)
 
     def _flat_gradient(self):
-        """One buffer for all gradients, in the layout of each parameter: zeroed, summed and measured at once.
+        """One buffer for all gradients, each in its parameter's layout, to be zeroed, summed and measured at once.
 
-        This is what DistributedDataParallel does in the end, one sum over all ranks per step, and it needs no special
-        case for gradient accumulation and compiled modules. DDP would overlap that sum with the backward pass; our
+        As with DistributedDataParallel there is one sum over all ranks per step, but gradient accumulation and compiled
+        modules need no special case. DDP would overlap that sum with the backward pass; our
         networks' gradients (up to 220 MB) cross NVLink in a millisecond.
         """
         ends = list(itertools.accumulate(_aligned(p.numel()) for p in self.parameters))
-        flat = torch.zeros(ends[-1], device=self.device)  # what lies between the gradients stays 0
+        flat = torch.zeros(ends[-1], device=self.device)  # the padding between gradients stays 0
         for p, offset in zip(self.parameters, [0, *ends]):
             p.grad = torch.as_strided(flat, p.shape, p.stride(), offset)
         return flat
@@ -126,7 +126,7 @@ class Trainer:
     def forward_backward(self):
         rng = BatchRandom(self.run.seed, self.step, self.run.batch_size, self.device)
         for rows in self.slices:
-            # For what networks draw by themselves (dropout); it depends on how the batch is divided.
+            # For random numbers inside networks (dropout); these depend on how the batch is divided.
             torch.manual_seed(step_seed(self.run.seed, self.step, rows.start, 1))
             loss, stats = self.run.step_loss(*self.run.batches(self.step, rows), rng.rows(rows))
             if loss.shape != (rows.stop - rows.start,):
@@ -138,7 +138,7 @@ class Trainer:
         self.gradient.zero_()
         self.forward_backward()
         dist.all_reduce_(self.gradient)
-        # As EDM: one overflow in a backward pass does not spoil the weights. A loss of NaN still ends the run.
+        # As in EDM, an overflow in one backward pass does not spoil the weights. A loss of NaN still ends the run.
         torch.nan_to_num(self.gradient, nan=0, posinf=1e5, neginf=-1e5, out=self.gradient)
         if self.run.max_grad_norm is not None:
             norm = self.gradient.norm()
@@ -152,9 +152,9 @@ class Trainer:
         self.step += 1
 
     def compile(self):
-        """Compile the networks if that was asked for; with 'auto' the run continues without it after a failure.
+        """Compile the networks if asked to; with 'auto' the run continues uncompiled after a failure.
 
-        What is evaluated to find out leaves no trace.
+        The evaluations that this takes leave no trace in the run.
         """
         run, networks = self.run, (self.module, *self.run.frozen)
         if run.compile == 'off' or run.compile == 'auto' and self.device.type not in AUTO_COMPILE:
@@ -166,8 +166,8 @@ class Trainer:
                 network.compile(dynamic=False)
             try:
                 self.forward_backward()
-            except Exception as error:  # compilers fail in many ways; the eager network is always right
-                if is_out_of_memory(error):  # not the compiler's fault; the eager network needs no less
+            except Exception as error:  # compilers fail in many ways; the uncompiled network always works
+                if is_out_of_memory(error):  # not the compiler's fault; the uncompiled network needs no less
                     raise
                 report_failure(run.compile, error)
                 for network in networks:
@@ -177,7 +177,7 @@ class Trainer:
             buffer.copy_(value)
 
     def _compiling_pays(self) -> bool:
-        """What `select_compile` says; the same on all ranks."""
+        """The answer of `select_compile`, the same on all ranks."""
         try:
             pays = select_compile(self.run.compile, self.device, self.forward_backward,
                                   self.run.total_nimg // self.run.batch_size)
@@ -186,13 +186,13 @@ class Trainer:
         return dist.broadcast_object(pays)
 
     #--------------------------------------------------------------------
-    # The loop and what it does from time to time.
+    # The loop, and what happens between steps.
 
     def loop(self, signals) -> str:
         run = self.run
         if self.nimg >= run.total_nimg or self.memory.get('stopped'):
             dist.print0(f'{self.outdir}: complete, nothing to do')
-            self.draw()  # a run that was killed as it ended may lack its last picture
+            self.draw()  # a run that was killed at its end may lack its last picture
             return 'finished'
         self.compile()
         self.tick_start, self.tick_start_nimg = time.monotonic(), self.nimg
@@ -207,7 +207,7 @@ class Trainer:
                 done = done or self.stop_asked
                 reason, save = self.poll(signals)
                 if done or reason or self._crossed(run.snap_nimg):
-                    self._checked_sums()  # before a network of NaN takes the place of a good one
+                    self._checked_sums()  # before a network of NaN replaces a good one
                     self.snapshot()
                 if done or reason or save:
                     self.memory['stopped'] = self.stop_asked
@@ -242,7 +242,7 @@ class Trainer:
     def average_statistics(self):
         """Make the running statistics of batch norm their mean over all ranks, each of which sees its own images.
 
-        They are linear in what was seen: when this is called only changes rounding.
+        They are linear in the images seen, so the time of the call changes only rounding.
         """
         if dist.get_world_size() == 1:
             return
@@ -303,7 +303,7 @@ class Trainer:
         self.last_save = time.monotonic()
 
     def draw(self):
-        """The run's picture; training does not depend on it, so a failure is only reported."""
+        """Draw the run's picture; a failure is only reported, since training does not depend on it."""
         if self.run.draw is None or dist.get_rank() != 0:
             return
         try:
@@ -325,7 +325,7 @@ class Trainer:
             self.run.ema.module.load_state_dict(state['ema'])
         self.optimizer.load_state_dict(state['optimizer'])
         self.memory.update(state['memory'])
-        if dist.get_rank() == 0:  # sums over all ranks: kept by one of them
+        if dist.get_rank() == 0:  # sums over all ranks, kept by one of them
             self.sums.values = {name: torch.tensor(pair, dtype=torch.float64, device=self.device)
                                 for name, pair in state['sums'].items()}
             _truncate_stats(self.stats_file, self.nimg)

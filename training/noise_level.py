@@ -1,4 +1,4 @@
-"""Training of the noise-level model of denoising MCMC (Kim and Ye, ICML 2023): which of K levels a noisy image has."""
+"""Training of denoising MCMC's noise-level model (Kim and Ye, ICML 2023), which tells the noise level of an image."""
 
 from collections.abc import Callable
 
@@ -17,8 +17,8 @@ MEASURED_IMAGES = 200  # at each of them
 class NoiseLevelLoss:
     """Cross-entropy of net(x) -> logits [N, K], x = y + sigma_k z with k uniform: `sigmas` [K] from the largest down.
 
-    So the model learns p(sigma | x) for a uniform prior over its levels. xflip mirrors half of the images, shift moves
-    them by up to this many pixels.
+    The model thus learns p(sigma | x) for a uniform prior over its levels. xflip mirrors half of the images, shift
+    moves them by up to this many pixels.
     """
 
     def __init__(self, net: Callable, sigmas: torch.Tensor, xflip: bool = True, shift: int = 0):
@@ -44,7 +44,7 @@ class NoiseLevelLoss:
 
 @torch.no_grad()
 def calibration(net: Callable, sigmas: torch.Tensor, images: torch.Tensor) -> list[dict]:
-    """What `net` says of uint8 images with noise of some of `sigmas`, the same noise in each call.
+    """What `net` predicts for uint8 images at some of the levels `sigmas`, with the same noise in each call.
 
     For each level: `sigma`; the 5 %, 50 % and 95 % quantiles of the predicted mean of log sigma, as levels; `octaves`,
     by how much the mean is off; `spread`, the standard deviation that the model itself expects.

@@ -1,4 +1,4 @@
-"""Random numbers of a training step, drawn for the global batch so that the number of processes changes nothing."""
+"""Random numbers of a training step, drawn for the global batch, so that the number of processes changes nothing."""
 
 import torch
 
@@ -8,8 +8,8 @@ from torch_utils.rng import step_generator
 class BatchRandom:
     """Draws for a slice of the global batch: every process draws for the whole batch and keeps its own rows.
 
-    Row k of the n-th draw is fixed by (seed, step, n), whatever the ranks and the gradient accumulation. Draws are made
-    on `device`, by one generator per step: the same on all CPUs, and on GPUs of one kind. The methods are those of
+    Row k of the n-th draw depends only on (seed, step, n), not on the ranks or gradient accumulation. Draws are made on
+    `device` by one generator per step: the same on all CPUs, and on GPUs of one kind. The methods are those of
     torch_utils.rng.StackedRandomGenerator.
     """
 

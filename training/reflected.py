@@ -1,4 +1,4 @@
-"""What the training loop needs to know about reflected diffusion: constrained denoising score matching."""
+"""The training step of reflected diffusion: constrained denoising score matching."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ def reflected_step(net: torch.nn.Module, likelihood: bool = False, reduce_mean: 
     """`step_loss` of TrainRun: half the weighted squared error of the score (Lou and Ermon, ICML 2023, eq. 12).
 
     The target is the score of the cube's heat kernel around the clean image, the weight sigma^2 or g^2. With the
-    published SDE the two differ by the factor 2 log(sigma_max / sigma_min) only, which Adam does not see.
+    published SDE the two differ only by the factor 2 log(sigma_max / sigma_min), which does not matter to Adam.
 
     Args:
         net: net(x, sigma, labels) = x + sigma^2 score with x in [0, 1], and `label_dim`, `sigma_min`, `sigma_max`.
@@ -48,7 +48,7 @@ def reflected_step(net: torch.nn.Module, likelihood: bool = False, reduce_mean: 
 def scaled_error(net, images, sigma, noise, labels=None) -> torch.Tensor:
     """sigma times (score - heat kernel's score) [N, C, H, W], float64; images in [0, 1], sigma [N].
 
-    In float64 outside the network: in float32 the difference of two pixels is wrong by 6e-4 at sigma 1e-4.
+    Outside the network in float64: in float32 the difference of two pixels is wrong by 6e-4 at sigma 1e-4.
     """
     clean = images.to(torch.float64)
     x = cube.perturb(clean, sigma, noise.to(torch.float64))

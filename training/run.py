@@ -1,4 +1,4 @@
-"""Description of a training run, what its hooks get, and how it ended."""
+"""A training run: its description, the argument of its hooks, and its result."""
 
 import dataclasses
 import re
@@ -22,10 +22,10 @@ def adam(parameters, betas=(0.9, 0.999), weight_decay=0.0) -> torch.optim.Optimi
 
 @dataclasses.dataclass
 class TrainRun:
-    """Everything that `train` needs to know about one kind of model.
+    """All that `train` needs to know about one kind of model.
 
     Attributes:
-        outdir: folder of the run; the same run started again there resumes.
+        outdir: folder of the run; the same run started there again resumes.
         config: JSON-able description of the run, kept as options.json; another config in the folder is refused.
         module: the network, on its device; its parameters that require gradients are trained.
         batches: `batches(step, rows)` -> tensors of these rows (a slice) of the step's global batch.
@@ -33,11 +33,11 @@ class TrainRun:
             (BatchRandom). stats: name -> tensor (its mean is reported), or name -> (sum, count) as scalar tensors.
         batch_size: images per step over all processes.
         total_nimg: images to train on.
-        lr: learning rate at a number of images.
+        lr: number of images -> learning rate.
         optimizer: parameters -> optimizer.
-        seed: of the noise and dropout of every step; the order of the images is up to `batches`.
+        seed: seed of the noise and dropout of every step; `batches` decides the order of the images.
         batch_gpu: images per forward pass; smaller than a process's share means gradient accumulation.
-        ema: average to keep and to hand to the hooks; None hands them the module itself.
+        ema: average to keep and to pass to the hooks; None passes the module itself.
         max_grad_norm: clip the gradient of the whole batch to this norm.
         tick_nimg: images between lines of stats.jsonl and calls of `on_tick`.
         snap_nimg: images between calls of `on_snapshot`.
@@ -46,13 +46,13 @@ class TrainRun:
         draw: `draw(lines)` on rank 0, with the lines of stats.jsonl, each time the state has been written; makes a
             picture. If that fails, the run says so and continues.
         state_sec: seconds between writes of the training state.
-        max_minutes: stop in good order after this time, counted from `started` (time.monotonic()).
+        max_minutes: save and stop after this time, counted from `started` (time.monotonic()).
         compile: torch.compile: 'on', 'off', or 'auto' (on CUDA, if it works there and the run is long enough).
         frozen: networks beside the module that `step_loss` calls, to be compiled with it.
         owns: `owns(config, name)` -> whether a run of such a config writes a file of this name, a network or picture;
             such files of unknown origin are refused.
         overwrite: replace an earlier run in `outdir`: what it owns, its state and statistics.
-        desc: what the progress bar says.
+        desc: title of the progress bar.
     """
 
     outdir: Path
@@ -88,8 +88,8 @@ class TickContext:
     """Argument of an `on_tick` hook, whose result (name -> number) is added to the line of stats.jsonl.
 
     `memory` is a dict of plain values that is saved and resumed with the run. After a kill a hook may be called again
-    for the same tick, with the memory that it had the first time. `stop()`, called on every rank or on none, ends the
-    run in good order after this tick.
+    for the same tick, with the memory that it had the first time. `stop()`, called on every rank or on none, saves and
+    ends the run after this tick.
     """
 
     module: torch.nn.Module  # the average if there is one, in eval mode
@@ -117,4 +117,4 @@ class TrainResult:
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss has become NaN or infinite; no network is saved from then on."""
+    """The loss has become NaN or infinite; no network is saved after that."""

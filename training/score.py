@@ -14,7 +14,7 @@ from training.augment import mirror
 def score_step(net: torch.nn.Module, loss_fn, xflip: bool = False, augment=None) -> Callable:
     """`step_loss` of TrainRun for denoising score matching.
 
-    The gradient is that of the error summed over pixels, as in EDM; what is reported is the mean over pixels.
+    The gradient is that of the error summed over pixels, as in EDM; the mean over pixels is reported.
 
     Args:
         net: denoiser net(x, sigma, class_labels, augment_labels=...) with `label_dim`.
@@ -36,9 +36,9 @@ def score_step(net: torch.nn.Module, loss_fn, xflip: bool = False, augment=None)
 
 
 def learning_rate(lr: float, rampup_nimg: float, total_nimg: int, decay: float) -> Callable[[int], float]:
-    """Linear from 0 to `lr` over `rampup_nimg`, constant, then to 0 as a half cosine over the last part `decay`.
+    """Linear from 0 to `lr` over `rampup_nimg`, then constant, then half a cosine to 0 over the last fraction `decay`.
 
-    decay = 0 is EDM's schedule, for long runs in which averaging is enough to remove the noise of the last steps.
+    decay = 0 is EDM's schedule, for long runs, in which averaging removes enough of the noise of the last steps.
     """
     def at(nimg: int) -> float:
         ramp = min(nimg / max(rampup_nimg, 1e-8), 1)
@@ -49,11 +49,11 @@ def learning_rate(lr: float, rampup_nimg: float, total_nimg: int, decay: float) 
 
 
 class Snapshots:
-    """`on_snapshot` of TrainRun: writes network-<kimg>.safetensors; older ones go.
+    """`on_snapshot` of TrainRun: writes network-<kimg>.safetensors and removes older ones.
 
     Args:
         save: `save(path, module, metadata)` writes one file, whole or not at all.
-        keep_kimg: files at multiples of this many thousand images stay; 0 only keeps the newest.
+        keep_kimg: files at multiples of this many thousand images are kept; with 0 only the newest.
     """
 
     def __init__(self, outdir, save: Callable, keep_kimg: int = 0, metadata: dict | None = None):

@@ -1,8 +1,7 @@
 """Read EDM's network pickles without running them.
 
-Such a file is a program for the pickle machine. Here the machine knows a short list of names, each bound to an
-inert stand-in of ours; a file that asks for another name is refused, and the Python source that EDM embeds is never
-looked at.
+A pickle is a program for Python's unpickler. Here the unpickler knows a short list of names, each bound to an inert
+stand-in of ours; a file that asks for another name is refused, and the Python source that EDM embeds is ignored.
 """
 
 import collections
@@ -30,7 +29,7 @@ MAX_DIMS = 16  # of a tensor
 
 
 class Record:
-    """An object of the file: its class name and its attributes, nothing that runs."""
+    """An object of the file: its class name and attributes, nothing executable."""
 
     def __init__(self, class_name: str = '', state: dict | None = None):
         self.class_name, self.state = class_name, state or {}
@@ -46,7 +45,7 @@ class _ModuleDict(Record):
 
 
 class _Data(NamedTuple):
-    """Numbers of the file: a tensor that the file itself can do nothing with."""
+    """Numbers of the file: a tensor that the file itself cannot use."""
 
     tensor: torch.Tensor
 
@@ -55,7 +54,7 @@ class _EasyDict(dict):
     """dnnlib.EasyDict; its attributes are its items."""
 
     def __setstate__(self, state):
-        if len(state) > MAX_ITEMS:  # a dictionary that stands once in the file may be copied often
+        if len(state) > MAX_ITEMS:  # a dictionary that occurs once in the file may be copied many times
             raise UnsafePickle(f'an EasyDict of {len(state)} attributes')
         self.update(state)
 
@@ -90,7 +89,7 @@ def _ordered_dict() -> collections.OrderedDict:
 
 
 def _storage(data: bytes) -> _Data:
-    """The whole storage that `data`, itself a PyTorch file, holds; from whatever device, now on the CPU."""
+    """The whole storage in `data`, itself a PyTorch file, on the CPU."""
     if not isinstance(data, bytes) or data.startswith(b'PK'):  # a zip may hold a thousand times its length
         raise UnsafePickle('a tensor in it is not plain data')
     with warnings.catch_warnings():
@@ -98,7 +97,7 @@ def _storage(data: bytes) -> _Data:
         try:
             storage = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
             return _Data(torch.empty(0, dtype=storage.dtype).set_(storage.untyped()))
-        except Exception as error:  # torch's own restricted reader refuses in many ways
+        except Exception as error:  # torch's restricted reader fails in many ways
             raise UnsafePickle('a tensor in it is not plain data') from error
 
 
@@ -109,7 +108,7 @@ def _tensor(storage: _Data, offset, size, stride, requires_grad=False, hooks=Non
     last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if all(size) else offset - 1
     if offset < 0 or min(size + stride, default=0) < 0 or last >= values.numel():
         raise UnsafePickle('a tensor that reaches beyond its storage')
-    if math.prod(size) > values.numel():  # a few bytes of file, repeated, could fill all memory
+    if math.prod(size) > values.numel():  # otherwise a few bytes, repeated, could fill the memory
         raise UnsafePickle('a tensor with more elements than its storage')
     return _Data(values.as_strided(size, stride, offset))  # no copy: thousands of tensors may share one storage
 
@@ -135,7 +134,7 @@ ALLOWED = {
 
 
 class Unpickler(SafeUnpickler):
-    """A pickle machine that knows the names in ALLOWED and no others."""
+    """An unpickler that allows only the names in ALLOWED."""
 
     def __init__(self, file):
         super().__init__(file)
@@ -143,14 +142,14 @@ class Unpickler(SafeUnpickler):
         self.ALLOWED = ALLOWED | {('torch.storage', '_load_from_bytes'): self._storage_once}
 
     def _storage_once(self, data: bytes) -> _Data:
-        """Bytes that stand once in the file become one storage, however often it is asked for."""
+        """Bytes that occur once in the file become one storage, however often they are used."""
         if id(data) not in self._storages:
             self._storages[id(data)] = data, _storage(data)
         return self._storages[id(data)][1]
 
 
 def read_pickle(path) -> Any:
-    """What the pickle at `path` holds, with our stand-ins for its classes. Raises ValueError, in one line."""
+    """The contents of the pickle at `path`, with our stand-ins for its classes. Raises ValueError, in one line."""
     try:
         if not os.path.isfile(path):
             raise ValueError('not a file')
@@ -164,7 +163,7 @@ def read_pickle(path) -> Any:
         if 'truncated' not in str(error) and not isinstance(error, EOFError):
             raise ValueError(f'{path} is damaged or not a pickle ({shown(error)})') from None
         raise ValueError(f'{path} is cut short; download it again') from None
-    except Exception as error:  # a foreign or damaged file can fail anywhere, in torch's reader too
+    except Exception as error:  # a foreign or damaged file can fail in any way, in torch's reader too
         raise ValueError(f'{path} is damaged or refused ({shown(error) or type(error).__name__})') from None
 
 
@@ -173,7 +172,7 @@ def recognises(head: bytes, path) -> bool:
 
 
 def read(path) -> NetworkFile:
-    """The network in an EDM pickle, under 'ema', as EDM writes it, or as the file's only object. Raises ValueError."""
+    """The network in an EDM pickle: under 'ema', as EDM writes it, or the file's only object. Raises ValueError."""
     data = read_pickle(path)
     record = data.get('ema') if isinstance(data, dict) else data
     if not isinstance(record, Record) or '_parameters' not in record.state:
@@ -183,15 +182,15 @@ def read(path) -> NetworkFile:
         raise ValueError(f'{path} holds a {shown(name)}; known are {", ".join(PRECONDITIONERS)}')
     try:
         kwargs, state = _init_kwargs(record, PRECONDITIONERS[name]), _state_dict(record, set())
-    except (TypeError, AttributeError, ValueError, RecursionError) as error:  # records that are not what EDM writes
+    except (TypeError, AttributeError, ValueError, RecursionError) as error:  # records unlike those that EDM writes
         raise ValueError(f'{path} does not describe its {name} ({shown(error)})') from None
-    if sum(t.numel() * t.element_size() for t in state.values()) > 2 * os.path.getsize(path):  # of shared storages
+    if sum(t.numel() * t.element_size() for t in state.values()) > 2 * os.path.getsize(path):  # if storages are shared
         raise ValueError(f'{path} is refused: its tensors are larger than itself')
     return NetworkFile(state, name, kwargs, dict(source=Path(path).name))
 
 
 def _init_kwargs(record: Record, constructor: type) -> dict:
-    """The constructor's arguments by name, those that were given by position too."""
+    """The constructor's arguments by name, including those given by position."""
     signature = inspect.signature(constructor)
     bound = signature.bind_partial(*record.state.get('_init_args', ()), **record.state.get('_init_kwargs', {}))
     kwargs = {}
@@ -201,9 +200,9 @@ def _init_kwargs(record: Record, constructor: type) -> dict:
 
 
 def _state_dict(record: Record, seen: set[int], prefix: str = '') -> dict[str, torch.Tensor]:
-    """All tensors below a record. Raises ValueError for a module that stands in two places, which could go on."""
+    """All tensors below a record. Raises ValueError for a module in two places, since such files could have no end."""
     if id(record) in seen:
-        raise ValueError(f'{prefix[:-1]} stands in two places')
+        raise ValueError(f'{prefix[:-1]} occurs in two places')
     seen.add(id(record))
     state = {}
     for kind in ('_parameters', '_buffers'):

@@ -12,7 +12,7 @@ def recognises(head: bytes, path) -> bool:
 
 
 def read(path) -> NetworkFile:
-    """Raises ValueError, also for the file of another kind of network."""
+    """The network in a safetensors file. Raises ValueError, also for another kind of network."""
     file = read_network(path)
     if file.constructor not in PRECONDITIONERS:
         raise ValueError(f'{path} is a {file.constructor}, not a score network')

@@ -1,8 +1,8 @@
 """Checkpoints of score_sde and Soft-Truncation: `torch.save` of optimizer, model, ema and step.
 
-Their modules are numbered in the order in which they are called. Here they get the names of our U-Nets, in the same
-order. Weights are the moving averages, which all published results use. Images in [0, 1] become [-1, 1]: the networks
-map them so themselves, and noise levels double (song_config.py).
+Their modules are numbered in the order of their calls; here they get the names of our U-Nets, in the same order.
+Weights are the moving averages, which all published results use. Images in [0, 1] become [-1, 1]: the networks
+themselves map them so, and noise levels double (song_config.py).
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from .song_config import describe, find_config
 from .text import shown
 
 NEEDS_PRESET = True
-LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # how files of torch before 1.6 begin
+LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # the first bytes of files of torch before 1.6
 
 
 def _both(theirs: str, ours: str) -> dict[str, str]:
@@ -39,16 +39,16 @@ KINDS = {
     'block with a shortcut': {},
 }
 CONVOLUTIONS = dict(residual='strided convolution', skip='resampling convolution', down='resampling convolution',
-                    up='resampling convolution')  # by the last word of our name
+                    up='resampling convolution')  # by the last part of our name
 SKIPS = {'SongUNet': _both('Conv_2', 'skip'), 'DDPMUNet': {'NIN_0.W': 'skip.weight', 'NIN_0.b': 'skip.bias'}}
-# Which key of a configuration decides a module that is not what it should be.
+# The key of a configuration to blame if a module is not the expected one.
 DECIDES = {'Fourier features': 'embedding_type', 'attention': 'attn_resolutions', 'strided convolution':
            'progressive_input', 'resampling convolution': 'progressive_input', 'layer': 'progressive',
            'block': 'num_res_blocks or ch_mult', 'block with a shortcut': 'num_res_blocks or ch_mult'}
 
 
 def recognises(head: bytes, path) -> bool:
-    """Whether it is any file of torch.save; `read` looks inside."""
+    """Whether this is any file of torch.save; `read` looks inside."""
     if head.startswith(LEGACY):
         return True
     if not head.startswith(b'PK'):
@@ -63,7 +63,7 @@ def recognises(head: bytes, path) -> bool:
 def read(path, preset=None) -> NetworkFile:
     """The network with averaged weights; `preset` as in `find_config`. Raises ValueError and OSError.
 
-    Each tensor of the file must be used, have the shape that the configuration gives it, and none may be missing.
+    All tensors must be present, used, and of the shapes that the configuration gives.
     """
     data = load_state(path)
     if not _is_checkpoint(data):
@@ -112,7 +112,7 @@ def _averaged(data) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
 
 
 def _check_sigmas(sigmas: torch.Tensor, config: dict) -> None:
-    """Variance-exploding files hold their noise levels, from the largest down."""
+    """Compare the noise levels that variance-exploding files hold, the largest first. Raises ValueError."""
     if config['sde'] in ('vpsde', 'subvpsde'):
         return
     for key, value in (('sigma_max', float(sigmas[0])), ('sigma_min', float(sigmas[-1]))):

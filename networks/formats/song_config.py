@@ -1,7 +1,7 @@
 """Configurations of score_sde (Song et al., ICLR 2021) and Soft-Truncation (Kim et al., ICML 2022) networks.
 
-Their checkpoints hold weights but neither the SDE nor the data range nor the resampling filter. Those come from a
-preset, named as the published configuration, or from that configuration itself (YAML).
+Their checkpoints hold weights, but neither the SDE nor the data range nor the resampling filter. These come from a
+preset, named like the published configuration, or from that configuration itself (YAML).
 """
 
 from pathlib import Path
@@ -57,7 +57,7 @@ PRESETS = {
     'vp/CIFAR10/ddpmpp_fid_st_deepest': DDPMPP | dict(nf=512, ch_mult=(1, 1, 1), num_res_blocks=8, dropout=0.2,
                                                       fir=True, lsgm=True, embedding_dim=128),
 }
-# Options that only a few unpublished configurations set otherwise; a YAML that does is refused.
+# Options that only a few unpublished configurations set to other values; such a YAML is refused.
 FIXED = dict(conditional=True, nonlinearity='swish', normalization='GroupNorm', resblock_type='biggan', conv_size=3,
              attention_type='ddpm', skip_rescale=True, resamp_with_conv=True, progressive_combine='sum',
              fir_kernel=[1, 3, 3, 1], attention=True, auxiliary_resblock=True, fourier_feature=False,
@@ -70,7 +70,7 @@ DECODERS = dict(none='standard', output_skip='skip')
 def find_config(preset, path) -> dict:
     """The configuration of the checkpoint `path`: a preset by name, a YAML by path, or None for its folder's name.
 
-    A name may leave out its beginning where that is clear. Raises ValueError and OSError.
+    The first part of a name may be left out if that is unambiguous. Raises ValueError and OSError.
     """
     if preset is None:
         preset = '/'.join(Path(path).absolute().parts[-3:-1])
@@ -86,7 +86,7 @@ def find_config(preset, path) -> dict:
 
 
 def read_yaml(path) -> dict:
-    """A published configuration, its sections data, model and training as one. Raises ValueError and OSError."""
+    """A published configuration, its sections data, model and training joined. Raises ValueError and OSError."""
     try:
         sections = yaml.safe_load(resolve_path(path).read_text())
         return {key: value for name in ('training', 'data', 'model') for key, value in sections[name].items()}
@@ -118,7 +118,7 @@ def describe(config: dict) -> tuple[str, dict]:
 
 
 def _check_types(config: dict) -> None:
-    """Each needed key is there and of the kind that it has in a preset."""
+    """Raise ValueError unless each needed key exists, with a value like those of presets."""
     for key, example in NCSNPP.items():
         if config.get('name') == 'ddpm' and key in NOT_OF_DDPM:
             continue
@@ -132,7 +132,7 @@ def _check_types(config: dict) -> None:
         else:
             right = type(value) is type(example)
         if not right:
-            raise ValueError(f'{key} is {value!r}, not of the kind of {example!r}')
+            raise ValueError(f'{key} is {value!r}; expected a value such as {example!r}')
 
 
 def _precond(sde, continuous, config) -> tuple[str, dict]:

@@ -1,4 +1,4 @@
-"""The benchmark of sampling: its tables add up, and the published code, where there is some, does the same work."""
+"""The benchmark of sampling: its tables add up, and the published code, if there is any, does the same work."""
 
 import functools
 import os
@@ -23,7 +23,7 @@ DEMO = bench_modes.network_files('demo', None)
 REFERENCE = os.environ.get('REFERENCE_DIR')
 needs_reference = pytest.mark.skipif(not REFERENCE, reason='REFERENCE_DIR names no folder of published checkouts')
 
-# Stands in for EDM's module: answers with its input, and fails at batches of 3.
+# Replaces EDM's module: returns its input, and fails at batches of 3.
 FAKE_EDM = '''
 import torch
 
@@ -65,7 +65,7 @@ def tables(*arguments):
 
 
 def check_row(row):
-    """Each figure follows from the time."""
+    """All figures follow from the time."""
     assert float(row['img/s']) * float(row['ms/img']) == pytest.approx(1000, rel=0.01)
     assert float(row['TFLOP/s']) > 0 and int(row['share of peak'].rstrip('%')) >= 0
 

@@ -1,4 +1,4 @@
-"""The benchmarks of training and measuring: tables add up, and the published code, where there is some, is timed."""
+"""The benchmarks of training and measuring: tables add up, and the published code, if there is any, is timed."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ CPU = torch.device('cpu')
 REFERENCE = os.environ.get('REFERENCE_DIR')
 needs_reference = pytest.mark.skipif(not REFERENCE, reason='REFERENCE_DIR names no folder of published checkouts')
 
-# Stands in for DG's script: the formula for diagonal covariances, off by 2e-3.
+# Replaces DG's script: the formula for diagonal covariances, off by 2e-3.
 FAKE_FID = '''
 import numpy as np
 
@@ -29,7 +29,7 @@ def calculate_fid_from_inception_stats(mu, sigma, mu_ref, sigma_ref):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """A small matrix product, whose rate means nothing."""
+    """A small matrix product; its rate is not used."""
     for module in (bench_metrics, bench_training):
         monkeypatch.setattr(module, 'matrix_peak', functools.partial(matrix_peak, size=64))
 
@@ -84,7 +84,7 @@ def test_traces_agree_with_scipy_and_with_the_exact_one():
 
 
 def test_trace_by_published_code(tmp_path):
-    """A wrong answer shows as a difference, so it is the checkout's answer that is compared."""
+    """A wrong answer shows as a difference, so the checkout's answer is the one compared."""
     (tmp_path / 'DG' / 'guided_diffusion').mkdir(parents=True)
     (tmp_path / 'DG' / 'guided_diffusion' / 'unet.py').touch()
     (tmp_path / 'DG' / 'fid_npzs.py').write_text(FAKE_FID)
@@ -104,6 +104,16 @@ def test_features_and_one_pass():
     assert list(features) == ['fp32', 'fp32, as published']
     assert float(re.search(r'from float32: fp32 ([\d.e+-]+)', output)[1]) < 1e-5
     assert output.count('largest memory: ') == 2
+
+
+def test_neighbours_and_two_detectors():
+    found, output = tables(bench_metrics.main, '--what=neighbours,detectors', '--batch=10', '--images=20', '--dim=8',
+                           '--rounds=1')
+    rows, = found.values()
+    assert list(rows) == ['both in one pass', 'cifar10', 'inception', 'the two in turn']
+    total = sum(float(rows[name]['ms/img']) for name in ('cifar10', 'inception'))
+    assert float(rows['the two in turn']['ms/img']) == pytest.approx(total, rel=0.01)
+    assert re.search(r'20 x 20 features of 8 dimensions: [\d.]+ s, [\d.]+ s of cores; largest memory \d+ MiB', output)
 
 
 @pytest.mark.parametrize('command, argument, message', [

@@ -8,17 +8,18 @@ import pytest
 from commands import fit
 from training.run import NonFiniteLoss, TrainResult
 
-RUN = SimpleNamespace(outdir='runs/x', batch_size=4)
+RUN = SimpleNamespace(outdir='runs/x', batch_size=4, config={})
 
 
 def ended(monkeypatch, outcome, **kwargs):
-    """The exit code of `fit` if `train` gives or raises `outcome`."""
+    """The exit code of `fit` if `train` returns or raises `outcome`."""
     def train(run):
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     monkeypatch.setattr(fit, 'train', train)
+    monkeypatch.setattr(fit, 'command_line', lambda: 'python train.py')
     with pytest.raises(SystemExit) as end:
         fit.fit(RUN, **kwargs)
     return end.value.code

@@ -21,7 +21,7 @@ def log_kernel(x, y, sigma):
     return logs.logsumexp(0)
 
 
-def grid(points=21):
+def pairs(points=21):
     """All pairs of points of [0, 1], the walls included: x and y [points, points], float64."""
     line = torch.linspace(0, 1, points, dtype=torch.float64)
     return torch.meshgrid(line, line, indexing='ij')
@@ -29,18 +29,18 @@ def grid(points=21):
 
 @pytest.mark.parametrize('sigma', SIGMAS)
 def test_score_is_the_derivative_of_the_log_kernel(sigma):
-    x, y = grid()
+    x, y = pairs()
     x, step = x[1:-1], 1e-5 * min(sigma, 1)
     y = y[1:-1]
     numerical = (log_kernel(x + step, y, sigma) - log_kernel(x - step, y, sigma)) / (2 * step)
     found = cube.kernel_score(x, y, torch.full([len(x)], sigma, dtype=torch.float64))
-    scale = 1 / sigma**2  # of a pair at distance 1
+    scale = 1 / sigma**2  # for a pair at distance 1
     torch.testing.assert_close(found, numerical, rtol=1e-6, atol=1e-9 * max(scale, 1))
 
 
 @pytest.mark.parametrize('sigma', [0.4, 0.45, 0.5, 0.55])
 def test_both_series_agree_around_the_seam(sigma):
-    x, y = grid(101)
+    x, y = pairs(101)
     sigma = torch.tensor(sigma, dtype=torch.float64)
     by_images, by_modes = cube.score_by_images(x, y, sigma), cube.score_by_modes(x, y, sigma)
     torch.testing.assert_close(by_images, by_modes, rtol=0, atol=1e-6)
@@ -51,7 +51,7 @@ def test_both_series_agree_around_the_seam(sigma):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('sigma', SIGMAS)
 def test_score_is_finite_and_zero_at_the_walls(sigma, dtype):
-    x, y = (value.to(dtype) for value in grid())
+    x, y = (value.to(dtype) for value in pairs())
     found = cube.kernel_score(x, y, torch.full([len(x)], sigma))
     assert found.dtype == dtype and found.isfinite().all()
     assert found[[0, -1]].abs().max() <= 100 * torch.finfo(dtype).eps / sigma**2
@@ -59,14 +59,14 @@ def test_score_is_finite_and_zero_at_the_walls(sigma, dtype):
 
 
 def test_far_pairs_keep_their_score():
-    """Where the published score is 0: a pair at distance 0.8 with sigma 0.05."""
+    """A pair at distance 0.8 with sigma 0.05, for which the published score is 0."""
     x, y, sigma = torch.tensor([[0.9]]), torch.tensor([[0.1]]), 0.05
     found = cube.kernel_score(x, y, torch.tensor([sigma]))
     torch.testing.assert_close(found, (y - x) / sigma**2, rtol=1e-5, atol=0)
 
 
 def test_rows_have_their_own_sigma():
-    x, y = grid(len(SIGMAS))
+    x, y = pairs(len(SIGMAS))
     together = cube.kernel_score(x, y, torch.tensor(SIGMAS, dtype=torch.float64))
     apart = [cube.kernel_score(x[i:i + 1], y[i:i + 1], torch.tensor(sigma)) for i, sigma in enumerate(SIGMAS)]
     torch.testing.assert_close(together, torch.cat(apart), rtol=1e-6, atol=1e-9)

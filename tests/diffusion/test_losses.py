@@ -94,7 +94,7 @@ def test_augment_labels_reach_the_network():
 
 
 def test_per_sample_generators_serve_as_well():
-    """Row k depends on seed k alone."""
+    """Row k depends only on seed k."""
     net, images = GaussianDenoiser(0.5), data(0.5)
     both = EDMLoss()(net, images[:2], None, StackedRandomGenerator('cpu', [7, 8]))
     one = EDMLoss()(net, images[1:2], None, StackedRandomGenerator('cpu', [8]))

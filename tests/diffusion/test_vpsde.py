@@ -93,7 +93,7 @@ def test_integral_is_the_integral_of_beta():
 
 @pytest.mark.parametrize('t_min', [1e-5, 1e-2])
 def test_density_of_sampled_times(t_min):
-    """On a grid of uniforms the map's slope is the inverse density, and shares of samples are its integral."""
+    """On evenly spaced uniforms the map's slope is the inverse density, and shares of samples are its integral."""
     u = torch.linspace(0, 1, 200001, dtype=torch.float64)
     t = SDE.sample_time(u, t_min)
     close(t[[0, -1]], torch.tensor([t_min, 1.0], dtype=torch.float64), rtol=1e-8)

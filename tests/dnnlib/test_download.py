@@ -1,4 +1,4 @@
-"""Downloads into the cache, from a server of our own: whole or not at all, offline the second time."""
+"""Downloads into the cache, from a local server: complete or not at all, offline the second time."""
 
 import contextlib
 import hashlib
@@ -35,7 +35,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path.startswith(('/endless', '/drip')):
             self.send_response(200)
             self.end_headers()
-            with contextlib.suppress(OSError):  # until the other side has had enough
+            with contextlib.suppress(OSError):  # until the other side gives up
                 while True:
                     self.wfile.write(CONTENT if self.path.startswith('/endless') else b'x')
                     time.sleep(0 if self.path.startswith('/endless') else 0.02)
@@ -170,7 +170,7 @@ def test_a_file_that_is_too_long(server, tmp_path, monkeypatch):
 
 
 def test_a_byte_now_and_then(server, tmp_path, monkeypatch):
-    """Each byte would restart the clock of the connection."""
+    """Each byte would restart the timeout of the connection."""
     monkeypatch.setattr(download, 'PATIENCE_SEC', 0.1)
     fails(server.url + '/drip', OSError, 'the connection broke')
     assert not cached(tmp_path) and len(server.requests) == download.TRIES

@@ -1,4 +1,4 @@
-"""Paths as users write them, and files that are whole or absent."""
+"""Paths as users write them, and files written complete or not at all."""
 
 import hashlib
 import os
@@ -25,13 +25,13 @@ def test_published_paths_are_below_the_working_folder(room):
 def test_paths_as_given(room):
     assert resolve_path('stats/x.npz').samefile(room / 'stats' / 'x.npz')
     assert resolve_path(room / 'stats' / 'x.npz') == room / 'stats' / 'x.npz'
-    assert str(resolve_path('/stats/absent.npz')) == '/stats/absent.npz'  # the message then says what was asked for
+    assert str(resolve_path('/stats/absent.npz')) == '/stats/absent.npz'  # the message names the path that was given
     assert str(resolve_path('absent.npz')) == 'absent.npz'
     assert str(resolve_path('/')) == '/'
 
 
 def test_an_existing_absolute_path_wins(room):
-    """Even where the working folder has the same path."""
+    """Even if the working folder has the same path."""
     twin = room.joinpath(*room.parts[1:])
     twin.mkdir(parents=True)
     assert resolve_path(room) == room and resolve_output(room) == room
@@ -50,7 +50,7 @@ def test_outputs(room):
     assert resolve_output('/stats') == room / 'stats'
     assert resolve_output(room / 'new') == room / 'new'
     assert str(resolve_output('new/run')) == os.path.join('new', 'run')
-    # what was written is what is read
+    # the same path is written and read
     path = resolve_output('/no-such-folder-here/run')
     path.mkdir(parents=True)
     assert resolve_path('/no-such-folder-here/run') == path == resolve_output('/no-such-folder-here/run')
@@ -112,7 +112,7 @@ def test_permissions_follow_the_umask(tmp_path):
 
 
 def test_digests(tmp_path):
-    """Of a file longer than what is read at a time."""
+    """For a file longer than one read."""
     data = bytes(range(256)) * 5000
     (tmp_path / 'file').write_bytes(data)
     assert file_sha256(tmp_path / 'file') == hashlib.sha256(data).hexdigest()

@@ -1,4 +1,4 @@
-"""Folders that belong to one run: locks, options that are compared, files that are swept or removed."""
+"""Folders that belong to one run: locks, compared options, removed files."""
 
 import errno
 import fcntl
@@ -69,7 +69,7 @@ def test_a_claimed_folder_is_locked_and_described(tmp_path):
             handle = os.open(folder.path, os.O_RDONLY)
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(handle)
-    with lock_folder(folder.path):  # not locked any longer
+    with lock_folder(folder.path):  # no longer locked
         pass
     written = os.stat(folder.path / 'options.json').st_mtime_ns
     with RunFolder(folder.path, dict(length=2, pair=[1, 2]), owns).claim():
@@ -82,7 +82,7 @@ def test_another_run_is_refused_and_stays(tmp_path):
     with pytest.raises(ValueError, match=r'other options \(length was 1, now 2\); use another folder or --overwrite'):
         RunFolder(tmp_path, dict(length=2), owns).prepare(locked=True)
     RunFolder(tmp_path, dict(length=2), owns).check(undecided=['length'])
-    RunFolder(tmp_path, dict(length=1, report=None, unknown=None), owns).prepare(locked=True)  # as an older version
+    RunFolder(tmp_path, dict(length=1, report=None, unknown=None), owns).prepare(locked=True)  # of an older version
     assert contents(tmp_path) == before
 
 

@@ -1,4 +1,4 @@
-"""The picture of a training run: what is no number is left out, and no line is too poor to be drawn."""
+"""The picture of a training run: values that are not numbers are left out, and any lines can be drawn."""
 
 import numpy as np
 import PIL.Image

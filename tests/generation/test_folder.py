@@ -1,4 +1,4 @@
-"""sampling/folder.py: damaged files, and locks where folders have none."""
+"""generation/folder.py: damaged files, and locks if folders have none."""
 
 import errno
 import fcntl
@@ -13,7 +13,7 @@ from generation.folder import SampleFolder
 
 @pytest.mark.parametrize('save_type', ['npz', 'png'])
 def test_damage_anywhere_is_no_error(tmp_path, save_type):
-    """Each byte of the headers in turn: a shard is whole or is not, and never ends the run."""
+    """Each byte of the headers in turn: a shard counts as complete or not, and never ends the run."""
     run(tmp_path, seeds=range(4), save_type=save_type)
     folder = SampleFolder(tmp_path, range(4), 4, {}, save_type)
     path = folder.last_file(folder.shards[0])
@@ -36,7 +36,7 @@ def test_a_file_cut_short_is_not_whole(tmp_path, save_type):
         assert not folder.is_complete(folder.shards[0]), len(whole) - length
 
 
-def test_folders_that_lock_files_alone(tmp_path, monkeypatch):
+def test_folders_that_lock_files_only(tmp_path, monkeypatch):
     """As on NFS: a folder cannot be opened for writing, so a file in it is locked."""
     flock = fcntl.flock
 
@@ -54,7 +54,7 @@ def test_folders_that_lock_files_alone(tmp_path, monkeypatch):
     os.close(handle)
     monkeypatch.setattr(fcntl, 'flock', lambda handle, operation: nfs_flock(os.open('/', os.O_RDONLY), 0))
     (tmp_path / '.samples_00000004.npz.0a1b2c3d.tmp').write_bytes(b'half')
-    run(tmp_path)  # no locks at all: what may be another run's stays
+    run(tmp_path)  # no locks at all: files that may be another run's stay
     assert (tmp_path / '.samples_00000004.npz.0a1b2c3d.tmp').exists()
 
 

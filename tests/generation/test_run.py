@@ -1,4 +1,4 @@
-"""generation/run.py and generation/folder.py: which files a run leaves, whatever happened on the way."""
+"""generation/run.py and generation/folder.py: the files that a run leaves, whatever happens on the way."""
 
 import collections
 import fcntl
@@ -135,7 +135,7 @@ def test_png_files(tmp_path):
     assert sampler.batches == [[1234567]]
 
 
-def test_pictures_beside_the_first_shards_alone(tmp_path):
+def test_pictures_beside_the_first_shards_only(tmp_path):
     run(tmp_path, seeds=range(12), batch=2)
     assert len(list(tmp_path.glob('sample_*.png'))) == folder.GRIDS
     with PIL.Image.open(tmp_path / 'sample_00000000.png') as image:
@@ -159,7 +159,7 @@ def test_costs_and_classes_are_kept(tmp_path):
 
 
 def test_states_are_decoded(tmp_path):
-    """Where samples are not pixels, the network says what they look like."""
+    """If samples are not pixels, the network decodes them."""
     run(tmp_path, seeds=range(3), decode=lambda x: 0 * x[:, :, :4, :4] + 1)
     with np.load(tmp_path / 'samples_00000000.npz', allow_pickle=False) as file:
         assert file['samples'].shape == (3, 4, 4, 3) and (file['samples'] == 255).all()
@@ -171,7 +171,7 @@ def test_the_same_command_completes_a_run(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / 'killed', Sampler(fail_at=3), seeds=range(20))
     killed = tmp_path / 'killed'
-    assert len(list(killed.glob('samples_*.npz'))) == 3  # what was drawn is on disk
+    assert len(list(killed.glob('samples_*.npz'))) == 3  # finished shards are on disk
     data = (killed / 'samples_00000004.npz').read_bytes()
     (killed / 'samples_00000004.npz').write_bytes(data[:len(data) // 2])
     (killed / 'sample_00000008.png').unlink()
@@ -205,7 +205,7 @@ def test_other_options_are_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize('save_type', ['npz', 'png'])
 def test_more_seeds_continue_a_run(tmp_path, save_type):
-    """What is there is kept, but for the shard that was cut short by the end of the list."""
+    """Existing shards are kept, except the one that was cut short by the end of the list."""
     run(tmp_path / 'grown', seeds=range(10), save_type=save_type)
     sampler = Sampler()
     run(tmp_path / 'grown', sampler, seeds=range(18), save_type=save_type)
@@ -252,7 +252,7 @@ def test_nan_names_the_seed_and_writes_nothing(tmp_path):
 
 
 def test_errors_of_the_writer_reach_the_caller(tmp_path, monkeypatch):
-    """A full disk: the error comes out, sampling stops soon, no half file stays."""
+    """A full disk: the error is raised, sampling stops soon, no incomplete file stays."""
     def full(*args, **kwargs):
         raise OSError(28, 'No space left on device')
 
@@ -286,7 +286,7 @@ def test_a_slow_disk_holds_few_batches(tmp_path, monkeypatch):
 
 
 def test_two_runs_in_one_folder(tmp_path):
-    """What another process would hold: a lock through a descriptor of its own."""
+    """As in another process: a lock through its own descriptor."""
     handle = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
     with pytest.raises(ValueError, match='another run'):
@@ -391,11 +391,11 @@ def test_processes_share_the_work_and_the_files_are_the_same(tmp_path, processes
     run(tmp_path / 'one', seeds=range(50))
     assert contents(tmp_path / 'many') == contents(tmp_path / 'one')
     drawn = {int(words[1]): int(words[3]) for words in said(result)}
-    assert sum(drawn.values()) >= 13 and len(drawn) == processes  # and what fast ranks drew again for the slow one
+    assert sum(drawn.values()) >= 13 and len(drawn) == processes  # and those drawn again for the slow one
     assert drawn[1] < max(drawn.values())
     assert result.stdout.count('of 50') == processes
     ended, longest = ([float(words[k]) for words in said(result)] for k in (7, 9))
-    assert max(ended) - min(ended) < max(longest) + 0.4  # and what lies between two blocks, of 0.5 s each
+    assert max(ended) - min(ended) < max(longest) + 0.4  # and the time between two blocks of 0.5 s each
 
 
 STREAM_WORKER = '''
@@ -433,7 +433,7 @@ def stream_of(seeds, progress, wait=0.0):
 
 @pytest.mark.parametrize('processes', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_streams_help_the_slow_one(tmp_path, processes):
-    """A slow rank holds two to three shards; the others draw them at the end, and nobody waits for one."""
+    """A slow rank holds two to three shards; the others draw them at the end, and no rank waits for it."""
     result = launch(tmp_path, processes, tmp_path / 'many', worker=STREAM_WORKER)
     assert result.returncode == 0, result.stderr
     run_stream(stream_of, range(80), tmp_path / 'one')
@@ -444,7 +444,7 @@ def test_streams_help_the_slow_one(tmp_path, processes):
 
 
 def test_what_is_there_in_part_is_drawn_again(tmp_path):
-    """A whole file is kept; a cut one is gone before its samples are drawn, so that it does not pass for whole."""
+    """A complete file is kept; a cut one is removed before its samples are drawn, lest it count as complete."""
     run_stream(stream_of, range(12), tmp_path)
     before = contents(tmp_path)
     path = tmp_path / 'samples_00000004.npz'
@@ -485,7 +485,7 @@ dist.shutdown()
 def test_a_rank_is_waited_for_while_it_shows_life(tmp_path, rank):
     (tmp_path / 'life.py').write_text(LIFE)
     environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='',
-                                    DIST_TIMEOUT_SEC='6')  # less is not enough to begin on a busy machine
+                                    DIST_TIMEOUT_SEC='6')  # less is not enough to start on a busy machine
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
                            str(tmp_path / 'life.py'), rank], env=environment, capture_output=True, text=True)
     assert (done.returncode == 0) == (rank == 'works'), done.stderr[-2000:]

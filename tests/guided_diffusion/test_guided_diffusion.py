@@ -1,4 +1,4 @@
-"""The ADM networks against the reference's outputs, their published names and shapes, and what a file's shapes say."""
+"""The ADM networks against the reference's outputs, their published names and shapes, and reading shapes."""
 
 import copy
 import json
@@ -114,7 +114,7 @@ def test_other_multiples_and_sizes_from_shapes(size, mults, attention):
 
 @torch.no_grad()
 def test_sizes_that_end_at_another_resolution_than_8():
-    """28 -> 14 -> 7 with attention where 32 -> 16 -> 8 has it; the same of 48 with four levels."""
+    """28 -> 14 -> 7 with attention at the levels of 32 -> 16 -> 8; likewise 48 with four levels."""
     for size, levels in ((28, 3), (48, 4)):
         net = create_classifier(size, 64, 1, out_channels=5, in_channels=1)
         architecture = read_architecture(net.state_dict())

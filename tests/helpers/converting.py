@@ -7,7 +7,7 @@ from networks.convert import main
 
 
 def convert(*arguments) -> tuple[int, str]:
-    """(exit code, what it wrote to both streams)."""
+    """(exit code, output to both streams)."""
     output, code = io.StringIO(), 0
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:

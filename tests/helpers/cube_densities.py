@@ -28,7 +28,7 @@ class CosineNet:
         return (1 + self._wave(sigma)[0] * (math.pi * x).cos()).log().flatten()
 
     def cdf(self, x, sigma):
-        """Of the shape of x."""
+        """The shape of x."""
         return x + self._wave(sigma)[0] * (math.pi * x).sin() / math.pi
 
     def round_sigma(self, sigma):

@@ -33,11 +33,11 @@ def levels(num_steps=STEPS, **schedule):
 
 
 def quiet(images):
-    """Progress that nobody sees."""
+    """Progress that is not shown."""
 
 
 def sample(seeds, net=NET, log_ratio=LOG_RATIO, batch=500, **options):
-    """All results of a run as one: a dict of arrays."""
+    """All results of a run, joined: a dict of arrays."""
     schedule = {name: options.pop(name) for name in [*options] if name in SCHEDULE}
     options = dict(max_backsteps=STEPS) | options
     if 'thresholds' not in options:
@@ -69,7 +69,7 @@ def always(value):
 
 
 def published_loop(seed, calibration, backsteps=1, min_backsteps=0, max_backsteps=STEPS, max_iter=math.inf, **schedule):
-    """(image, evaluations in all) of one sample by the published loop, step after step, without slots."""
+    """(image, evaluations in all) of one sample by the published loop, one step after the other, without slots."""
     run, limits = levels(**schedule), make_thresholds(calibration, 0.95, RULES['published'])
     rnd, latents, _ = draw_inputs(NET, [seed], 'cpu')
     decisions = np.random.default_rng([diffrs_slots.DECISIONS, seed])

@@ -1,4 +1,4 @@
-"""Golden arrays of the reference implementations and the recipe that makes any network's weights."""
+"""Golden arrays of the reference implementations, and the recipe for the weights of any network."""
 
 import zlib
 from pathlib import Path
@@ -16,7 +16,7 @@ def load(name: str) -> dict[str, np.ndarray]:
 
 
 def recipe_tensor(key: str, shape, seed: int = 0) -> torch.Tensor:
-    """Weights from a parameter's name and shape alone (tests/goldens/ORIGIN.md)."""
+    """Weights that depend only on a parameter's name and shape (tests/goldens/ORIGIN.md)."""
     key = key.removeprefix('module.')
     shape = list(shape)
     z = np.random.RandomState((zlib.crc32(key.encode()) + 1000003 * seed) % 2**32).standard_normal(shape)

@@ -1,4 +1,4 @@
-"""Images, arrays and places that mean harm, made in code: each builder writes below a folder and gives a path."""
+"""Malicious images, arrays and places, made in code: each builder writes into a folder and returns a path."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def png_of(width, height, *extra, data=b''):
     return b'\x89PNG\r\n\x1a\n' + header + b''.join(extra) + chunk(b'IDAT', zlib.compress(data)) + chunk(b'IEND', b'')
 
 #----------------------------------------------------------------------------
-# Images; each as the only file of a folder, or in a zip beside a good one.
+# Images; each as the only file of a folder, or in a zip with a good one.
 
 TEXT_BOMB = chunk(b'zTXt', b'Comment\0\0' + zlib.compress(bytes(100 << 20), 9))
 IMAGES = {
@@ -196,7 +196,7 @@ ARRAYS = {
 
 
 def inflating_array(place):
-    """More than a gigabyte of black images in a few megabytes; only what holds them as a whole refuses them."""
+    """More than a gigabyte of black images in a few megabytes; only readers that hold all of them refuse."""
     with zipfile.ZipFile(place / 'set.npz', 'w', zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         with archive.open('samples.npy', 'w', force_zip64=True) as file:
             file.write(npy(header((6, 8192, 8192, 3))))
@@ -230,7 +230,7 @@ def written(path, blob):
     return path
 
 #----------------------------------------------------------------------------
-# Places that are no files.
+# Places that are not files.
 
 def fifo(place, name):
     os.mkfifo(place / name)

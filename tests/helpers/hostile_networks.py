@@ -1,4 +1,4 @@
-"""Networks that mean harm, made in code: the bytes of pickles, safetensors and files of torch.save."""
+"""Malicious networks, made in code: the bytes of pickles, safetensors and files of torch.save."""
 
 import io
 import json

@@ -95,7 +95,7 @@ def run(commands, folder):
 
 if __name__ == '__main__':
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # a thread for each core would take addresses
-    gc.freeze()  # what children do not touch is not copied
+    gc.freeze()  # memory that children do not touch is not copied
     with os.fdopen(os.dup(1), 'w') as answers:
         print('[]', file=answers, flush=True)
         for line in sys.stdin:

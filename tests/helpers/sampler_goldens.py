@@ -42,7 +42,7 @@ class RecordedNoise:
 
 
 class CountedNet:
-    """A network that keeps its inputs."""
+    """A network that records its inputs."""
 
     def __init__(self, net):
         self.net, self.x, self.sigma = net, [], []

@@ -1,4 +1,4 @@
-"""The samplers as most tests call them: a network, latents, and the levels' options by name."""
+"""The samplers as most tests call them: a network, latents, and the options of the levels by name."""
 
 from diffusion.schedules import time_schedule
 from sampling.ablation import ablation_sampler

@@ -19,7 +19,7 @@ def config_path(name):
 
 
 def make_checkpoint(name) -> dict:
-    """What the reference would save: raw weights of seed 0, averages of seed 1, a table of noise levels."""
+    """The file that the reference would save: raw weights of seed 0, averages of seed 1, a table of noise levels."""
     d, config = load(f'{name}.npz'), read_yaml(config_path(name))
     keys = json.loads(str(d['keys']))
     model = {key: recipe_tensor(key, shape) for key, shape in keys.items()}

@@ -1,4 +1,4 @@
-"""Starts the scripts as a user does, alone or under torchrun, and kills them; for tests of what survives."""
+"""Starts the scripts as a user does, as one process or under torchrun, and kills them."""
 
 import contextlib
 import fcntl
@@ -39,7 +39,7 @@ def invoke(main, *args) -> Result:
 
 
 def start(script, arguments, processes: int = 1, launcher=(), environment=None, **kwargs) -> subprocess.Popen:
-    """The script in a session of its own, under torchrun if there are several processes; one thread each.
+    """Start the script in its own session, under torchrun if there are several processes; one thread each.
 
     `launcher`: other arguments than torchrun's usual ones; `environment`: more variables.
     """
@@ -52,7 +52,7 @@ def start(script, arguments, processes: int = 1, launcher=(), environment=None, 
 
 
 def finish(script, arguments, processes: int = 1, timeout: float = 120) -> tuple[int, str]:
-    """Run the script to its end; (exit code, what it wrote to both streams)."""
+    """Run the script to its end; returns (exit code, output to both streams)."""
     process = start(script, arguments, processes, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         output, _ = process.communicate(timeout=timeout)
@@ -73,7 +73,7 @@ def children(pid: int) -> list[int]:
 
 
 def kill_all(process: subprocess.Popen) -> None:
-    """SIGKILL to a launcher and everything below it, at one moment; returns when all are gone."""
+    """SIGKILL a launcher and everything below it at once; returns when all are gone."""
     pids = [process.pid, *children(process.pid)]
     for pid in pids:
         _kill(pid)
@@ -89,7 +89,7 @@ def rank_pids(process: subprocess.Popen, rank: int | None = None) -> list[int]:
 
 
 def kill_rank(process: subprocess.Popen, rank: int) -> bool:
-    """SIGKILL to one rank below a launcher; whether there was one."""
+    """SIGKILL one rank below a launcher; returns whether there was one."""
     ranks = rank_pids(process, rank)
     for pid in ranks:
         _kill(pid)
@@ -129,7 +129,7 @@ def is_running(pid: int) -> bool:
 
 
 def watch_rank0_first(monkeypatch, script, **works) -> list[tuple[str, bool]]:
-    """(name, whether rank 0 goes first) of each call of functions of `script`; `works`: what they do meanwhile."""
+    """(name, whether rank 0 goes first) of each call of functions of `script`; `works`: their replacements."""
     calls, entered = [], []
 
     @contextlib.contextmanager
@@ -147,7 +147,7 @@ def watch_rank0_first(monkeypatch, script, **works) -> list[tuple[str, bool]]:
 
 @contextlib.contextmanager
 def another_run(folder):
-    """What another process holds while it writes to the folder."""
+    """The lock that another process holds while it writes to the folder."""
     handle = os.open(folder, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
     yield
@@ -160,9 +160,10 @@ def contents(folder) -> dict[str, bytes]:
 
 
 def comparable(folder) -> dict:
-    """All files of a folder of samples, options.json without times."""
+    """All files of a folder of samples, options.json without times and the command, which names the folder."""
     found = contents(folder)
     if 'options.json' in found:
         found['options.json'] = options = json.loads(found['options.json'])
+        options.pop('command', None)
         options.get('report', {}).update(wall_sec=None, timed_images=None)
     return found

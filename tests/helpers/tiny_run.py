@@ -26,7 +26,7 @@ class TinyNet(torch.nn.Module):
 
 
 def tiny_run(outdir, dropout=0.0, total=400, **kwargs) -> TrainRun:
-    """20 steps of 20 images on 70 images; what `kwargs` names is replaced."""
+    """20 steps of 20 images on 70 images; `kwargs` replaces fields."""
     net = TinyNet(dropout)
     images = torch.randint(0, 256, [70, 3, 8, 8], dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
 

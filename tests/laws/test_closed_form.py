@@ -1,4 +1,4 @@
-"""Samplers on Gaussian mixtures, where the denoiser of a wrong model and the log-ratio to the right one are exact.
+"""Samplers on Gaussian mixtures with the exact denoiser of a wrong model and the exact log-ratio to the right one.
 
 Significance of the two-sample tests: 1 % (energy distance, 499 permutations), with fixed seeds.
 """

@@ -1,4 +1,4 @@
-"""Samplers and guidances together, on mixtures with exact score and log-ratio: what stays exact, and what does not.
+"""Samplers and guidances together, on mixtures with exact score and log-ratio: which results stay exact.
 
 Significance of the two-sample tests: 1 % (energy distance, 499 permutations), with fixed seeds.
 """
@@ -41,7 +41,7 @@ def pvalue(found, mixture):
     (restart_sampler, dict(restarts=RESTARTS)),
     (multistep_sampler, dict(solver='unipc', levels=edm_levels(MixtureNet(WRONG), 30)))], ids=['restart', 'unipc'])
 def test_guided_samples_follow_the_right_mixture(sampler, options):
-    """And unguided ones the model's."""
+    """Unguided ones follow the model's."""
     assert pvalue(draw(sampler, guidance=guidance(), **options), RIGHT) > 0.01
     unguided = draw(sampler, **options)
     assert pvalue(unguided, RIGHT) < 0.01 < pvalue(unguided, WRONG)
@@ -82,7 +82,7 @@ def test_resampling_what_is_guided_counts_the_ratio_twice():
 
 
 def test_rejection_with_a_weaker_guide():
-    """Autoguidance by COARSE is guidance by the ratio of both models, so rejection decides alike, sample by sample."""
+    """Autoguidance by COARSE is guidance by the ratio of both models, so rejection makes the same decisions."""
     levels, log_ratio = edm_levels(MixtureNet(WRONG), 12), exact_log_ratio(RIGHT, WRONG)
     found = []
     for own in (Autoguidance(MixtureNet(COARSE), 1.2),

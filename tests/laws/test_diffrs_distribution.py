@@ -1,4 +1,4 @@
-"""Diffusion rejection sampling: the distribution it ends with, where score and log-ratio are exact."""
+"""Diffusion rejection sampling: the distribution of its samples if score and log-ratio are exact."""
 
 import functools
 import math
@@ -25,7 +25,7 @@ def test_wrong_model_moves_to_the_right_distribution(rule):
 
 
 def test_exact_rule_draws_from_the_data():
-    """With a bound M that holds (here percentile 1), nothing tells samples from data, churn or none."""
+    """With a bound M that holds (here percentile 1), samples cannot be told from data, with or without churn."""
     for S_churn in (0, 40):
         run = sample(range(1000), rule='exact', rej_percentile=1.0, S_churn=S_churn)
         assert same_distribution_pvalue(run['images'], data(1000), permutations=200) > 0.02
@@ -35,7 +35,7 @@ def test_exact_rule_draws_from_the_data():
 def test_exact_rule_is_not_biased_by_its_early_tests():
     """Shares of the components at percentile 0.99 with churn within four standard errors.
 
-    Budgets at 0.99 for each level by itself gave the third 0.367 instead of 0.4: a path had 20 chances to be wronged.
+    Separate budgets at 0.99 for each level gave the third 0.367 instead of 0.4, since the chances of 20 levels add up.
     """
     n, expected = 6000, DATA.weights.numpy()
     run = sample(range(n), rule='exact', rej_percentile=0.99, S_churn=40, batch=1500)
@@ -43,8 +43,8 @@ def test_exact_rule_is_not_biased_by_its_early_tests():
     assert (np.abs(shares - expected) < 4 * np.sqrt(expected * (1 - expected) / n)).all(), shares
 
 
-def test_a_tight_cap_selects_quick_paths_under_the_published_rule_alone():
-    """docs/equations.md: what needs many evaluations begins anew, so the law moves towards what is quick."""
+def test_a_tight_cap_selects_quick_paths_under_the_published_rule_only():
+    """docs/equations.md: samples that need many evaluations start again, so the distribution moves to quick ones."""
     pvalues = {}
     for rule in RULE_NAMES:
         free, capped = (sample(seeds, rule=rule, rej_percentile=0.9, max_iter=cap)
@@ -58,7 +58,7 @@ def test_a_tight_cap_selects_quick_paths_under_the_published_rule_alone():
 def test_rounding_flips_decisions_and_not_the_distribution(rule):
     """Networks rounded to bfloat16 (coarser than `--precision=bf16`, whose sums are float32) and other seeds.
 
-    Single samples change, their law does not; a log-ratio off by a factor of 1.5 is told apart.
+    Single samples change, their distribution does not; a log-ratio off by a factor of 1.5 is detected.
     """
     def rounded(function):
         return lambda *args: function(*args).bfloat16().double()
@@ -75,7 +75,7 @@ def test_rounding_flips_decisions_and_not_the_distribution(rule):
 
 
 def test_churn_breaks_the_published_rule_and_not_the_exact_one():
-    """docs/equations.md: after a rewind the published rule weighs by the log-ratio once more."""
+    """docs/equations.md: after a rewind the published rule weights by the ratio once more."""
     reference = data(1500)
     unguided = distance(plain(range(1500), S_churn=40), reference)
     published = sample(range(500), rej_percentile=0.98, S_churn=40)  # far worse, and far slower, at 0.99
@@ -90,10 +90,10 @@ def test_churn_breaks_the_published_rule_and_not_the_exact_one():
 
 @pytest.mark.parametrize('level', [13, 15, 17])
 def test_published_rule_weighs_rewound_states_twice(level):
-    """States of the data's law p are proposed on with churn; those rejected go back and pass the marginal test.
+    """States distributed as the data, p, take a step with churn; rejected ones go back and pass the marginal test.
 
-    Below sigma 1 the components are apart and their shares of the rejected states are still p's; after the
-    marginal test they are those of p^2/q, q the model (docs/equations.md). Within four standard errors.
+    Below sigma 1 the components are separate and their shares among the rejected states are still those of p; after
+    the marginal test they are those of p^2/q, q being the model (docs/equations.md). Within four standard errors.
     """
     generator = torch.Generator().manual_seed(level)
     run, limits = levels(S_churn=40), make_thresholds(warmup(40), 0.99, RULES['published'])
@@ -136,11 +136,11 @@ def test_exact_rule_needs_as_many_paths_as_predicted():
 
 
 def test_acceptance_rate_of_the_prior_and_of_the_first_step():
-    """Level 0 passes the share E min(1, L_0 / M); what has passed, goes one step and passes min(1, L_1 / (L_0 M_1))."""
+    """At level 0 the share E min(1, L_0 / M) passes, and after one step the share min(1, L_1 / (L_0 M_1)) of those."""
     limits = Thresholds(np.full(STEPS + 1, 0.5), np.full(STEPS + 1, 0.3))
     run = sample(range(3000), thresholds=limits, max_backsteps=1, sigma_max=6)
     rate = 1 - run['rejections'].sum(0)[:2] / run['tests'].sum(0)[:2]
-    # The same by plain sums over independent draws.
+    # The same by sums over independent draws.
     sigmas = levels(sigma_max=6).sigmas
     noise = torch.randn([40000, 2, 1, 1], dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     l0 = LOG_RATIO(sigmas[0] * noise, sigmas[0])
@@ -151,7 +151,7 @@ def test_acceptance_rate_of_the_prior_and_of_the_first_step():
     d = 0.5 * d + 0.5 * (x1 - NET(x1, sigmas[1])) / sigmas[1]
     l1 = LOG_RATIO(sigmas[0] * noise + (sigmas[1] - sigmas[0]) * d, sigmas[1])
     expected = float((passed * acceptance_probability(l1, l0, 0.5)).sum() / passed.sum())
-    # rewound states begin at level 0 as others do, but are not independent draws: a loose bound
+    # rewound states start at level 0 like others, but are not independent draws: a loose bound
     assert abs(rate[1] - expected) < 0.05
 
 
@@ -162,8 +162,8 @@ def test_slow_samples_are_waited_for():
     assert len(run['images']) == 100 and run['nfe'].max() > 3 * np.median(run['nfe'])
 
 
-def test_dropping_slow_samples_would_bias_the_published_rule_alone():
-    """The quicker half of the samples (a quota filled by the first to come) differs from the other half."""
+def test_dropping_slow_samples_would_bias_the_published_rule_only():
+    """The quicker half of the samples (a quota filled by the first to finish) differs from the other half."""
     pvalues = {}
     for rule in RULE_NAMES:
         run = sample(range(1600), rule=rule, rej_percentile=0.9)

@@ -110,7 +110,7 @@ def test_denoised_states_follow_the_data(integrator):
 
 
 def test_guidance_moves_a_wrong_model_to_the_right_one():
-    """Langevin steps, integrator and Tweedie's formula of the wrong model, all guided: those of the right one."""
+    """Langevin steps, integrator and Tweedie's formula of the wrong model, all guided, give those of the right one."""
     state, direct = chains('sample', guided=True), chains('sample')
     torch.testing.assert_close(joint(state), joint(direct), rtol=0, atol=1e-6)
     state = dmcmc.restart(state)
@@ -123,7 +123,7 @@ def test_guidance_moves_a_wrong_model_to_the_right_one():
 
 @pytest.mark.parametrize('name', [name for name in INTEGRATORS if name != 'rk45'])
 def test_guidance_composes_with_every_integrator(name):
-    """The wrong model guided takes the steps of the right one, from a level of its own in each row."""
+    """The wrong model guided takes the steps of the right one, each row from its own level."""
     x, sigma = start(40)
     common = dict(sigma_min=0.05, num_steps=6)
     guided = INTEGRATORS[name](guidance()(Denoiser(MixtureNet(WRONG))), x, sigma, randn_like=Rng().randn_like, **common)
@@ -157,7 +157,7 @@ def test_rk45_is_as_exact_as_asked():
         denoise = Denoiser(MixtureNet(RIGHT))
         images = INTEGRATORS['rk45'](denoise, x, sigma, sigma_min=0.05, rtol=tolerance, atol=tolerance)
         errors.append((images - exact).abs().max().item())
-        assert len(set(denoise.costs['nfe'])) > 1  # each row has steps of its own
+        assert len(set(denoise.costs['nfe'])) > 1  # each row has its own steps
         alone = INTEGRATORS['rk45'](MixtureNet(RIGHT), x[7:8], sigma[7:8], sigma_min=0.05, rtol=tolerance,
                                     atol=tolerance)
         torch.testing.assert_close(alone, images[7:8], rtol=1e-9, atol=1e-9)
@@ -167,9 +167,9 @@ def test_rk45_is_as_exact_as_asked():
 @pytest.mark.parametrize('name, order, own', [('reverse_diffusion', 1, {}), ('euler_maruyama', 1, {}),
                                               ('kar2', 2, dict(churn=Churn(S_churn=10, S_min=0.1)))])
 def test_biases_of_stochastic_integrators_fall_at_their_order(name, order, own):
-    """The variance of samples of a Gaussian, exactly: each draw has a direction of its own, and steps are linear."""
+    """The variance of samples of a Gaussian, exactly: each draw has its own direction, and steps are linear."""
     s, sigma_min, sigma = 0.5, 0.05, torch.tensor([3.0], dtype=torch.float64)
-    left = s**2 + sigma_min**2  # what Euler-Maruyama ends with; the others take the mean given x at sigma_min
+    left = s**2 + sigma_min**2  # the end of Euler-Maruyama; the others take the mean given x at sigma_min
     exact = left if name == 'euler_maruyama' else s**4 / left
 
     def error(n):

@@ -1,4 +1,4 @@
-"""Files that mean harm: every reader refuses each in one line, within seconds, without its memory, doing nothing else.
+"""Malicious files: every reader refuses each in one line, within seconds, with little memory, and without effects.
 
 Each file is given to each command that takes it, in a child with a gigabyte beyond an idle process and ten seconds of
 work.
@@ -20,7 +20,7 @@ from script_runs import ROOT
 import networks
 
 CPU = '--device=cpu'
-SLOW = 1  # second of work; most take a tenth of one
+SLOW = 1  # second of work; most take a tenth of it
 IMAGES = {
     'zip': lambda path: ['dataset_tool', 'zip', f'--source={path}', '--dest=out.zip'],
     'npz': lambda path: ['dataset_tool', 'npz', f'--source={path}', '--outdir=out'],
@@ -42,7 +42,7 @@ REFERENCES = {'ref': lambda path: ['fid_npzs', f'--ref={path}', '--images=../goo
 
 @pytest.fixture(scope='module')
 def give(tmp_path_factory):
-    """give(make, *readers): what readers say of the file that make(place) leaves, and what is left of them."""
+    """give(make, *readers): the answers of readers to the file that make(place) writes, and the files they leave."""
     room = tmp_path_factory.mktemp('hostile')
     np.savez(room / 'good.npz', samples=np.random.RandomState(0).randint(256, size=[5, 32, 32, 3], dtype=np.uint8),
              label=np.arange(5))
@@ -76,7 +76,7 @@ def give(tmp_path_factory):
 
 
 def problems(answer):
-    """What is wrong with how a file was refused; '' if nothing is."""
+    """What is wrong with the refusal of a file; '' if nothing."""
     lines = [line for line in answer['output'].splitlines() if line.startswith(('Error', 'Usage', 'Traceback'))]
     errors = [line for line in lines if line.startswith('Error: --') or line.startswith(('Error: PATH', 'Error: SRC'))]
     found = dict(code=answer['code'] != 1, time=answer['code'] > 128, lines=len(lines) != 1 or len(errors) != 1,
@@ -87,7 +87,7 @@ def problems(answer):
 
 
 def refuse_all(give, files, readers):
-    """Every file is refused by every reader as it should be; all that are not are shown."""
+    """Every reader refuses every file as it should; all exceptions are shown."""
     wrong = []
     for name, make in files.items():
         for reader, answer in zip(readers, give(make, *readers.values()), strict=True):
@@ -103,7 +103,7 @@ def of(blobs, name='given'):
 
 
 def test_good_files_pass(give):
-    """The limits are not what refuses the others."""
+    """So it is not the limits that refuse the others."""
     weights = hostile_networks.saved(torch.nn.Linear(1, 1).state_dict())
     for make, commands in [
             (lambda place: place / 'good.npz', IMAGES.values()),
@@ -158,7 +158,7 @@ def test_safetensors(give):
 
 def test_state_files(give):
     files = of(hostile_networks.STATES, 'given.pt')
-    numbers = files.pop('numbers')  # as a state they are fine
+    numbers = files.pop('numbers')  # as a training state they are fine
     refuse_all(give, files, STATES)
     refuse_all(give, dict(numbers=numbers), {name: STATES[name] for name in ('convert', 'classifier', 'inception')})
 

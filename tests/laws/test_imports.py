@@ -1,6 +1,8 @@
 """The arrows between the rooms run one way (the table of the design): which package may import which."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,14 +24,14 @@ MAY_IMPORT = {
     'commands': BELOW | {'generation', 'sampling', 'training', 'metrics', 'networks', 'figures', 'diffusion'},
 }
 SCRIPTS = {path.stem for path in ROOT.glob('*.py')} - MAY_IMPORT.keys()
-ONLY_IN = {  # what few places may know
+ONLY_IN = {  # libraries that few places may import
     'click': ('commands/', 'dnnlib/cli.py'),
     'matplotlib': ('figures/',),
 }
 
 
 def imported(path: Path) -> set[str]:
-    """The modules that a file imports by absolute names, with all names `from` them as modules too."""
+    """The modules that a file imports by absolute names; names imported `from` them count as modules too."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -40,7 +42,7 @@ def imported(path: Path) -> set[str]:
 
 
 def allowed(name: str, room: str) -> bool:
-    """Whether a room may import a module: its own, one of the table's or what lies in them, or a library."""
+    """Whether a room may import a module: its own, one in the table or below it, or a library."""
     if name.split('.')[0] not in MAY_IMPORT.keys() | SCRIPTS:
         return True
     return any(f'{name}.'.startswith(f'{place}.') for place in MAY_IMPORT[room] | {room})
@@ -70,6 +72,14 @@ def test_libraries_that_few_places_know(library):
             name = path.relative_to(ROOT).as_posix()
             if not name.startswith(ONLY_IN[library]):
                 assert library not in {found.split('.')[0] for found in imported(path)}, name
+
+
+def test_scripts_start_without_what_is_slow_to_import():
+    """Each of these takes as long to import as torch itself."""
+    slow = ('torchvision', 'torch._dynamo', 'torch._inductor', 'scipy')
+    code = f'import sys, {", ".join(SCRIPTS)}; sys.exit(str([name for name in {slow} if name in sys.modules]))'
+    found = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert found.stderr.strip() == '[]'
 
 
 def test_torch_distributed_has_one_user():

@@ -1,4 +1,4 @@
-"""Measuring holds a few batches, whatever the number of shards."""
+"""Measuring holds a few batches, for any number of shards."""
 
 import tracemalloc
 
@@ -23,8 +23,8 @@ class Means:
 
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
 def test_memory_does_not_grow_with_the_number_of_shards(tmp_path, save):
-    """What numpy and Python hold at most: read ahead, being read, being measured."""
-    shards = 80  # kept from each of them a fifth, the limit would be passed
+    """The most that numpy and Python hold: read ahead, being read, being measured."""
+    shards = 80  # keeping a fifth of each would exceed the limit
     images = np.random.RandomState(0).randint(256, size=[64, 32, 32, 3], dtype=np.uint8)
     for first in range(0, 64 * shards, 64):
         save(tmp_path / f'samples_{first:08d}.npz', samples=images)
@@ -34,4 +34,4 @@ def test_memory_does_not_grow_with_the_number_of_shards(tmp_path, save):
     peak = tracemalloc.get_traced_memory()[1] / SHARD
     tracemalloc.stop()
     assert measured.moments.count == 64 * shards
-    assert peak < 16  # 10 and a half where the reader is as far ahead as it may be
+    assert peak < 16  # 10 and a half if the reader is as far ahead as possible

@@ -1,4 +1,4 @@
-"""Particles on mixtures, where the ratio of right and wrong model is exact: what resampling may and may not change."""
+"""Particles on mixtures, with the exact ratio of right and wrong model: what resampling may and may not change."""
 
 import pytest
 import torch

@@ -42,7 +42,7 @@ def pair():
 
 @pytest.fixture(scope='module')
 def compiled():
-    """(network, log-ratio, samples) in bfloat16, with the operations of a compiled network, but no compiler."""
+    """(network, log-ratio, samples) in bfloat16, with the operations of a compiled network, but not compiled."""
     torch.compiler.reset()
     seen = []
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
@@ -64,7 +64,7 @@ def noisy(pair):
 
 @torch.no_grad()
 def test_denoised_images_in_float16(pair, noisy):
-    """Relative L2 1e-3 at every noise level (on a CPU, where float16 is slow but rounds alike)."""
+    """Relative L2 1e-3 at every noise level (on a CPU too, where float16 is slow but rounds the same)."""
     net = networks.load_network(demo.DEMO_SCORE, dtype=torch.float16)
     for sigma, (x, level) in noisy.items():
         exact = pair[0][0](x, level)
@@ -81,7 +81,7 @@ def test_log_ratios_are_not_rounded(pair, noisy):
 
 @torch.no_grad()
 def test_denoised_images(pair, compiled, noisy):
-    """Relative L2: 1e-3 up to sigma 0.5, where the picture is made; 4e-3 where the denoised image is a blurred mean."""
+    """Relative L2: 1e-3 up to sigma 0.5, where details arise; 4e-3 above, where the denoised image is a blur."""
     for sigma, (x, level) in noisy.items():
         exact, *halves = (net(x, level) for net, _, _ in (*pair, compiled))
         for half in halves:
@@ -89,7 +89,7 @@ def test_denoised_images(pair, compiled, noisy):
 
 
 def test_log_ratios(pair, noisy):
-    """Within 0.01, where their own spread between images is 0.6 at low noise; gradients within 1.5 % (relative L2)."""
+    """Within 0.01, while their spread between images is 0.6 at low noise; gradients within 1.5 % (relative L2)."""
     for sigma, (x, level) in noisy.items():
         (exact, exact_gradient), (half, gradient) = (log_ratio.value_and_grad(x, level) for _, log_ratio, _ in pair)
         assert (half - exact).abs().max() < 0.01, sigma
@@ -126,7 +126,7 @@ def test_distances(sampler):
     warmup = range(WARMUP_SEED, WARMUP_SEED + 2 * batch)
     calibration = None if sampler != 'rejection' else calibrate(
         *pair[1], warmup, batch=batch, device=device, levels=edm_levels(pair[1][0], steps))
-    distances = torch.zeros(2, 3)  # of float32 and bfloat16, by block
+    distances = torch.zeros(2, 3)  # in float32 and bfloat16, by block
     for row, loaded in enumerate(pair):
         for block in range(3):
             moments = Moments(detector.feature_dim, device)

@@ -1,4 +1,4 @@
-"""Distances without files: the same images give the same distance, in whatever form they come."""
+"""Distances without files: the same images give the same distance, in any form."""
 
 import types
 
@@ -33,7 +33,7 @@ def folder(images, tmp_path):
 
 
 def forms(images):
-    """The images as tensors, as samples and as streams of parts of unlike length."""
+    """The images as tensors, as samples and as streams of parts of different lengths."""
     nchw = torch.from_numpy(images).permute(0, 3, 1, 2)
     floats = from_uint8(nchw)
     yield floats
@@ -44,7 +44,7 @@ def forms(images):
 
 
 def test_a_distance_needs_no_file(images, folder):
-    """The bundled statistics and feature network, straight from their definitions."""
+    """The bundled statistics and feature network, directly by the definitions."""
     f = load_detector('cifar10')(torch.from_numpy(images).permute(0, 3, 1, 2))
     ref = load_reference(demo.DEMO_STATS)
     distance = frechet_distance(f.double().mean(0).numpy(), np.cov(f.double().numpy(), rowvar=False), ref.mu, ref.sigma)
@@ -71,7 +71,7 @@ def test_every_metric_from_python(images, folder):
 
 
 def test_a_metric_and_a_detector_of_ones_own(images, monkeypatch):
-    """An entry in a table each; nothing else changes."""
+    """One entry in a table for each; nothing else changes."""
     def make(path, device, dtype):
         return Made(lambda u: u.float().mean(dim=[2, 3]) / 255, feature_dim=3, fingerprint='mean')
 

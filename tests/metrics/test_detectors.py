@@ -15,7 +15,7 @@ from metrics.reference import Reference, load_reference
 
 
 def recipe_net(net):
-    """Recipe weights, with normalisation statistics that folding has to get right."""
+    """Recipe weights, with normalisation statistics that make errors of folding visible."""
     goldens.recipe_(net)
     for key, buffer in net.named_buffers():
         if key.endswith('running_mean'):
@@ -66,7 +66,7 @@ def test_inception_agrees_with_torchvision_but_for_the_pooling(inception_net, to
     net.Mixed_7c.register_forward_pre_hook(lambda *_: in_last_block.append(True))
 
     def pool(x, kernel_size, stride, padding):
-        if in_last_block:  # pytorch-fid: max instead of average in Mixed_7c alone
+        if in_last_block:  # pytorch-fid: max instead of average, only in Mixed_7c
             return F.max_pool2d(x, kernel_size, stride, padding)
         return F.avg_pool2d(x, kernel_size, stride, padding, count_include_pad=False)
 
@@ -97,7 +97,7 @@ def test_inception_file_without_batch_counters(inception_net, tmp_path):
     assert (detector.name, detector.distance, detector.feature_dim) == ('inception', 'FID', 2048)
     torch.testing.assert_close(detector(u), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
-    # Other weights under the same name are told apart, in another order or with counters the same ones are not.
+    # Other weights under the same name are detected; the same ones in another order or with counters are not.
     assert detector.fingerprint
     torch.save({k: state[k] for k in sorted(state)} | {'Conv2d_1a_3x3.bn.num_batches_tracked': torch.tensor(7)},
                tmp_path / 'same.pth')
@@ -108,8 +108,8 @@ def test_inception_file_without_batch_counters(inception_net, tmp_path):
     assert made.check(same) == ''
     with pytest.raises(ValueError, match=f'inception {detector.fingerprint}, the weights at hand'):
         made.check(other)
-    assert reference(2048, detector='inception').check(other) == ''  # of before there were fingerprints
-    assert 'not identical' in reference(2048).check(detector)  # published ones name nothing
+    assert reference(2048, detector='inception').check(other) == ''  # from before there were fingerprints
+    assert 'not identical' in reference(2048).check(detector)  # published ones name no detector
 
 
 def test_foreign_inception_files(tmp_path):

@@ -1,4 +1,4 @@
-"""Differences between runs: their errors, and what may be said of them."""
+"""Differences between runs: their errors and verdicts."""
 
 import math
 
@@ -25,7 +25,7 @@ def test_verdict(change, error, relative, expected):
 
 
 def test_what_two_runs_share_cancels():
-    """Of two blocks, values that differ by 0.1 where each image moves both."""
+    """Values of two blocks that differ by 0.1, while each image moves both."""
     shared, own = 3 * torch.randn(2, 400), 0.1 * torch.randn(2, 400)
     a = [from_terms(2.1, block) for block in shared]
     b = [from_terms(2.0, block + more) for block, more in zip(shared, own)]

@@ -13,7 +13,7 @@ CASES = ('full', 'rank_deficient', 'both_deficient', 'dead_features', 'same')
 def test_agrees_with_published_implementations(case):
     golden = goldens.load('fid/fid.npz')
     distance = frechet_distance(*(golden[f'{case}_{name}'] for name in ('mu1', 'sigma1', 'mu2', 'sigma2')))
-    # In the singular cases the root of S1 S2 itself is only known to the root of the rounding error.
+    # In the singular cases the root of S1 S2 itself is known only up to the root of the rounding error.
     tolerance = dict(full=dict(rtol=1e-8), same=dict(rtol=0, atol=1e-8)).get(case, dict(rtol=0, atol=1e-5))
     for implementation in ('edm', 'dg', 'pytorch_fid', 'eigenvalues'):
         np.testing.assert_allclose(distance, golden[f'{case}_fid_{implementation}'], **tolerance)
@@ -45,7 +45,7 @@ def test_commuting_covariances_have_a_closed_form(spread):
 
 @pytest.mark.parametrize('rank1, rank2', [(40, 7), (7, 40), (7, 9), (20, 20), (1, 40)])
 def test_singular_covariances_are_exact_and_symmetric(rank1, rank2):
-    """Factors A of the known ranks give the trace as a nuclear norm; the function must find it from S alone."""
+    """Factors A of the known ranks give the trace as a nuclear norm; the function must find it from S only."""
     rng = np.random.default_rng(1)
     A1, A2 = rng.standard_normal((40, rank1)), rng.standard_normal((40, rank2))
     expected = np.linalg.svd(A1.T @ A2, compute_uv=False).sum()
@@ -56,7 +56,7 @@ def test_singular_covariances_are_exact_and_symmetric(rank1, rank2):
 
 @pytest.mark.parametrize('count1, count2', [(512, 128), (128, 512), (128, 64)])
 def test_fewer_images_than_dimensions(count1, count2):
-    """Each of the many eigenvalues that are 0 adds nothing; as roots of rounding errors they would add up."""
+    """The many eigenvalues 0 add nothing; as roots of rounding errors they would add up."""
     rng = np.random.default_rng(3)
     F1, F2 = (rng.standard_normal((count, 256)) / count**0.5 for count in (count1, count2))
     expected = np.linalg.svd(F1 @ F2.T, compute_uv=False).sum()

@@ -1,4 +1,4 @@
-"""KID: the definition by brute force, no bias, an error that means something."""
+"""KID: the definition by brute force, no bias, a correct error."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_error_is_the_jackknife_over_the_groups():
 
 
 def test_unbiased_for_few_images_and_the_error_is_honest():
-    """Equal distributions: mean 0 within its own deviation; unlike ones: the same value from few and many images."""
+    """Equal distributions: mean 0 within its deviation; different ones: the same value from few and many images."""
     found = np.array([kernel_distance(torch.randn(60, 16), torch.randn(50, 16), groups=6) for _ in range(100)])
     mean, spread = found[:, 0].mean(), found[:, 0].std()
     assert abs(mean) < 4 * spread / np.sqrt(100)

@@ -43,7 +43,7 @@ def test_error_is_the_deviation_between_draws(name):
 
 
 def test_errors_of_neighbours():
-    """Those of recall and coverage are too careful, see metrics.neighbours."""
+    """Those of recall and coverage are too large, see metrics.neighbours."""
     toy = Toy(reference=1000)
     found = [neighbours(toy.draw(300), toy.reference) for _ in range(50)]
     for name, high in (('precision', 1.3), ('recall', 2.2), ('density', 1.3), ('coverage', 2.2)):
@@ -52,9 +52,9 @@ def test_errors_of_neighbours():
 
 @pytest.mark.parametrize('name', ['fd', 'kid', 'mind', 'inception_score', 'density'])
 def test_terms_are_derivatives(name):
-    """Leaving out one image of n changes the value by its term / (n - 1), but for what is of the order of 1 / n^2."""
+    """Leaving out one image of n changes the value by its term / (n - 1), up to terms of the order 1 / n^2."""
     toy = Toy(reference=300)
-    if name == 'mind':  # with equal numbers of vectors, or another subset of the reference is taken
+    if name == 'mind':  # with equal numbers of vectors, else another subset of the reference is used
         toy.reference = toy.reference.repeat(2, 1)[:300]
     metric, x = metrics_of(toy)[name], toy.draw(300)
     whole = metric(x)
@@ -85,7 +85,7 @@ def test_a_sample_of_features_gives_the_error_of_all():
 
 
 def test_singular_covariance_has_an_error():
-    """Features that never vary, as dead ones of a network, change nothing."""
+    """Features that never vary, such as dead ones of a network, change nothing."""
     toy = Toy()
     x, y = toy.draw(300), toy.reference
     dead = [torch.cat([each, torch.zeros(len(each), 3)], dim=1) for each in (x, y)]

@@ -11,7 +11,7 @@ from metrics.neighbours import neighbours, squared_radii
 
 
 def brute_force(x, y, k, k_density):
-    """The four values, and each image's share of what is reached by nothing else, from float64 distances."""
+    """The four values, and the share of each image in what no other image reaches, from float64 distances."""
     x, y = x.double().numpy(), y.double().numpy()
 
     def distances(a, b):
@@ -28,7 +28,7 @@ def brute_force(x, y, k, k_density):
 
 @pytest.mark.parametrize('elements', [100, 3000, 1 << 24])
 def test_chunks_give_the_definition(monkeypatch, elements):
-    """Of one row, of several with a smaller last chunk, and all at once."""
+    """Chunks of one row, of several with a smaller last one, and of all rows."""
     monkeypatch.setattr(module, 'ELEMENTS', elements)
     x, y = published_features()
     x, y = x[:77] + 100, y[:60] + 100  # far from 0, where squares are large
@@ -43,7 +43,7 @@ def test_copies_of_the_reference_are_in_it():
     y = published_features()[1]
     found = neighbours(y, y)
     assert (found.precision.value, found.recall.value, found.coverage.value) == (1, 1, 1)
-    assert float(squared_radii(y.repeat(2, 1), [1])[0].max()) < 1e-4  # each has its copy as a neighbour
+    assert float(squared_radii(y.repeat(2, 1), [1])[0].max()) < 1e-4  # the neighbour of each is its copy
 
 
 def test_memory_is_flat():
@@ -66,12 +66,12 @@ def test_mind_is_the_definition():
 
 
 def test_mind_of_a_shift_is_known():
-    """Along w, a shift by s moves everything by w . s, whose square is |s|^2 / D on the average over directions."""
+    """Along w, a shift by s moves everything by w . s, whose square is on average over directions |s|^2 / D."""
     y = published_features()[1]
     shift = torch.linspace(-1, 1, 12)
     assert mind(y + shift, y).value == pytest.approx(float(shift.square().sum()) / 12, rel=0.15)
     assert mind(y, y).value == 0
-    assert mind(torch.cat([y, y]), y).value < 0.02  # unlike numbers
+    assert mind(torch.cat([y, y]), y).value < 0.02  # different numbers
 
 
 @pytest.mark.parametrize('metric', [neighbours, mind])

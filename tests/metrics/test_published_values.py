@@ -1,6 +1,6 @@
 """Metrics of given features against the published packages: torch-fidelity 0.4.0 (`*_features_to_metric`), prdc 0.2.
 
-The numbers are what those packages gave for `toy_features.published_features`.
+The numbers are those that these packages gave for `toy_features.published_features`.
 """
 
 import numpy as np

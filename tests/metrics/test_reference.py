@@ -1,4 +1,4 @@
-"""Reference statistics: which files are read, and what is said of others."""
+"""Reference statistics: which files are read, and the messages about others."""
 
 import numpy as np
 import pytest

@@ -214,7 +214,7 @@ def test_data_sets_and_samples_are_measured_alike(tmp_path, kind):
     for path in (tmp_path, tmp_path / 'set.npz'):
         for source in (open_source(path), StoreSource(path, open_images(path).images)):
             if kind == 'clear':
-                with pytest.raises(ValueError, match='is transparent in places'):
+                with pytest.raises(ValueError, match='is partly transparent'):
                     list(source.blocks(0, 2))
             else:
                 np.testing.assert_array_equal(np.concatenate(list(source.blocks(0, 2))), expected)

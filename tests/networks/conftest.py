@@ -1,4 +1,4 @@
-"""What DG computed with its networks, and the files of these."""
+"""DG's golden log-ratios, and the files of its networks."""
 
 import pytest
 import torch

@@ -42,7 +42,7 @@ def published(folder, kind):
 
 @pytest.mark.parametrize('kind, res', [('uncond', 32), ('uncond', 64), ('cond', 32), ('cond', 64)])
 def test_golden_get_grad_log_ratio(dg, dg_files, kind, res):
-    """In range the clipped variant's numbers; out of it a zero correction and the log-ratio 1e7."""
+    """In range, the numbers of the clipped variant; outside, a zero correction and the log-ratio 1e7."""
     evaluate = published(dg_files[0].parent, kind)
     for index, sigma in enumerate(dg['sigma']):
         x = dg['x0'] + sigma * dg['noise']
@@ -68,7 +68,7 @@ def test_each_row_is_decided_by_its_own_noise_level(dg, dg_files):
     alone, value_alone = ask(low, slice(1, 2))
     assert_score(score[1:], alone)
     assert score[1].any() and value[1] == pytest.approx(float(value_alone), abs=1e-4)
-    assert (dg['dg_mixed_low_log_ratio'] == lib.OUTSIDE).all()  # the reference: both rows silent
+    assert (dg['dg_mixed_low_log_ratio'] == lib.OUTSIDE).all()  # the reference: no row is guided
 
     high = dg['dg_mixed_high_sigma']  # 3, and 300, above the range
     score, value = ask(high)

@@ -97,7 +97,7 @@ def test_cut_short_is_called_so(tmp_path):
 
 
 def test_every_single_damaged_byte_ends_in_one_line(tmp_path):
-    """Or changes nothing that matters; a traceback of another kind fails this test."""
+    """Or changes nothing important; an exception of another kind fails this test."""
     data = bytearray(content('iddpm_adm'))
     rng = np.random.RandomState(0)
     path = tmp_path / 'net.pkl'
@@ -155,7 +155,7 @@ class Global:
 
 
 class Pickler(pickle._Pickler):
-    """Writes names of modules that are not here, as the published files hold them."""
+    """Writes names of modules that do not exist here, as in the published files."""
 
     def save(self, obj, save_persistent_id=True):
         if isinstance(obj, Global):
@@ -198,7 +198,7 @@ def read(data, tmp_path):
 
 
 def tree(module, class_name, **more):
-    """What an old torch writes of a module: few entries, no hooks."""
+    """A module as an old torch writes it: few entries, no hooks."""
     parameters = {name: Global('torch._utils', '_rebuild_parameter', tensor_global(p.detach()), True,
                                collections.OrderedDict()) for name, p in module._parameters.items() if p is not None}
     buffers = {name: None if b is None else tensor_global(b) for name, b in module._buffers.items()
@@ -356,4 +356,4 @@ def test_a_module_that_contains_itself(tmp_path):
     loop = b''.join([pickle.BINGET, b'\x06', text('a'), pickle.BINGET, b'\x05', pickle.SETITEM, pickle.POP])
     path = tmp_path / 'net.pkl'
     path.write_bytes(b'\x80\x02' + record + loop + b'.')
-    refused(path, 'does not describe its EDMPrecond .a stands in two places')
+    refused(path, 'does not describe its EDMPrecond .a occurs in two places')

@@ -37,7 +37,7 @@ def log_ratio(kind, res=32, clip=False):
 
 
 def compile_to(monkeypatch, forward, backward):
-    """Let torch.compile trace as ever, and give the graphs to these compilers."""
+    """Let torch.compile trace as usual, but pass the graphs to these compilers."""
     backend = aot_autograd(fw_compiler=forward, bw_compiler=backward)
     compile = torch.compile
     monkeypatch.setattr(torch, 'compile', lambda function, dynamic: compile(
@@ -67,7 +67,7 @@ def test_compiled(monkeypatch, dg, kind):
 
 @pytest.mark.parametrize('mode', ['auto', 'on'])
 def test_a_compiler_that_fails_backwards(monkeypatch, capsys, dg, mode):
-    """It sees a gradient's backward pass when that is first taken, after the forward pass."""
+    """It sees the backward pass only when that is first computed, after the forward pass."""
     def broken(graph, inputs):
         raise RuntimeError('no backward pass')
 
@@ -94,7 +94,7 @@ def assert_score(actual, expected):
 @pytest.mark.parametrize('source', ['file', 'new'])
 @pytest.mark.parametrize('eval', [True, False])
 def test_networks_are_frozen_to_be_used_and_trainable_to_be_trained(dg_files, source, eval):
-    """Whether they come from a file or are new; for use their convolutions are stored in the precision asked for."""
+    """From files or new; for use, their convolutions are stored in the chosen precision."""
     paths = (dg_files[0], dg_files[1]['uncond']) if source == 'file' else (None, None)
     nets = [load_classifier(paths[0], 32, 'cpu', eval, dtype=torch.bfloat16)]
     nets.append(load_discriminator(paths[1], 'cpu', False, eval, nets[0].feature_channels, dtype=torch.bfloat16))
@@ -137,7 +137,7 @@ def test_three_ways_to_ask(dg):
     by_autograd, = torch.autograd.grad(called.sum(), x)
     torch.testing.assert_close(by_autograd.float(), gradient, rtol=1e-5, atol=1e-7)
     assert not value.requires_grad and not gradient.requires_grad and not ours.value(x, sigma, labels).requires_grad
-    # rows stand alone; labels by index; one level for all
+    # rows are independent; labels by index; one level for all
     for k in range(2):
         one = slice(k, k + 1)
         torch.testing.assert_close(ours.value(x[one], sigma[k], labels[one].argmax(1)), value[one],
@@ -162,7 +162,7 @@ def test_golden_clip():
 
 
 def test_what_the_clip_does_at_saturation(dg):
-    """Both variants agree inside; outside, the clipped value stays at 11.5 and its gradient is zero."""
+    """Both variants agree within the clip; beyond it the clipped value stays at 11.5 and its gradient is zero."""
     sure = copy.deepcopy(discriminator('uncond'))
     sure.out[2].c_proj.weight.mul_(20)
     raw, clipped = (LogRatio(classifier(), sure, clip=clip) for clip in (False, True))
@@ -293,7 +293,7 @@ def save_described(path, net, **metadata):
 
 
 def test_described_files(dg_files, tmp_path):
-    """Ours carry the time and the classes that they were trained with."""
+    """Ours record the time and the classes that they were trained with."""
     def images(**metadata):
         return save_described(tmp_path / 'classifier.safetensors', classifier(), **metadata)
 
@@ -318,7 +318,7 @@ def test_described_files(dg_files, tmp_path):
 
 @pytest.mark.parametrize('size', [64, 256])
 def test_described_for_other_images(dg_files, tmp_path, size):
-    """Features are 8x8 whatever the images, so only the file's description can tell."""
+    """Features are 8x8 for all images, so only the description in the file shows the size."""
     path = save_described(tmp_path / 'd.safetensors', discriminator('uncond'), resolution=size, time='linear')
     message = f'discriminator .*d.safetensors was trained for {size}x{size} images, these are 32x32'
     refused(message, load_log_ratio, NET, dg_files[0], path, device='cpu')
@@ -332,7 +332,7 @@ def test_described_image_size_settles_a_choice(tmp_path):
     """Without attention, 256x256 at depth 1 and 32x32 at depth 3 have the same tensors (test_guided_diffusion)."""
     net = create_classifier(256, 64, 1, '', out_channels=2)
     torch.save(net.state_dict(), tmp_path / 'c.pt')
-    assert load_classifier(tmp_path / 'c.pt', 32, 'cpu').image_size == 32  # nothing says otherwise
+    assert load_classifier(tmp_path / 'c.pt', 32, 'cpu').image_size == 32  # by default
     checkpoint.save_network(tmp_path / 'c.safetensors', net, 'create_classifier', dict(image_size=256))
     refused('is for 256x256 images, these are 32x32', load_classifier, tmp_path / 'c.safetensors', 32, 'cpu')
     assert load_classifier(tmp_path / 'c.safetensors', 256, 'cpu').image_size == 256

@@ -1,4 +1,4 @@
-"""LoRA adapters of the ADM classifier against loralib's numbers; their files, and what does not belong together.
+"""LoRA adapters of the ADM classifier against loralib's numbers; their files, and files that do not fit.
 
 Goldens: tests/goldens/lora, rtol 1e-4, atol 5e-4 on features (up to 9 in size).
 """
@@ -32,7 +32,7 @@ def files(tmp_path_factory):
 
 
 def apart():
-    """The golden classifier with the golden adapters beside its weights."""
+    """The golden classifier with the golden adapters, not merged."""
     net = create_classifier(32, 64, 1)
     net.load_state_dict(classifier().state_dict())
     found = lora.read_adapters(PUBLISHED)
@@ -91,7 +91,7 @@ def test_our_files_are_read_as_published_ones(tmp_path):
     ('plain', 'plain.pt has no LoRA adapters in it, 111 other tensors'),
     ('short', "short.pt lack input_blocks.1.0.in_layers.2.lora_A; the classifier has this layer"),
     ('long', "long.pt have 'middle_block.9.lora_A'; the classifier has no such layer"),
-    ('unlike', 'unlike.pt has adapters of unlike ranks: 3, 4'),
+    ('unlike', 'unlike.pt has adapters of different ranks: 3, 4'),
     ('narrow', r'input_blocks.1.0.in_layers.2.lora_A is \[12, 96\], this one needs \[12, 192\]'),
     ('other', 'other.safetensors is a create_classifier, not LoRA adapters'),
     ('list', 'list.pt is not a file of LoRA adapters'),
@@ -147,7 +147,7 @@ def test_in_half_precision_the_sum_is_rounded_once(d):
 
 
 def test_several_discriminators_are_averaged(d):
-    """Value and gradient; each is clipped by itself where DG's form is asked for."""
+    """Value and gradient; with DG's form each is clipped separately."""
     x, sigma = d['x'], torch.tensor(0.7)
     nets = [discriminator('uncond'), create_classifier(8, 64, 2, in_channels=256, out_channels=1).eval()]
     torch.nn.init.normal_(nets[1].out[2].c_proj.weight, std=20)  # reaches the clip

@@ -47,4 +47,4 @@ def test_what_does_not_correspond_is_refused(tmp_path):
     networks.save_network(tmp_path / 'b.safetensors', network(0, model_channels=8))
     arguments = [str(tmp_path / f'{name}.safetensors') for name in ('a', 'b', 'c')]
     code, output = convert('merge', *arguments, '--w=0.5')
-    assert code == 1 and output.startswith('Error: B: the networks are not of one architecture')
+    assert code == 1 and output.startswith('Error: B: the networks differ in architecture')

@@ -65,7 +65,7 @@ def test_range_and_rounding_of_noise_levels(name):
 
 
 def test_vp_keeps_the_published_smallest_level():
-    """Float32 cancellation and all: 0.0009766 where the formula says 0.0010005."""
+    """With its float32 cancellation: 0.0009766, while the formula gives 0.0010005."""
     net, _ = golden('vp_ddpmpp')
     assert net.sigma_min == pytest.approx(0.0009766, rel=1e-4)
     t = torch.linspace(0.01, 1, 50, dtype=torch.float64)
@@ -130,7 +130,7 @@ def test_training_keeps_float32_weights_and_gradients():
 
 @pytest.mark.parametrize('name', ['ddpmpp_uncond', 'adm_multihead', 've_ncsnpp'])
 def test_gradient_reaches_the_input(name):
-    """In every pixel, and as long as the central difference along it says."""
+    """In every pixel, and with the norm that the central difference along it gives."""
     net, d = golden(name)
     labels, sigma = d.get('class_labels'), torch.full([4], 0.5)
     labels = None if labels is None else labels[:1]
@@ -183,7 +183,7 @@ def test_repetition_and_convolution_are_one(bias):
     x = torch.randn(2, 6, 5, 7)
     expected = layer(x)
     layer.merge_repetition()
-    layer._convolve = None  # not called any more
+    layer._convolve = None  # no longer called
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
     assert set(layer.state_dict()) == {'weight', 'resample_filter'} | ({'bias'} if bias else set())
 
@@ -206,7 +206,7 @@ def test_one_graph(name):
     """torch.compile sees the whole forward pass without a break; a break is an error with fullgraph."""
     net, d = golden(name)
     torch.compiler.reset()
-    compiled = torch.compile(net, backend='eager', fullgraph=True)  # only traces: no compiler is needed
+    compiled = torch.compile(net, backend='eager', fullgraph=True)  # only traces, without a compiler
     assert_denoised(compiled(d['x'], d['sigma'], d.get('class_labels')), d['denoised'], d['sigma'])
 
 
@@ -321,7 +321,7 @@ def test_descriptions(tmp_path, network, message):
 
 
 def test_a_safetensors_file_is_known_whatever_its_length_looks_like(tmp_path):
-    """It opens with the length of its header, whose bytes can read 'PK' (a zip) or ' <' (a web page)."""
+    """It begins with the length of its header, whose bytes can read 'PK' (a zip) or ' <' (a web page)."""
     net, d = golden('ddpmpp_uncond')
     path = tmp_path / 'net.safetensors'
     networks.save_network(path, net)

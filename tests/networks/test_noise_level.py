@@ -1,4 +1,4 @@
-"""The noise-level model: published files of both sizes, files of its own, and files of something else."""
+"""The noise-level model: published files of both sizes, our own files, and other files."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_own_files(tmp_path):
     found, x = load_noise_level(tmp_path / 'net.safetensors'), torch.randn(2, 3, 32, 32)
     assert torch.equal(found(x), net(x)) and torch.equal(found.sigmas, net.sigmas)
     assert found.sigmas[0] == 20 and found.sigmas[-1] == pytest.approx(0.01 * 2000**1e-3)
-    with pytest.raises(ValueError, match='says itself what it is'):
+    with pytest.raises(ValueError, match='describes itself; leave out the name'):
         load_noise_level(tmp_path / 'net.safetensors', 'cifar10-32')
 
 

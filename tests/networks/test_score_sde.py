@@ -44,7 +44,7 @@ def test_golden_scores(folder, name):
     """The score in the reference's own space from D(x; sigma).
 
     VE data lie in [0, 1] there, so lengths double. Near t = 0 the reference's float32 standard deviation is 0.6 % off,
-    by which it divides the network's output; the output is what is compared.
+    and it divides the network's output by that; so the output is compared.
     """
     net, d = golden(name, folder)
     x, std = d['x'].double(), rows(d['std'])
@@ -65,7 +65,7 @@ def test_golden_scores(folder, name):
 @torch.no_grad()
 @pytest.mark.parametrize('name', ['score_sde/vp_cifar10_ddpmpp', 'score_sde/vp_ddpm_cifar10'])
 def test_golden_scores_of_discrete_vp(folder, name):
-    """The reference feeds t * 999 as it is and takes the table's entry below; we know the table's entries only."""
+    """The reference passes t * 999 unrounded and takes the entry of the table below; ours has only its levels."""
     net, d = golden(name, folder)
     index = d['labels'].long()
     close(-net.model(d['x'], d['labels'], None) / d['sqrt_1m_alphas_cumprod'][index][:, None, None, None],
@@ -113,7 +113,7 @@ def test_noise_levels_of_sub_vp(folder):
 @torch.no_grad()
 @pytest.mark.parametrize('name', NAMES)
 def test_the_interface_is_that_of_all_networks(folder, name):
-    """Rows by themselves, one level for all, bfloat16, and samplers' float64 states."""
+    """Independent rows, one level for all, bfloat16, and the float64 states of samplers."""
     net, d = golden(name, folder)
     x = d['x'].double() * 2
     sigma = net.round_sigma(torch.tensor([0.05, 0.5, 5.0, 50.0], dtype=torch.float64))
@@ -202,7 +202,7 @@ def test_presets_that_do_not_fit(folder, preset, message):
 
 
 @pytest.mark.parametrize('key, value, message', [
-    ('nf', None, 'the configuration lacks nf'), ('nf', 'many', "nf is 'many', not of the kind of 128"),
+    ('nf', None, 'the configuration lacks nf'), ('nf', 'many', "nf is 'many'; expected a value such as 128"),
     ('nf', 32, 'shape .* see its nf'), ('ch_mult', [1, 1], 'see its .*ch_mult'),
     ('num_res_blocks', 2, r'all_modules.\d+ is .*see its .*num_res_blocks'),
     ('attn_resolutions', [32], r'all_modules.\d+ is .*see its attn_resolutions'),

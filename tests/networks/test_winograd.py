@@ -1,4 +1,4 @@
-"""Winograd's convolution against torch's: closed form in float64, rounding in bfloat16, and where networks take it."""
+"""Winograd's convolution against torch's: closed form in float64, rounding in bfloat16, and where networks use it."""
 
 import shutil
 import sysconfig
@@ -49,7 +49,7 @@ def test_rounding(dtype):
 @pytest.mark.skipif(shutil.which('g++') is None or not Path(sysconfig.get_path('include'), 'Python.h').is_file(),
                     reason='needs a C++ compiler and the headers of Python')
 def test_compiled():
-    """What the compiler makes of it: the strides of the padded images are its own choice."""
+    """The compiler's result: it chooses the strides of the padded images itself."""
     x, weight, bias = images_and_filters(2, 24, 40, 12, 8, torch.float32)
     filters = winograd.transform_filters(weight)
     torch.compiler.reset()
@@ -75,7 +75,7 @@ def small_network():
 
 
 def compiled(net, x):
-    """What a compiled network gives, and how many batched matrix products compilers see in it."""
+    """The result of a compiled network, and the number of batched matrix products that the compiler sees."""
     seen = []
     torch.compiler.reset()
     called = torch.compile(net, dynamic=False, fullgraph=True, backend=lambda graph, _: seen.extend(

@@ -1,7 +1,7 @@
 """sampling/ablation.py and diffusion/schedules.py against EDM's ablation sampler.
 
 Goldens: tests/goldens/sampler/ablation.npz, atol 1e-3 (a chain of network calls; VP and VE levels reach sigma 150)
-and rtol 2e-6: one case has pixels of 2800, where the published networks differ by as much between machines.
+and rtol 2e-6: one case has pixels of 2800, where the published networks differ as much between machines.
 """
 
 import math

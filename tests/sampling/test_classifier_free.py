@@ -13,7 +13,7 @@ from sampling.denoiser import Denoiser
 
 @pytest.mark.parametrize('empty', ['weighted_score_fp32', 'output_no_label_fp32'])
 def test_weighted_score(tmp_path, empty):
-    """The published code takes class 0 for the empty label; the zero vector is what training saw."""
+    """The published code takes class 0 for the empty label; training used the zero vector."""
     golden, net = load('reflected/adm.npz'), load_reflected(write_run(tmp_path, 'adm'))
     x, std = (torch.from_numpy(golden[name]).to(torch.float64) for name in ('x', 'std'))
     labels = torch.eye(10)[torch.from_numpy(golden['class_labels'])]

@@ -65,8 +65,8 @@ def test_guidance_composes_with_rejection():
 @pytest.mark.parametrize('options', [dict(rule='published'), dict(rule='exact'), dict(rule='published', S_churn=40),
                                      dict(rule='published', max_iter=60, backsteps=3), dict(min_backsteps=4),
                                      dict(min_backsteps=1, backsteps=2)])
-def test_sample_depends_on_its_seed_alone(options):
-    """Any batch size, any order, any company: the same image, at the same cost."""
+def test_sample_depends_on_its_seed_only(options):
+    """With any batch size, order and other samples: the same image, at the same cost."""
     options = dict(rej_percentile=0.95) | options
     all_of_them = sample(range(30), batch=64, **options)
     assert all_of_them['rejections'].sum() > 20
@@ -160,7 +160,7 @@ def test_cap(rule):
     free = sample(range(400), rule=rule, rej_percentile=0.99)
     assert run['cap_hits'].sum() > 20 and not free['cap_hits'].any()
     assert (run['nfe'][run['cap_hits'] == 0] <= 50).all()
-    assert (run['nfe'][run['cap_hits'] > 0] > 2 * STEPS - 1).all()  # what a restart threw away is counted
+    assert (run['nfe'][run['cap_hits'] > 0] > 2 * STEPS - 1).all()  # evaluations before a restart are counted
     untouched = (run['cap_hits'] == 0)
     torch.testing.assert_close(run['images'][untouched], free['images'][untouched])
 
@@ -195,9 +195,9 @@ def test_sample_that_is_never_accepted(monkeypatch):
 def test_contradictions():
     with pytest.raises(ValueError, match='boosting'):
         sample([0], guidance=DiscriminatorGuidance(LOG_RATIO, boosting=True))
-    with pytest.raises(ValueError, match='without trajectories'):
+    with pytest.raises(ValueError, match='at least one trajectory'):
         calibrate(NET, LOG_RATIO, warmup_seeds(0))
-    with pytest.raises(TypeError, match='thresholds'):  # no warm-up that nobody asked for
+    with pytest.raises(TypeError, match='thresholds'):  # no warm-up unless asked for
         diffrs_sampler(NET, [0], log_ratio=LOG_RATIO)
     with pytest.raises(ValueError, match='calibrate again'):
         sample([0], num_steps=9)
@@ -216,7 +216,7 @@ def test_warmup_is_plain_edm():
 
 
 def test_padded_networks_see_one_shape():
-    """One noise level or one for each row, a full batch or a part of one: a compiled network is compiled once."""
+    """With one noise level or one per row, a full batch or part of one, a network is compiled once."""
     seen = set()
 
     def net(x, sigma, class_labels):
@@ -233,7 +233,7 @@ def test_padded_networks_see_one_shape():
 
 
 def test_padded_gradients_see_one_shape():
-    """Guidance asks for as many rows as are in that half of a step; its gradients round as ever too."""
+    """Guidance evaluates the rows that are in its half of a step; its gradients round the same for any number."""
     sizes = []
 
     def value_and_grad(x, sigma, class_labels=None):

@@ -34,7 +34,7 @@ def labels_of(kind):
 
 
 class Replay(slots.SlotMachine):
-    """Eight slots in a recorded state, which draw what was recorded, in the order of the published loop."""
+    """Eight slots in a recorded state, with the recorded draws, in the order of the published loop."""
 
     def __init__(self, kind, call):
         self.arrays, prefix = recorded(kind), f'call{call}_'
@@ -89,11 +89,11 @@ class Replay(slots.SlotMachine):
 def test_every_decision_of_a_call(kind, call):
     replay, arrays = Replay(kind, call), recorded(kind)
     replay.call()
-    assert not replay.recorded_draws  # each draw was asked for by the same number of slots as recorded
+    assert not replay.recorded_draws  # as many slots asked for each draw as recorded
     out = {name: arrays[f'call{call}_out_{name}'] for name in ('x', 'idx', 'nfe', 'log_ratio')}
     assert np.array_equal(replay.level, out['idx']) and np.array_equal(replay.nfe, out['nfe'])
     np.testing.assert_allclose(replay.x.numpy(), out['x'], rtol=0, atol=2e-4)
-    # What the published loop remembers of slots that draw from the prior next is overwritten before it is read.
+    # The published loop's values of slots that draw from the prior next are overwritten before they are read.
     kept = out['idx'] > 0
     np.testing.assert_allclose(replay.log_ratio_prev.numpy()[kept], out['log_ratio'][kept], rtol=0, atol=1e-3)
     assert set(replay.finished) == set(np.flatnonzero(out['idx'] == int(arrays['num_steps'])))

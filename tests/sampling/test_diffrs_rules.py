@@ -1,4 +1,4 @@
-"""The decisions of diffusion rejection sampling, each function alone."""
+"""The decisions of diffusion rejection sampling, function by function."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_percentile_out_of_range():
 def test_expected_acceptance():
     l = np.array([[0.0, 0.0], [1.0, -1.0], [2.0, -3.0], [2.0, -2.0]])
     limits = rules.Thresholds(np.array([0.0, 0.0, 1.0, 1.5]), np.zeros(4))
-    # the smallest margin decides: trajectory 0 always passes, trajectory 1 with exp(-4), or exp(-3.5) at the end alone
+    # the smallest margin decides: trajectory 0 always passes, trajectory 1 with exp(-4), or exp(-3.5) with the end only
     assert rules.expected_acceptance(Calibration(SIGMAS, l), limits, range(4)) == pytest.approx((1 + np.exp(-4)) / 2)
     assert rules.expected_acceptance(Calibration(SIGMAS, l), limits, [3]) == pytest.approx((1 + np.exp(-3.5)) / 2)
 
@@ -71,7 +71,7 @@ def test_rejection_and_its_probability_agree():
     for previous, threshold in ((0.0, 0.0), (0.7, 0.4), (-1.0, -0.3)):
         share = 1 - rules.rejects(l, previous, threshold, u).double().mean(1)
         torch.testing.assert_close(share, rules.acceptance_probability(l[:, 0], previous, threshold), rtol=0, atol=1e-4)
-    # u = 0 is a draw like others, and rejects what is impossible
+    # u = 0 is a draw like others, and rejects impossible states
     assert rules.rejects(torch.tensor([-20.0, -10.0]), 0.0, 0.0, torch.zeros(2)).tolist() == [True, False]
     assert not rules.rejects(torch.tensor([float('nan')]), 0.0, 0.0, torch.ones(1)).any()
 
@@ -85,7 +85,7 @@ def test_propose_is_a_heun_step():
     torch.testing.assert_close(euler, x / 2)
     heun, _ = rules.propose(euler, x, d, one, -one, zero, second)
     torch.testing.assert_close(heun, x / 2)
-    # rows in unlike halves do not disturb each other
+    # rows in different halves do not affect each other
     mixed, _ = rules.propose(torch.stack([x[0], euler[1]]), x, d, torch.stack([2 * one[0], one[1]]), -one, zero,
                              torch.tensor([False, True]))
     torch.testing.assert_close(mixed, torch.stack([euler[0], heun[1]]))
@@ -100,7 +100,7 @@ def test_rewinding_gives_the_noise_of_the_level():
 
 
 def test_cap():
-    """18 steps cost 35: 2 for each but the last."""
+    """18 steps cost 35: 2 for each except the last."""
     assert not rules.exceeds_cap(0, 0, 18, 35) and rules.exceeds_cap(2, 0, 18, 35)
     assert not rules.exceeds_cap(34, 17, 18, 35) and rules.exceeds_cap(36, 17, 18, 35)
     rules.check_cap(35, 18)

@@ -54,7 +54,7 @@ def test_integrators(net, name):
 
 
 def test_rk45_with_one_step_size_for_the_batch(net):
-    """The published solver sees the batch as one row. A coarse tolerance: rows by themselves end elsewhere."""
+    """The published solver sees the batch as one row. Coarse tolerance: with separate step sizes rows end elsewhere."""
     d = arrays('integrators')
     ratio, calls = (d['sigma_max'].double() / 0.01).log(), []
 

@@ -41,7 +41,7 @@ def latents(n, seed=0):
 
 
 def test_noise_is_drawn_only_where_it_is_used():
-    """S_min and S_max are inclusive limits; draws happen in those steps alone."""
+    """S_min and S_max are inclusive limits; draws happen only in those steps."""
     noise = RecordedNoise(torch.zeros(18, 3, 2, 1, 1))
     run_edm(MixtureNet(MIXTURE), latents(3), randn_like=noise.randn_like, callback=noise.callback)
     assert noise.draws == []
@@ -52,7 +52,7 @@ def test_noise_is_drawn_only_where_it_is_used():
 
 
 def test_churn_adds_the_variance_it_should():
-    """Where the net returns 0 the state is noise alone, so its spread after one step is known."""
+    """If the network returns 0, the state is pure noise, so its spread after one step is known."""
     class Zero(MixtureNet):
         def __call__(self, x, sigma, class_labels=None):
             return torch.zeros_like(x)

@@ -1,4 +1,4 @@
-"""sampling/guidance.py against DG's sampler, and what DG's gets wrong.
+"""sampling/guidance.py against DG's sampler, and where DG's is wrong.
 
 Goldens: tests/goldens/sampler/edm_dg.npz, atol 2e-4 (6 steps) and 1e-4 (18 steps): chains of network calls.
 """
@@ -63,7 +63,7 @@ def generator_noise(seed=0):
 
 
 class CountedLogRatio:
-    """A log-ratio that keeps the noise levels it was asked for."""
+    """A log-ratio that records the noise levels of its calls."""
 
     def __init__(self, log_ratio=None):
         self.log_ratio, self.sigmas = log_ratio or exact_log_ratio(RIGHT, WRONG), []
@@ -119,7 +119,7 @@ def test_value_and_grad_is_used_where_there_is_one():
 
 
 def test_second_order_weight_works():
-    """DG's raises IndexError; here it changes the result and costs the calls it says."""
+    """DG's raises IndexError; here it changes the result and counts its calls."""
     first = guided(DiscriminatorGuidance(exact_log_ratio(RIGHT, WRONG), 1, 0))
     both = guided(DiscriminatorGuidance(exact_log_ratio(RIGHT, WRONG), 1, 1))
     assert both.isfinite().all() and (both - first).abs().max() > 1e-4
@@ -135,12 +135,12 @@ def test_churn_limits_give_no_nan():
 
 
 def sign_log_ratio(x, sigma, class_labels=None):
-    """Negative for rows whose first value is negative; its gradient is 0, so that boosting shows alone."""
+    """Negative for rows whose first value is negative; its gradient is 0, so that only boosting shows."""
     return torch.where(x[:, 0, 0, 0] < 0, -1.0, 1.0) + 0.0 * x.flatten(1).sum(1)
 
 
-def test_boosting_renews_the_noise_of_rejected_rows_alone():
-    """Every fifth step but the first, rows whose last log-ratio was negative: gamma = 4 / num_steps, S_noise 1."""
+def test_boosting_renews_the_noise_of_rejected_rows_only():
+    """Every fifth step except the first, rows whose last log-ratio was negative: gamma = 4 / num_steps, S_noise 1."""
     x = latents(6)
     net, draws = CountedNet(MixtureNet(WRONG)), []
 
@@ -191,7 +191,7 @@ def test_boosting_schedules(name, doubled, renewed):
     class Net(MixtureNet):
         def __call__(self, x, sigma, class_labels=None):
             evaluations.append(x)
-            return torch.zeros_like(x)  # all that is left is the correction
+            return torch.zeros_like(x)  # only the correction is left
 
     denoise = DiscriminatorGuidance(log_ratio, 1, boosting=BOOSTINGS[name], time_min=0)(Net(WRONG))
     run_edm(denoise, latents(1) * 0, num_steps=12, callback=None,
@@ -218,7 +218,7 @@ def test_several_discriminators_cost_as_many_calls():
 
 @pytest.mark.parametrize('boosting', [False, True])
 def test_rows_are_decided_separately(boosting):
-    """DG lets the smallest noise level of the batch decide for all rows; here row k is the same alone."""
+    """DG lets the smallest noise level of the batch decide for all rows; here row k is the same by itself."""
     x = latents(6)
     guidance = DiscriminatorGuidance(exact_log_ratio(RIGHT, WRONG), 1.5, boosting=boosting)
 
@@ -237,7 +237,7 @@ def test_rows_are_decided_separately(boosting):
 
 @pytest.mark.parametrize('known', ['each row', 'either level', 'nothing'])
 def test_rows_on_both_sides_of_the_range(known):
-    """A row in the time range is guided, its neighbour below the range is not, whatever the host knows of them."""
+    """A row in the time range is guided, its neighbour below is not, whether the host knows the levels or not."""
     guidance = DiscriminatorGuidance(exact_log_ratio(RIGHT, WRONG), 1)
     sigma = torch.tensor([guidance.sigma_low * 0.9, guidance.sigma_low * 1.1], dtype=torch.float64)
     x = latents(2).double() * 0.04

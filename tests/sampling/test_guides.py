@@ -29,7 +29,7 @@ OTHER = GaussianMixture(MEANS, [0.2, 0.3, 0.5], STDS)
 
 
 class LabelledNet(MixtureNet):
-    """A mixture whose labels are its components; with labels of zeros the whole of it."""
+    """A mixture whose labels are its components; with labels of zeros, the whole mixture."""
 
     label_dim = 3
 

@@ -25,7 +25,7 @@ def latents(n=50, seed=0):
 @pytest.mark.parametrize('levels', [[9.0, 4.0, 3.9, 3.0, 2.95], [80.0, 30.0, 9.0, 2.0, 0.5]])
 @pytest.mark.parametrize('count', [1, 2, 3, 4])
 def test_weights_integrate_polynomials(levels, count):
-    """Of lambda with weight exp(lambda), and of sigma: small steps and large ones."""
+    """In lambda with weight exp(lambda), and in sigma, for small and large steps."""
     sigma, sigma_next, nodes = levels[3], levels[4], levels[3::-1][:count]
     weights = exponential_weights(sigma, sigma_next, nodes)
     for power in range(count):
@@ -48,7 +48,7 @@ def error(solver, num_steps, low=0.01):
 
 @pytest.mark.parametrize('solver, order', [('dpmpp_3m', 3), ('unipc', 4), ('deis', 4), ('ipndm', 2)])
 def test_error_falls_at_the_order_of_the_solver(solver, order):
-    """The slope from 80 to 160 steps, within 0.25. iPNDM's weights are those of equal steps, which EDM's are not."""
+    """The slope from 80 to 160 steps, within 0.25. iPNDM's weights are for equal steps, which EDM's are not."""
     assert math.log2(error(solver, 80) / error(solver, 160)) == pytest.approx(order, abs=0.25)
 
 

@@ -54,7 +54,7 @@ class Transfers(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        given = {x.device.type for x in tensors([args, kwargs]) if x.ndim or func in COPIES}  # numbers ride along
+        given = {x.device.type for x in tensors([args, kwargs]) if x.ndim or func in COPIES}  # numbers are passed along
         if func is torch.ops.aten.lift_fresh.default:  # a tensor made of Python numbers
             given = {'cpu'}
         for device in {x.device.type for x in tensors(result)}:
@@ -104,7 +104,7 @@ def test_composed_samplers(loaded, sampler, options, more):
 @pytest.mark.filterwarnings('ignore:Synchronization debug mode')
 @pytest.mark.parametrize(('sampler', 'guided', 'options'), SAMPLERS, ids=SAMPLER_NAMES)
 def test_samplers_on_cuda(sampler, guided, options):
-    """torch itself watches, and sees what depends on the device."""
+    """Checked by torch itself, including what depends on the device."""
     net = networks.load_network(demo.DEMO_SCORE, 'cuda', torch.bfloat16)
     log_ratio = networks.load_log_ratio(net, dtype=torch.bfloat16, device='cuda')
     guidance = DiscriminatorGuidance(log_ratio, 2.0, 1.0, boosting=True) if guided else None
@@ -133,7 +133,7 @@ def discriminator_training():
 
 @pytest.mark.parametrize('kind', [score_training, discriminator_training])
 def test_training_steps(monkeypatch, kind):
-    """Nothing goes to the device or comes back but the batch."""
+    """Only the batch goes to the device, and nothing comes back."""
     monkeypatch.setattr(randomness, 'step_generator', lambda *args, device: None)
     net, loss, labels = kind()
     trainer = Trainer(TrainRun(
@@ -184,7 +184,7 @@ def test_adaptive_steps_ask_once(monkeypatch, name):
 
 
 def test_values_cannot_be_asked_for():
-    """What the tests above rest on."""
+    """The tests above rely on this."""
     x = torch.ones(3, device='meta')
     for ask in (lambda: x[0].item(), lambda: bool((x > 0).any()), lambda: x.cpu(), lambda: x[x > 0]):
         with pytest.raises((RuntimeError, NotImplementedError)):

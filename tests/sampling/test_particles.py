@@ -28,7 +28,7 @@ LOG_RATIO = exact_log_ratio(RIGHT, WRONG)
 
 
 class Given:
-    """Generators that give recorded latents, labels and noise, and a resampling that gives recorded indices."""
+    """Generators of recorded latents, labels and noise, and a resampling with recorded indices."""
 
     def __init__(self, arrays, name, labels):
         self.latents, self.labels = torch.as_tensor(arrays['latents']), labels

@@ -44,7 +44,7 @@ def mixture_net(mixture, process):
 
 
 def draw(net, n=600, num_steps=200, seed=1, guidance=lambda denoiser: denoiser, **options):
-    """[n, 2, 1, 1] from one generator; levels only say how many steps."""
+    """[n, 2, 1, 1] from one generator; only the number of levels matters."""
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn([n, 2, 1, 1], dtype=torch.float64, generator=generator)
     return predictor_corrector(guidance(as_denoiser(net)), latents, levels=types.SimpleNamespace(num_steps=num_steps),
@@ -70,7 +70,7 @@ def test_tables_of_score_sde(name):
 class AsPublished:
     """A VP network's D put together in float64: random weights drive states up to 256, and float32 would cancel.
 
-    The published code divides noise by a standard deviation computed in float32, 0.6 % off at t = 1e-5. So does this.
+    The published code divides noise by a standard deviation computed in float32, 0.6 % off at t = 1e-5. Here too.
     """
 
     def __init__(self, net):

@@ -22,7 +22,7 @@ SAMPLERS = {'pc': (reflected_pc, dict(num_steps=40)),
 
 
 class Watched(ReflectedMixtureNet):
-    """Asserts that it is asked about the cube only."""
+    """Asserts that it is evaluated only in the cube."""
 
     def __call__(self, x, sigma, class_labels=None):
         assert cube.inside(x).all()
@@ -144,7 +144,7 @@ def test_log_likelihood_of_a_mixture(sigma_min):
     probes = torch.tensor([[1.0, 1.0], [1.0, -1.0]]).reshape(2, 1, 2, 1, 1).expand(2, 10, 2, 1, 1)
     found = torch.stack([log_likelihood(net, x, probe) for probe in probes])
     torch.testing.assert_close(found.mean(0), CORNERS.log_density(x, sigma_min), rtol=0, atol=1e-2)
-    assert (found[0] - found[1]).abs().max() > 0.1  # each probe by itself is noisy
+    assert (found[0] - found[1]).abs().max() > 0.1  # single probes are noisy
 
 
 def test_log_likelihood_of_a_wave():

@@ -32,7 +32,7 @@ def latents_of(states):
 
 
 def test_published_predictor_corrector(net):
-    """Six of seven steps, two Langevin steps before each, norms averaged over the batch, no noise taken off."""
+    """Six of seven steps, two Langevin steps before each, norms averaged over the batch, no noise removed."""
     golden = load('reflected/pc_sampler.npz')
     noise, denoise = iter(torch.from_numpy(golden['langevin_noise'])), Scaled(net, golden['score_scale'], 2)
 
@@ -57,7 +57,7 @@ class Joined(Scaled):
 
 @pytest.mark.slow  # half a minute
 def test_published_probability_flow(net):
-    """A random network's flow is too rough for the tolerance: only the very same steps lead to the same images."""
+    """A random network's flow is too rough for the tolerance: only identical steps lead to the same images."""
     golden = load('reflected/ode_sampler.npz')
     latents = latents_of(golden['z'].reshape(1, 6, 32, 32))
     images = reflected_ode(Joined(net, golden['score_scale'], 1), latents, side=0)

@@ -94,7 +94,7 @@ def test_without_intervals_it_is_edm():
 
 
 def test_a_sample_depends_on_its_own_seed_only():
-    """And a callback hears of every step."""
+    """And the callback is called after every step."""
     def draw(seeds, **kwargs):
         rnd = StackedRandomGenerator('cpu', seeds)
         return restart_sampler(NORMAL, rnd.randn([len(seeds), 2, 1, 1]), randn_like=rnd.randn_like, **kwargs)

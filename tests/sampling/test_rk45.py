@@ -10,7 +10,7 @@ from sampling.rk45 import rk45
 
 
 def counted(rate):
-    """dy/dt = rate_k y + cos(3 t), and how often each row was asked for."""
+    """dy/dt = rate_k y + cos(3 t), and how often each row was evaluated."""
     calls = np.zeros(len(rate), dtype=int)
 
     def function(t, y, rows):

@@ -1,4 +1,4 @@
-"""calc_metrics.py from the command line: values by direct computation, pairs, what is resumed, bad input."""
+"""calc_metrics.py from the command line: values by direct computation, pairs, resuming, bad input."""
 
 import json
 import os
@@ -32,7 +32,7 @@ ROOT = goldens.GOLDENS.parent.parent
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """As for fid_npzs.py, and a second run of the same seeds whose images differ a little."""
+    """As for fid_npzs.py, with a second run of the same seeds whose images differ a little."""
     folder = measuring.make_place(tmp_path, monkeypatch)
     shutil.copytree(folder / 'samples/run', folder / 'samples/other')
     for path in (folder / 'samples/other').glob('*.npz'):
@@ -127,7 +127,7 @@ def test_the_same_command_again_measures_only_what_is_missing(place, monkeypatch
     assert seen == ['run', 'other', 'run']
     calc('--num=30', '--metrics=pr', '--images=samples/other', '--json=r.json')  # of which one has more
     assert seen == ['run', 'other', 'run']
-    os.utime('samples/run', ns=(0, 0))  # as a sample written again
+    os.utime('samples/run', ns=(0, 0))  # like a sample written again
     calc('--num=30', '--metrics=fd', '--json=r.json')
     assert seen == ['run', 'other', 'run', 'run']
     Path('r.json.npz').unlink()
@@ -148,7 +148,7 @@ def test_a_reference_and_what_made_it(place):
 
 
 def test_two_spaces_in_one_pass(place, monkeypatch):
-    """Statistics without features beside those with: the metrics that each allows, in separate tables."""
+    """Statistics with and without features: the metrics that each allows, in separate tables."""
     ref = load_reference(demo.DEMO_STATS)
     Reference(ref.mu + 1, ref.sigma, 'cifar10', ref.fingerprint, 99).save('moments.npz')
     passes = []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import measuring
@@ -81,6 +82,8 @@ def test_numbers_are_those_of_files(nets, place, monkeypatch, script):
     ours, theirs = drawn.pop('results')[0], saved.pop('results')[0]
     assert drawn == saved and ours['metrics'] == theirs['metrics'] and ours['name'] == script.__name__
     own, other = (options.pop('report') for options in (ours['options'], theirs['options']))
+    words_of = shlex.split(ours['options'].pop('command'))
+    assert words_of == ['python', *command] and theirs['options'].pop('command').endswith(' --outdir=files')
     assert ours['options'] == theirs['options']
     assert [own[name] for name in ('images', 'nfe', 'discriminator_calls')] == [
         other[name] for name in ('images', 'nfe', 'discriminator_calls')]
@@ -104,9 +107,9 @@ def test_the_same_command_again_draws_nothing(nets, place, monkeypatch):
 def test_processes_give_the_same_numbers(nets, place):
     """Also where one of two ranks has nothing to draw in a pass, and chains that it has to follow from their start."""
     (place / 'job.py').write_text(
-        'import sys\nfrom pathlib import Path\nfrom dnnlib import demo\n'
+        'import os, sys\nfrom pathlib import Path\nfrom dnnlib import demo\n'
+        'os.chdir(Path(__file__).parent)\n'
         'demo.DEMO_FEATURES = Path("features.safetensors").resolve()\n'
-        'import os; os.chdir(Path(__file__).parent)\n'
         'import calc_metrics\ncalc_metrics.main(sys.argv[1:])\n')
     for script in ('generate', 'generate_diffrs', 'generate_dmcmc'):
         common = ['gen', '--metrics=fd,kid', f'--ref={place}/stats/demo.npz']

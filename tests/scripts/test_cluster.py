@@ -61,7 +61,7 @@ def test_two_nodes_give_the_files_of_one_process(files, tmp_path):
         for node in nodes:
             kill_all(node)
     assert [node.returncode for node in nodes] == [0, 0], outputs
-    assert sum('16 images in' in output for output in outputs) == 1  # rank 0 alone speaks
+    assert sum('16 images in' in output for output in outputs) == 1  # only rank 0 prints
     code, output = finish(ROOT / 'generate.py', arguments(files, tmp_path / 'one', 16))
     assert code == 0, output
     assert comparable(tmp_path / 'two') == comparable(tmp_path / 'one')
@@ -85,7 +85,7 @@ def test_a_rank_that_dies_ends_the_others_with_a_message(files, tmp_path):
 @LINUX
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_run_by_the_time_out(files, tmp_path):
-    """The other rank waits for it at the end, for DIST_TIMEOUT_SEC; torchrun then gives the sleeper 30 s to end."""
+    """The other rank waits DIST_TIMEOUT_SEC for it at the end; torchrun then gives the sleeper 30 s to end."""
     process = start(ROOT / 'generate.py', arguments(files, tmp_path / 'out', 1500), 2,
                     environment=dict(DIST_TIMEOUT_SEC='5'), **PIPES)
     wait_until(has_shards(tmp_path / 'out'))
@@ -99,7 +99,7 @@ def test_a_rank_that_hangs_ends_the_run_by_the_time_out(files, tmp_path):
 @LINUX
 @pytest.mark.slow
 def test_ranks_end_when_their_launcher_is_gone(files, tmp_path):
-    """SIGKILL to torchrun alone: its ranks would hold the folder's lock for as long as they had work."""
+    """SIGKILL to torchrun only: its ranks would hold the lock of the folder as long as they have work."""
     command = (ROOT / 'generate.py', arguments(files, tmp_path / 'out', 1500), 2)
     process = start(*command, **PIPES)
     wait_until(has_shards(tmp_path / 'out'))
@@ -115,7 +115,7 @@ def test_ranks_end_when_their_launcher_is_gone(files, tmp_path):
 @LINUX
 @pytest.mark.slow
 @pytest.mark.parametrize('everyone', [True, False])
-def test_preempted_training_saves_and_goes_on(tmp_path, everyone):
+def test_preempted_training_saves_and_resumes(tmp_path, everyone):
     """SIGTERM to torchrun, as SLURM sends it, or SIGKILL: either way two ranks save, end, and the next run resumes."""
     np.savez(tmp_path / 'data.npz', samples=np.random.RandomState(0).randint(256, size=[40, 8, 8, 3], dtype=np.uint8))
     options = ['--batch=20', '--channels=8', '--kimg=100', '--tick=1', '--device=cpu', '--precision=fp32']
@@ -148,7 +148,7 @@ def test_sbatch_files_are_shell_and_name_options_that_exist(path):
 
 @pytest.mark.parametrize('gpus, backend', [(2, 'cpu:gloo,cuda:nccl'), (1, 'gloo'), (0, 'gloo')])
 def test_nccl_has_a_gpu_for_each_rank(monkeypatch, gpus, backend):
-    """Two ranks that share a GPU have gloo alone, which NCCL does not allow."""
+    """Two ranks that share a GPU only have gloo, since NCCL does not allow that."""
     chosen = []
     for name, value in dict(RANK='1', WORLD_SIZE='2', LOCAL_WORLD_SIZE='2').items():
         monkeypatch.setenv(name, value)
@@ -173,7 +173,7 @@ raise ValueError('of one rank')
 
 @pytest.mark.parametrize('nccl', [False, True])
 def test_a_rank_that_fails_does_not_wait_for_nccl(nccl):
-    """NCCL's end is collective: a rank that fails alone leaves without it, and torchrun ends the others."""
+    """NCCL's shutdown is collective: a rank that fails leaves without it, and torchrun ends the others."""
     done = subprocess.run([sys.executable, '-c', FAILS.format(nccl=nccl)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and 'ValueError: of one rank' in done.stderr
     assert done.stdout.splitlines() == ['begins'] + ['waits for the other ranks'] * (not nccl)

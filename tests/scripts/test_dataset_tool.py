@@ -182,7 +182,7 @@ def test_no_network_is_one_line(place, monkeypatch):
     assert result.exit_code == 1 and '--source: CIFAR-10 could not be downloaded (no route to host)' in result.output
 
 #----------------------------------------------------------------------------
-# Conversions as EDM's.
+# Conversions as in EDM.
 
 def photos(folder, files):
     """Image files by name: arrays uint8 [H, W] or [H, W, C]."""
@@ -224,7 +224,7 @@ def test_options_of_conversions(place):
     photos(place / 'raw', {f'{i}.png': pixels(12 + i, 12) for i in range(5)})
     run('zip', '--source=raw', '--dest=a.zip', '--resolution=4,4', '--max-images=3')
     images, text = in_zip('a.zip')
-    assert len(images) == 3 and text == dict(labels=None)  # the first ones, as EDM
+    assert len(images) == 3 and text == dict(labels=None)  # the first ones, as in EDM
     np.testing.assert_array_equal(images['00000/img00000002.png'], make_transform(None, (4, 4))(pixels(14, 12, 1)))
     result = run('zip', '--source=raw', '--dest=b.zip', '--resolution=12x9', '--transform=center-crop-wide')
     images, _ = in_zip('b.zip')
@@ -284,7 +284,7 @@ def test_names_of_classes_lie_beside_an_npz(place):
 
 
 def cifar_batch(images, labels):
-    """A pickle as Python 2 wrote it, of an array [N, 3072] of bytes and its labels."""
+    """A pickle as Python 2 wrote it: an array [N, 3072] of bytes and its labels."""
     raw = images.transpose(0, 3, 1, 2).tobytes()
     array = (b'cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntU\x01btR(I1\n(I%d\nI3072\ntcnumpy\ndtype\n'
              b'(U\x02u1I0\nI1\ntR(I3\nU\x01|NNNI-1\nI-1\nI0\ntbI00\nT' % len(images))

@@ -37,7 +37,7 @@ def _write_zip(file):
 
 
 class Disk:
-    """A small file system of its own at `path`."""
+    """A small separate file system at `path`."""
 
     def __init__(self, path):
         self.path = path
@@ -77,7 +77,7 @@ def disk(tmp_path):
 
 @pytest.fixture(scope='module')
 def extra(files, tmp_path_factory):
-    """By script, what spares tests the warm-up."""
+    """Options by script that save the warm-up."""
     folder = tmp_path_factory.mktemp('warm-up')
     command = diffrs_arguments(files, f'--outdir={folder}', '--seeds=0-2', '--batch=3')
     assert invoke(generate_diffrs.main, *command).exit_code == 0
@@ -111,7 +111,7 @@ def assert_whole(folder):
 
 @pytest.mark.parametrize('writer', WRITERS)
 def test_every_writer_reports_a_file_that_cannot_grow(tmp_path, writer):
-    """Also torch.save, which has an error of its own; the old file stays, its name and the remedy are told."""
+    """Also torch.save, which has its own error; the old file stays, and the message has its name and the remedy."""
     path = tmp_path / 'file'
     path.write_bytes(b'old')
     with file_size_limit(5000), pytest.raises(OSError, match=r'File too large.*ulimit.*same command.*/file') as caught:
@@ -131,7 +131,7 @@ def test_every_writer_reports_a_full_disk(disk, writer):
 
 @pytest.mark.parametrize('code', [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_errors_of_fsync(tmp_path, monkeypatch, code):
-    """Where the disk promises room that it does not have, the flush fails."""
+    """If the disk promises room that it does not have, the flush fails."""
     def refuse(handle):
         raise OSError(code, os.strerror(code))
 
@@ -143,7 +143,7 @@ def test_errors_of_fsync(tmp_path, monkeypatch, code):
 
 
 def test_errors_of_other_files_keep_their_names(tmp_path):
-    """A file that is read inside the block and may not be is not the file that is written."""
+    """An unreadable file inside the block is not the file being written."""
     with pytest.raises(PermissionError, match=r'denied: .*/input'), atomic_write(tmp_path / 'file'):
         raise PermissionError(errno.EACCES, 'denied', str(tmp_path / 'input'))
 
@@ -175,7 +175,7 @@ def test_a_disk_that_is_full_from_the_start(files, disk, script):
 
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_files_that_cannot_grow(files, tmp_path, script, extra):
-    """As a full disk, without rights to mount one."""
+    """Like a full disk, for users who may not mount one."""
     main, arguments, _, _ = SCRIPTS[script]
     command = arguments(files, f'--outdir={tmp_path}/out', '--seeds=0-7', '--batch=4', *extra[script])
     with file_size_limit(900):  # enough for options.json
@@ -188,7 +188,7 @@ def test_files_that_cannot_grow(files, tmp_path, script, extra):
 
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_a_read_only_folder(files, disk, script, extra):
-    """A new folder, one to be completed; a complete one is only looked at."""
+    """A new folder and an incomplete one are refused; a complete one is only read."""
     main, arguments, _, _ = SCRIPTS[script]
     outdir = disk.path / 'out'
     command = arguments(files, f'--outdir={outdir}', '--seeds=0-7', '--batch=4', *extra[script])
@@ -207,7 +207,7 @@ def test_a_read_only_folder(files, disk, script, extra):
 
 
 def test_training_on_a_full_disk(tmp_path, disk):
-    """The state that does not fit is not written; after room was made, the run ends as one that had room."""
+    """A state that does not fit is not written; once there is room, the run ends like one that always had room."""
     np.savez(tmp_path / 'data.npz', samples=np.random.RandomState(0).randint(256, size=[40, 8, 8, 3], dtype=np.uint8))
     args = [f'--data={tmp_path}/data.npz', '--channels=8', '--kimg=1', '--batch=100', '--tick=1', '--device=cpu',
             '--precision=fp32']
@@ -232,7 +232,7 @@ def test_an_older_state_survives_a_full_disk(disk):
 
 @pytest.mark.parametrize('problem, words', [('full', 'No space left'), ('read-only', 'Read-only file system')])
 def test_other_outputs(tmp_path, disk, problem, words):
-    """Reports, statistics and data sets: nothing is there but what was there before."""
+    """Reports, statistics and data sets: only earlier files are there."""
     images = np.random.RandomState(0).randint(256, size=[24, 32, 32, 3], dtype=np.uint8)
     np.savez(tmp_path / 'source.npz', samples=images, label=np.arange(24) % 5)
     disk.fill() if problem == 'full' else disk.set('ro')

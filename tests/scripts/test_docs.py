@@ -1,4 +1,4 @@
-"""The code of README.md and docs/extending.md runs as it stands, and a new sampler is one line of a table."""
+"""The code of README.md and docs/extending.md runs as it is, and a new sampler is one line of a table."""
 
 import re
 import subprocess
@@ -35,13 +35,13 @@ def test_code_runs(name, tmp_path, capsys):
 
 
 def test_code_is_short():
-    """A sampler, a guidance, a backbone and a metric of one's own take less than 30 lines each."""
+    """Your own sampler, guidance, backbone or metric takes less than 30 lines."""
     for block in blocks('docs/extending.md'):
         assert len(block.splitlines()) < 30
 
 
 def test_a_new_sampler_works_from_the_command_line(files, tmp_path):
-    """It has its own options, resumes, and runs under torchrun, with nothing touched but the table."""
+    """It has its own options, resumes, and runs under torchrun, with only the table changed."""
     code = next(block for block in blocks('docs/extending.md') if 'def euler_sampler' in block)
     script = tmp_path / 'generate_euler.py'
     script.write_text(REGISTER.format(root=str(ROOT), code=f'{code}\nfrom sampling import SAMPLERS\n'

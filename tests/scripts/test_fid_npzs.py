@@ -134,7 +134,7 @@ def test_several_folders(place):
 
 
 def test_sample_of_features():
-    """One from each stretch, and not all of one class where classes repeat."""
+    """One from each stretch, and not all from one class if classes repeat."""
     found = sample_positions(50_000, 5000)
     assert (found // 10).tolist() == list(range(5000)) and (found % 10).bincount(minlength=10).min() > 400
     assert (sample_positions(10, 3) // torch.tensor([3, 3, 4])).tolist() == [0, 1, 1]
@@ -144,7 +144,7 @@ def test_sample_of_features():
 
 @pytest.mark.parametrize('processes', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_give_the_same_numbers(place, processes):
-    """Each rank measures its own part of the images, also a part of a shard; distances agree to 1e-9."""
+    """Each rank measures its own part of the images, even a part of a shard; distances agree to 1e-9."""
     (place / 'job.py').write_text(
         'import sys\n'
         'from torch_utils import distributed as dist\n'

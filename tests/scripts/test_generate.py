@@ -216,7 +216,7 @@ def test_the_demo_is_the_default(tmp_path):
 
 
 def test_torchrun_gives_the_same_files(files, tmp_path):
-    """Two real processes with gloo against none."""
+    """Two real processes with gloo against one without."""
     command = ['generate.py', f'--network={files / "cond.safetensors"}', '--dg_weight_1st_order=0', '--seeds=0-6',
                '--batch=2', '--steps=2', '--device=cpu', '--precision=fp32', '--S_churn=5']
     environment = os.environ | dict(OMP_NUM_THREADS='1')
@@ -274,7 +274,7 @@ def test_what_is_compiled(monkeypatch, device):
 
 
 def test_any_number_of_ranks_compiles_alike(monkeypatch, files, tmp_path):
-    """Otherwise another number could not resume a run: 4 images of 5 evaluations each, whatever the ranks."""
+    """Otherwise another number could not resume a run: 4 images of 5 evaluations each, for any number of ranks."""
     asked = []
     monkeypatch.setattr(machine, 'select_compile', lambda mode, device, evaluate, calls: asked.append(calls))
     for solver in ([], ['--solver=euler']):
@@ -296,7 +296,7 @@ def test_too_little_memory_is_no_fault_of_the_compiler(error):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which('g++') is None, reason='needs a C++ compiler')
 def test_compiled_runs_give_the_same_files(files, tmp_path):
-    """The last batch is short; the files of a second run are the same bytes, and near those of an uncompiled one."""
+    """The last batch is short; a second run writes the same bytes, close to those of an uncompiled one."""
     for name, compiled in (('a', 'on'), ('b', 'on'), ('eager', 'off')):
         code, output = invoke(files, f'--outdir={tmp_path}/{name}', '--seeds=0-4', '--batch=2', f'--compile={compiled}')
         assert code == 0, output

@@ -73,7 +73,7 @@ def test_files_and_report(run, tmp_path):
     assert (tmp_path / 'profile.png').stat().st_size > 1000
 
 
-def test_sample_depends_on_its_seed_alone(files, run, tmp_path):
+def test_sample_depends_on_its_seed_only(files, run, tmp_path):
     """Another batch size and another list of seeds; the warm-up's thresholds are reused."""
     folder, _ = run
     code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=5,2', '--batch=2',
@@ -102,8 +102,8 @@ def test_same_command_finishes_what_is_missing(files, run):
     assert code == 1 and 'max_iter' in output and len(output.strip().splitlines()[-1]) < 400
 
 
-def test_warmup_goes_on_where_it_was_killed(files, tmp_path, monkeypatch):
-    """Batches of the warm-up that are there are not drawn again, unless other options made them."""
+def test_warmup_resumes_after_a_kill(files, tmp_path, monkeypatch):
+    """Existing batches of the warm-up are not drawn again, unless other options made them."""
     drawn, calibrate = [], generate_diffrs.calibrate
 
     def warm_up(folder, *args, killed_after=99):
@@ -123,7 +123,7 @@ def test_warmup_goes_on_where_it_was_killed(files, tmp_path, monkeypatch):
     assert warm_up('whole') == [40, 40, 20]
     assert warm_up('killed', killed_after=2) == [40, 40]
     assert len(list(tmp_path.glob('killed/*'))) == 2
-    assert warm_up('killed', '--S_churn=1', killed_after=1) == [40]  # takes the place of the first one
+    assert warm_up('killed', '--S_churn=1', killed_after=1) == [40]  # replaces the first one
     assert warm_up('killed', '--rej_percentile=0.5') == [40, 20]
     assert (tmp_path / 'killed/thresholds.json').read_bytes() == (tmp_path / 'whole/thresholds.json').read_bytes()
     assert warm_up('killed', '--overwrite', killed_after=1) == [40]
@@ -132,7 +132,7 @@ def test_warmup_goes_on_where_it_was_killed(files, tmp_path, monkeypatch):
 
 
 def test_pictures_carry_what_they_cost(files, run, tmp_path):
-    """--save_type=png: the same samples, the same report, also where some of them were there already."""
+    """--save_type=png: the same samples, the same report, even if some of them existed already."""
     command = [f'--outdir={tmp_path}/out', '--seeds=0-6', '--batch=3', '--save_type=png',
                f'--thresholds={run[0] / "thresholds.json"}']
     code, output = invoke(files, *command)
@@ -149,7 +149,7 @@ def test_pictures_carry_what_they_cost(files, run, tmp_path):
 
 
 def test_published_command(files, tmp_path, monkeypatch):
-    """As its authors' users type it, with small networks in the documented places; and the rest of its options."""
+    """As its authors' users type it, with small networks in the documented places; and its other options."""
     monkeypatch.chdir(tmp_path)
     network = tmp_path / 'checkpoints/pretrained_score/edm-cifar10-32x32-uncond-vp.pkl'
     for path in (network, tmp_path / loading.CLASSIFIER[1:], tmp_path / loading.DISCRIMINATOR[1:]):
@@ -172,7 +172,7 @@ def test_published_command(files, tmp_path, monkeypatch):
 
 
 def test_thresholds_of_another_run_are_refused(files, run, tmp_path):
-    """A warm-up belongs to its networks, its guidance and its churn; what sets it apart is named."""
+    """A warm-up belongs to its networks, guidance and churn; the message names the difference."""
     state = torch.load(files / 'disc_uncond.pt', weights_only=True)
     torch.save({name: 2 * tensor for name, tensor in state.items()}, tmp_path / 'disc.pt')
     old = json.loads((run[0] / 'thresholds.json').read_text())
@@ -286,7 +286,7 @@ def test_two_processes_draw_the_same_samples(files, run, tmp_path):
 
 
 def test_a_weaker_network_may_guide(files, tmp_path):
-    """In an interval of noise levels; the warm-up remembers it, so another guidance makes another one."""
+    """In an interval of noise levels; the warm-up records it, so another guidance needs another warm-up."""
     guide = [f'--guiding_network={files / "uncond.safetensors"}', '--guiding_weight=1.5', '--guidance_interval=0.5,100']
     code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-3', *guide)
     assert code == 0, output

@@ -139,7 +139,7 @@ def test_more_samples_continue_the_chains(nets, whole, tmp_path):
     folder = tmp_path / 'out'
     assert call(*arguments(nets, folder, '--chains=4', '--batch=2', '--num_samples=5')).exit_code == 0
     result = call(*arguments(nets, folder, *SMALL))
-    assert result.exit_code == 0 and '6 of them new' in result.output  # the shard of one, and those that were not there
+    assert result.exit_code == 0 and '6 of them new' in result.output  # the shard of one, and the missing ones
     assert without_report(folder) == without_report(whole[0])
 
 

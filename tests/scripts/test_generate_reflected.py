@@ -43,7 +43,7 @@ def images_in(folder):
 
 
 def test_a_published_command(runs, tmp_path, monkeypatch):
-    """Its images are the sampler's; where they lie and how many they are, as published."""
+    """Its images are the sampler's; their folder and number are as published."""
     monkeypatch.chdir(tmp_path)
     result = call(f'load_dir={runs["adm"]}', 'label=3', 'w=2.5', 'sampling.method=pc', 'eval.batch_size=2',
                   'eval.rounds=2', '--steps=3')

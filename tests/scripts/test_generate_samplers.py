@@ -132,7 +132,7 @@ def test_autoguidance_in_an_interval(files, tmp_path):
 
 
 def test_guides_are_those_of_the_library(files, tmp_path):
-    """Another network than the guided one, so that guidance shows."""
+    """With another network than the guided one, so that guidance has an effect."""
     net, guide = uncond(files), networks.load_network(files / 'uncond.safetensors')
     with torch.no_grad():
         for parameter in guide.parameters():

@@ -1,4 +1,4 @@
-"""plot.py: pictures hold the samples pixel by pixel; one line for what cannot be drawn."""
+"""plot.py: pictures hold the samples pixel by pixel; what cannot be drawn ends in one line."""
 
 import base64
 import html.parser
@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import goldens
+import measuring
 import numpy as np
 import PIL.Image
 import pytest
@@ -32,7 +33,7 @@ def pixels(path):
 
 
 def contains(picture, part):
-    """Does `part` [h, w, 3] occur in `picture`, each of its pixels one pixel?"""
+    """Whether `part` [h, w, 3] occurs in `picture`, pixel by pixel."""
     h, w, _ = part.shape
     corner = part[:4, :4]
     for top in range(picture.shape[0] - h + 1):
@@ -151,12 +152,12 @@ def measured(name, value):
 
 
 def test_report_page(tmp_path, monkeypatch):
-    """Everything that it can hold, from files as the scripts leave them."""
+    """All that it can hold, from files as the scripts write them."""
     monkeypatch.chdir(tmp_path)
     difference = dict(name='b', against='a', metric='fd', label='FD-CIFAR10', scale=1, difference=-0.5, error=0.02,
                       relative=-0.25, paired=True, verdict='lower')
     summary = dict(detector='cifar10', fingerprint='abcd', distance='FD-CIFAR10', ref='demo.npz', ref_count=50000,
-                   num_samples=1000, blocks=1, results=[measured('a', 2.0), measured('b', 1.5)],
+                   num_samples=1000, blocks=1, results=[measured('run0', 2.0), measured('run1', 1.5)],
                    differences=[difference])
     Path('calc.json').write_text(json.dumps(dict(writer='calc_metrics.py', summaries=[summary], blocks={})))
     results = [dict(name='<old>', num_samples=10, distance=9.5, distance_deviation=0.25, kid=0.01, kid_deviation=0.002,
@@ -179,13 +180,49 @@ def test_report_page(tmp_path, monkeypatch):
     result = run('report', 'calc.json', 'fid.json', 'train', 'run0', 'run1', '--out=out/page.html', '--title=A & B')
     assert result.exit_code == 0, result.output
     page = Page(Path('out/page.html').read_text())
-    assert all(address.startswith('data:image/') for address in page.loads) and len(page.loads) == 5
+    assert all(address.startswith('data:image/') for address in page.loads) and len(page.loads) == 6
     for text in ('A & B', 'FD-CIFAR10', '2 \xb1 0.05', '-0.5 \xb1 0.02', 'paired', 'lower', '-25', '4', '<old>',
                  '9.5 \xb1 0.25', '10 \xb1 2', 'run0', '35 (9 to 40.5)', '2.5', 'weight', 'Training', 'Rejections'):
         assert text in page.texts, text
     assert 'rho' not in page.texts[:page.texts.index('All options of run0')]  # the same in both runs
     picture = base64.b64decode(next(address for address in page.loads if 'png' in address).split(',')[1])
-    np.testing.assert_array_equal(pixels(io.BytesIO(picture)), image_grid(np.zeros([4, 8, 8, 3], np.uint8)))
+    np.testing.assert_array_equal(pixels(io.BytesIO(picture)), image_grid(np.zeros([4, 8, 8, 3], np.uint8), 4))
+
+
+def decoded(page):
+    """The PNG pictures of a page."""
+    return [pixels(io.BytesIO(base64.b64decode(address.split(',')[1]))) for address in page.loads if 'png' in address]
+
+
+def test_report_of_classes_commands_and_neighbours(tmp_path, monkeypatch):
+    """Class rows in order, each sample beside the images that were copied from it, and results without a folder."""
+    folder = measuring.make_place(tmp_path, monkeypatch)
+    with np.load('samples/run/samples_00000000.npz', allow_pickle=False) as file:
+        samples = file['samples']
+    np.savez('samples/run/samples_00000000.npz', samples=samples, label=np.eye(4)[np.arange(20) % 2 + 1])
+    for first in (20, 40):
+        (folder / f'samples/run/samples_{first:08d}.npz').unlink()
+    (folder / 'samples/run/options.json').write_text(json.dumps(dict(seeds='0-19', command='python generate.py --x=1')))
+    summary = dict(detector='cifar10', fingerprint='abcd', distance='FD-CIFAR10', ref='demo.npz', ref_count=50000,
+                   num_samples=20, blocks=1, results=[measured('drawn', 2.0)], differences=[])
+    Path('gen.json').write_text(json.dumps(dict(writer='calc_metrics.py', summaries=[summary], blocks={})))
+    np.savez('train.npz', images=np.concatenate([samples[::-1], 255 - samples]))
+    result = run('report', 'samples/run', 'gen.json', '--neighbours=train.npz', '--out=page.html', '--num=5')
+    assert result.exit_code == 0, result.output
+    page = Page(Path('page.html').read_text())
+    grid, by_class, neighbours = decoded(page)
+    np.testing.assert_array_equal(grid, image_grid(samples[:5], 5))
+    np.testing.assert_array_equal(by_class, image_grid(np.concatenate([samples[:20:2], samples[1:20:2]]), 10))
+    shown = image_grid(np.concatenate([np.stack([image, 0 * image, image]) for image in samples[:8]]), 3)
+    assert neighbours.shape[1] == 8 * 34 + 2
+    np.testing.assert_array_equal(neighbours[:, :3 * 34], shown[:, :3 * 34])
+    for text in ('python generate.py \\\n    --x=1', 'All options of drawn', 'All options of run'):
+        assert text in Path('page.html').read_text(), text
+    result = run('report', 'samples/run', '--neighbours=nowhere', '--out=other.html')
+    assert result.exit_code == 1 and '--neighbours: nowhere does not exist' in result.output
+    np.savez('train.npz', images=samples[:3])
+    result = run('report', 'samples/run', '--neighbours=train.npz', '--out=other.html')
+    assert result.exit_code == 1 and '--neighbours: train.npz holds 3 images, fewer than 6' in result.output
 
 
 @pytest.mark.parametrize('args, part', [

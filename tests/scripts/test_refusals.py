@@ -1,4 +1,4 @@
-"""What ends in one message: folders that belong to another run (nothing changes), batches beyond the memory."""
+"""Refusals in one message: folders that belong to another run (nothing changes), batches beyond the memory."""
 
 import os
 
@@ -51,7 +51,7 @@ def test_other_options(files, finished):
 
 
 def test_a_folder_of_the_other_script(files, finished):
-    """DiffRS says so before its warm-up, and leaves no thresholds behind."""
+    """DiffRS refuses before its warm-up, and leaves no thresholds."""
     script, folder = finished
     before = contents(folder)
     other, = SCRIPTS.keys() - {script}
@@ -73,7 +73,7 @@ def test_two_runs_at_once(files, finished, tmp_path):
     script, folder = finished
     before = contents(folder)
     with another_run(folder), another_run(tmp_path):
-        for place in (folder, tmp_path):  # in the second DiffRS would have to warm up first
+        for place in (folder, tmp_path):  # in the second, DiffRS would have to warm up first
             assert_refused(*invoke(script, files, f'--outdir={place}', *RUN), 'another run is writing')
             assert_refused(*invoke(script, files, f'--outdir={place}', *RUN, '--overwrite'), 'another run is writing')
     assert contents(folder) == before and not os.listdir(tmp_path)
@@ -93,7 +93,7 @@ def test_lost_thresholds_are_made_again(files, tmp_path):
 @pytest.mark.parametrize('script', ['generate', pytest.param('generate_diffrs', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('processes', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_refuse_with_one_voice(files, tmp_path, script, processes):
-    """All ranks end, one of them says why."""
+    """All ranks end, and only one says why."""
     (tmp_path / 'samples_00000000.npz').write_bytes(b'x')
     code, output = finish(ROOT / f'{script}.py', SCRIPTS[script][1](files, f'--outdir={tmp_path}', *RUN), processes)
     assert_refused(code, output, 'no options.json')

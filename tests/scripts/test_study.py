@@ -1,10 +1,7 @@
 """study.py from the command line: rows, numbers as calc_metrics.py's, what resumes, groups of trainings, bad input."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +10,13 @@ import torch
 import toy_detector
 from click.testing import CliRunner
 from goldens import recipe_
-from script_runs import ROOT, another_run
+from script_runs import ROOT, another_run, finish
 from tiny_networks import TINY
 
 import calc_metrics
 import generate
 import study
-from commands import study_draw
+from commands import in_memory, study_rows
 from guided_diffusion import create_classifier
 from metrics.detectors import DETECTORS
 from metrics.estimate import verdict
@@ -62,7 +59,7 @@ def place(tmp_path, monkeypatch):
 
 def arguments(networks, *args):
     return [f'--network={networks}/score.safetensors', f'--pretrained_classifier_ckpt={networks}/classifier.pt',
-            '--steps=2', '--device=cpu', '--precision=fp32', *args]
+            '--steps=2', '--device=cpu', '--precision=fp32', '--compile=off', *args]
 
 
 REF = '--ref=stats.npz'
@@ -76,8 +73,8 @@ def invoke(main, *args):
 
 
 def run(networks, kind, *args, outdir='out', num=20):
-    result = invoke(study.main, kind, *arguments(networks, f'--outdir={outdir}', f'--num={num}', '--batch=10', REF,
-                                                 *args))
+    result = invoke(study.main, kind, *arguments(networks, f'--outdir={outdir}', f'--num_samples={num}', '--batch=10',
+                                                 REF, *args))
     assert result.exit_code == 0, result.output
     summary, = json.loads(Path(outdir, 'study.json').read_text())['summaries']
     return summary, result.output
@@ -100,8 +97,8 @@ def test_numbers_are_those_of_calc_metrics_on_the_same_images(networks, place):
             networks, f'--outdir={weight}', '--seeds=7-46', '--batch=10', f'--dg_weight_1st_order={weight}',
             DISC.format(networks))).exit_code == 0
     folders = [f'--images={weight}' for weight in (0, 1, 40)]
-    result = invoke(calc_metrics.main, 'calc', *folders, '--num=20', '--blocks=2', '--metrics=fd,kid', '--batch=10',
-                    '--json=r.json', '--device=cpu', REF)
+    result = invoke(calc_metrics.main, 'calc', *folders, '--num_samples=20', '--blocks=2', '--metrics=fd,kid',
+                    '--batch=10', '--json=r.json', '--device=cpu', REF)
     assert result.exit_code == 0, result.output
     expected, = json.loads(Path('r.json').read_text())['summaries']
     assert list(values(summary)) == ['0', '1', '40']
@@ -132,7 +129,7 @@ def test_kept_images_are_those_of_generate(networks, place):
 def test_a_killed_study_resumes(networks, place, monkeypatch):
     """Blocks that were measured are not drawn again, and the results are those of one call; more can be added."""
     drawn, limit = [], 3
-    draw = study_draw.Drawn._draw
+    draw = in_memory.Drawn._draw
 
     def watched(self, start, stop):
         if len(drawn) == limit:
@@ -142,7 +139,7 @@ def test_a_killed_study_resumes(networks, place, monkeypatch):
 
     args = [*WEIGHTS, DISC.format(networks), '--blocks=2', '--seed=0']
     whole, _ = run(networks, *args, outdir='whole')
-    monkeypatch.setattr(study_draw.Drawn, '_draw', watched)
+    monkeypatch.setattr(in_memory.Drawn, '_draw', watched)
     with pytest.raises(AssertionError):
         run(networks, *args)
     assert drawn == [0, 20, 0] and not Path('out/study.png').exists()
@@ -154,18 +151,18 @@ def test_a_killed_study_resumes(networks, place, monkeypatch):
     more, _ = run(networks, 'weights', '--dg_weight_1st_order=0,1,40,80', *args[2:-2], '--blocks=3', '--seed=0')
     assert drawn[6:] == [40, 40, 40, 0, 20, 40] and len(more['results']) == 4
     before = Path('out/study.json').read_bytes()
-    result = invoke(study.main, *WEIGHTS, *arguments(networks, DISC.format(networks), '--outdir=out', '--num=20',
-                                                     '--batch=10', '--seed=0', REF, '--S_noise=2'))
+    command = arguments(networks, DISC.format(networks), '--outdir=out', '--num_samples=20', '--batch=10', '--seed=0',
+                        REF)
+    result = invoke(study.main, *WEIGHTS, *command, '--S_noise=2')
     assert result.exit_code == 1 and 'Error: --outdir: ' in result.output and 'S_noise was 1' in result.output
     assert Path('out/study.json').read_bytes() == before
     with another_run('out'):
-        result = invoke(study.main, *WEIGHTS, *arguments(networks, DISC.format(networks), '--outdir=out', '--num=20',
-                                                         '--batch=10', '--seed=0', REF))
+        result = invoke(study.main, *WEIGHTS, *command)
     assert result.exit_code == 1 and 'Error: --outdir: another run is writing to out' in result.output
 
 
 def test_epochs_of_a_run(networks, place):
-    summary, output = run(networks, 'epochs', f'--run={networks}/a', '--unguided', '--dg_weight_1st_order=30')
+    summary, output = run(networks, 'epochs', f'--training={networks}/a', '--unguided', '--dg_weight_1st_order=30')
     assert list(values(summary)) == ['unguided', '1', '2']
     assert [row['x'] for row in summary['study']['rows']] == [None, 1, 2]
     record = summary['results'][2]['options']
@@ -173,7 +170,8 @@ def test_epochs_of_a_run(networks, place):
     one, _ = run(networks, 'weights', '--dg_weight_1st_order=0,30',
                  f'--discriminator_ckpt={networks}/a/discriminator_2.pt', outdir='one')
     assert values(one)['30'] == values(summary)['2'] and values(one)['0'] == values(summary)['unguided']
-    chosen, _ = run(networks, 'epochs', f'--run={networks}/a', '--epochs=2', '--dg_weight_1st_order=30', outdir='two')
+    chosen, _ = run(networks, 'epochs', f'--training={networks}/a', '--epochs=2', '--dg_weight_1st_order=30',
+                    outdir='two')
     assert values(chosen) == {'2': values(summary)['2']}
 
 
@@ -187,7 +185,7 @@ def test_churn(networks, place):
 
 
 def test_repeated_trainings(networks, place):
-    summary, output = run(networks, 'repeats', f'--run={networks}/a', f'--run={networks}/b', '--unguided',
+    summary, output = run(networks, 'repeats', f'--training={networks}/a', f'--training={networks}/b', '--unguided',
                           '--dg_weight_1st_order=30')
     found = values(summary)
     unguided, group = summary['study']['groups']
@@ -201,13 +199,28 @@ def test_repeated_trainings(networks, place):
 
 def test_ranks(networks, place):
     """The rank comes from the adapters; trainings of one rank are a group, compared with the smallest."""
-    summary, _ = run(networks, 'ranks', *(f'--run={networks}/{name}' for name in ('r2', 'a', 'r2b')))
+    summary, _ = run(networks, 'ranks', *(f'--training={networks}/{name}' for name in ('r2', 'a', 'r2b')))
     assert [(row['name'], row['x'], row['group']) for row in summary['study']['rows']] == [
         ('a', 0, 'rank 0'), ('r2', 2, 'rank 2'), ('r2b', 2, 'rank 2')]
     assert [each['trainings'] for each in summary['study']['groups']] == [1, 2]
     assert summary['study']['groups'][1]['against'] == 'rank 0'
     assert summary['results'][1]['options']['lora_checkpoint'] == f'{networks}/r2/lora_best.pt'
     assert len(set(values(summary).values())) == 3
+
+
+def test_files_of_the_reproduction(networks, tmp_path):
+    """A discriminator beside its adapters, and one by its epoch; of two final ones in a folder neither is taken."""
+    shutil.copy(networks / 'r2/lora_best.pt', tmp_path / 'lora_adm_final16.pt')
+    for name in ('discrim_uncond_final16.pt', 'discrim_uncond_epoch59.pt'):
+        (tmp_path / name).touch()
+    row, = study_rows.of_trainings([str(tmp_path)], 'best', by_rank=True)
+    assert row.options['discriminator_ckpt'] == (f'{tmp_path}/discrim_uncond_final16.pt',)
+    assert row.options['lora_checkpoint'] == f'{tmp_path}/lora_adm_final16.pt' and row.x == 2
+    row, = study_rows.of_epochs(str(tmp_path), None)
+    assert row.x == 59 and row.options['lora_checkpoint'] is None
+    (tmp_path / 'discrim_cond_final128.pt').touch()
+    with pytest.raises(ValueError, match='discrim_cond_final128.pt, discrim_uncond_final16.pt; give each'):
+        study_rows.of_trainings([str(tmp_path)], 'best', by_rank=True)
 
 
 def test_sets_of_images(networks, place):
@@ -222,27 +235,28 @@ def test_sets_of_images(networks, place):
     assert [row['x'] for row in summary['study']['rows']] == [0, 2, 10]
     assert [each['name'] for each in summary['differences']] == ['0', '10']
     assert not any(each['paired'] for each in summary['differences'])
-    invoke(calc_metrics.main, 'calc', '--images=sets/epoch10.npz', '--num=20', '--metrics=fd', '--json=r.json',
+    invoke(calc_metrics.main, 'calc', '--images=sets/epoch10.npz', '--num_samples=20', '--metrics=fd', '--json=r.json',
            '--device=cpu', REF)
     expected, = json.loads(Path('r.json').read_text())['summaries']
     assert values(summary)['10'] == pytest.approx(values(expected)['epoch10.npz'], rel=1e-6)
 
 
 @pytest.mark.parametrize('kind, name, given, expected', [
-    ('epochs', 'reproduction', ['--run=a'], dict(num_samples=10000, adaptive_weight=0, cond=0)),
-    ('repeats', 'reproduction', ['--run=a', '--run=b', '--num=60'], dict(num_samples=60, log_ratio='clipped')),
+    ('epochs', 'reproduction', ['--training=a'], dict(num_samples=10000, adaptive_weight=0, cond=0)),
+    ('repeats', 'reproduction', ['--training=a', '--training=b', '--num_samples=60'],
+     dict(num_samples=60, log_ratio='clipped')),
     ('churn', 'reproduction-fine', [], dict(adaptive_weight=1, cond=1, num_samples=10000)),
-    ('ranks', 'reproduction', ['--run=a', '--run=r2'], dict(num_samples=50000, refs=('/stats/cifar10-32x32.npz',))),
+    ('ranks', 'reproduction', ['--training=a', '--training=r2'],
+     dict(num_samples=50000, refs=('/stats/cifar10-32x32.npz',))),
 ])
 def test_presets_are_defaults(networks, place, monkeypatch, kind, name, given, expected):
     calls = []
     monkeypatch.setattr(study, 'draw_study', lambda kind, label, rows, opts: calls.append((rows, opts)))
-    given = [arg.replace('--run=', f'--run={networks}/') for arg in given]
-    for epoch in (5, 7, 9, 11, 20, 30, 40, 50, 60, 3):
-        (networks / f'a/discriminator_{epoch}.pt').touch()
+    for run in ('a', 'b', 'r2'):
+        shutil.copytree(networks / run, run)
+    for epoch in range(3, 61):
+        Path(f'a/discriminator_{epoch}.pt').touch()
     result = invoke(study.main, kind, f'--preset={name}', '--outdir=out', *given)
-    for epoch in (5, 7, 9, 11, 20, 30, 40, 50, 60, 3):
-        (networks / f'a/discriminator_{epoch}.pt').unlink()
     assert result.exit_code == 0, result.output
     (rows, opts), = calls
     assert {key: opts[key] for key in expected} == expected and opts['network'].startswith('https://nvlabs')
@@ -253,9 +267,9 @@ def test_presets_are_defaults(networks, place, monkeypatch, kind, name, given, e
 
 
 @pytest.mark.parametrize('args, part', [
-    (['epochs', '--run=nowhere'], '--run: nowhere is not a folder'),
-    (['epochs', '--run={}'], 'holds no discriminator by the name'),
-    (['epochs', '--run={}/a', '--epochs=1,9'], 'has none of epoch 9, but discriminators of epochs 1-2'),
+    (['epochs', '--training=nowhere'], '--training: nowhere is not a folder'),
+    (['epochs', '--training={}'], 'holds no discriminator by the name'),
+    (['epochs', '--training={}/a', '--epochs=1,9'], 'has none of epoch 9, but discriminators of epochs 1-2'),
     (['churn', '--S_churn=1'], '--S_churn: give several values'),
     (['churn', '--S_churn_manual=1,2'], '--S_churn_manual: is the churn of boosted samples; add --boosting=1'),
     (['churn', '--S_churn=1,1'], 'a number occurs twice'),
@@ -266,16 +280,16 @@ def test_presets_are_defaults(networks, place, monkeypatch, kind, name, given, e
      '--against: 2 is no row of this study (0, 1)'),
     (['weights', '--dg_weight_1st_order=0', '--metrics=fid'], '--metrics: fid needs statistics of the detector'),
     (['weights', '--dg_weight_1st_order=0', '--seed=4294967290'], '--seed: 4294967309 is too large'),
-    (['repeats', '--run={}/a', '--run={}/c'], 'is no repetition of {}/a: lr is 1, not 3'),
-    (['repeats', '--run={}/a', '--run={}/r2'], 'lora_rank is 2, not None'),
-    (['repeats', '--run={}/a', '--run={}/a'], '--run: a run is named twice'),
-    (['repeats', '--run={}/a', '--file=8'], 'holds no discriminator to be called 8'),
-    (['repeats', '--run={}/a', '--file=first'], "'first' is neither best, last nor an epoch"),
-    (['ranks', '--run={}/a', '--run={}/c'], 'is no repetition of {}/a: lr is 1, not 3'),
+    (['repeats', '--training={}/a', '--training={}/c'], 'is no repetition of {}/a: lr is 1, not 3'),
+    (['repeats', '--training={}/a', '--training={}/r2'], 'lora_rank is 2, not None'),
+    (['repeats', '--training={}/a', '--training={}/a'], '--training: a run is named twice'),
+    (['repeats', '--training={}/a', '--file=8'], 'holds no discriminator to be called 8'),
+    (['repeats', '--training={}/a', '--file=first'], "'first' is neither best, last nor an epoch"),
+    (['ranks', '--training={}/a', '--training={}/c'], 'is no repetition of {}/a: lr is 1, not 3'),
 ])
 def test_bad_input(networks, place, args, part):
     args, part = [arg.format(networks) for arg in args], part.format(networks)
-    result = invoke(study.main, args[0], *arguments(networks, '--outdir=out', '--num=20', REF, *args[1:]))
+    result = invoke(study.main, args[0], *arguments(networks, '--outdir=out', '--num_samples=20', REF, *args[1:]))
     assert result.exit_code in (1, 2) and isinstance(result.exception, SystemExit), result.output
     assert part in ' '.join(result.output.split()), result.output
     assert not Path('out').exists()
@@ -295,30 +309,30 @@ def test_sets_that_are_none(place):
 def test_another_classifier_is_refused(networks, place):
     shutil.copytree(networks / 'a', 'run')
     Path('run/options.json').write_text(json.dumps(dict(classifier_sha256='0123456789abcdef')))
-    result = invoke(study.main, 'epochs', '--run=run', *arguments(networks, '--outdir=out', '--num=20', REF))
+    result = invoke(study.main, 'epochs', '--training=run',
+                    *arguments(networks, '--outdir=out', '--num_samples=20', REF))
     assert result.exit_code == 1 and not Path('out').exists()
     assert 'Error: --pretrained_classifier_ckpt: 1 was trained on another classifier' in result.output
 
 
 def test_samples_of_nan(files, place):
     result = invoke(study.main, 'weights', '--dg_weight_1st_order=0', f'--network={files}/nan.safetensors', REF,
-                    '--outdir=out', '--num=20', '--steps=2', '--device=cpu', '--precision=fp32')
+                    '--outdir=out', '--num_samples=20', '--steps=2', '--device=cpu', '--precision=fp32')
     assert result.exit_code == 1 and 'Error: --network: the sample of seed 100000 holds NaN' in result.output
 
 
 @pytest.mark.slow
 def test_processes_give_the_same_numbers(networks, place):
-    Path('job.py').write_text(
-        'import sys\n'
-        'import study\n'
-        'import toy_detector\n'
-        'toy_detector.register()\n'
-        'study.main(sys.argv[1:])\n')
-    env = os.environ | dict(PYTHONPATH=f'{ROOT}:{ROOT}/tests/helpers', OMP_NUM_THREADS='1')
-    args = [*WEIGHTS, REF, DISC.format(networks), '--blocks=2']
-    command = [*args, *arguments(networks, '--outdir=two', '--num=20', '--batch=10')]
-    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'job.py',
-                    *map(str, command)], check=True, env=env, capture_output=True, timeout=100)
+    Path('job.py').write_text(f'import sys\n'
+                              f'sys.path.insert(0, "{ROOT}/tests/helpers")\n'
+                              f'import study\n'
+                              f'import toy_detector\n'
+                              f'toy_detector.register()\n'
+                              f'study.main()\n')
+    args = [*WEIGHTS, DISC.format(networks), '--blocks=2']
+    code, output = finish(place / 'job.py', [*args, *arguments(
+        networks, f'--outdir={place}/two', f'--ref={place}/stats.npz', '--num_samples=20', '--batch=10')], 2)
+    assert code == 0, output
     one, _ = run(networks, *args, outdir='one')
     two, = json.loads(Path('two/study.json').read_text())['summaries']
     assert values(two) == pytest.approx(values(one), rel=1e-9)

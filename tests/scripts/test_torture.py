@@ -26,7 +26,7 @@ def undisturbed(script, files, folder, *args):
 
 
 def state(folder):
-    """What shows that a run is at work in the folder."""
+    """The signs of a run at work in the folder."""
     return set(os.listdir(folder)) if folder.is_dir() else set()
 
 
@@ -39,11 +39,11 @@ class Torturer:
         self.moments: list[str] = []  # of each kill: what was killed, when, and how many files there were
 
     def disturb(self, longest_sec: float, early: float = 0.2, victim=None) -> bool:
-        """Run and kill; False where the run was complete before it was killed.
+        """Run and kill; False if the run was complete before it was killed.
 
         The moment: up to `longest_sec` after the first new file or, for a share `early` of the kills, up to five
         times as long after the start, while modules and networks are loaded.
-        `victim`: a rank or 'all', drawn where None.
+        `victim`: a rank or 'all', drawn if None.
         """
         wait_for_file = self.random.random() >= early
         delay = self.random.uniform(0, longest_sec if wait_for_file else 5 * longest_sec)
@@ -72,7 +72,7 @@ class Torturer:
 @pytest.mark.slow
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_killed_at_random_moments(files, tmp_path, script):
-    """Twelve kills per script; as often as a run comes to its end before a kill, it is checked and begun anew."""
+    """Twelve kills per script; a run that ends before a kill is checked and started again."""
     args = ('--seeds=0-239', '--batch=3')
     expected = undisturbed(script, files, tmp_path / 'undisturbed', *args)
     kills = complete = 0
@@ -89,7 +89,7 @@ def test_killed_at_random_moments(files, tmp_path, script):
 
 
 def test_killed_twice(files, tmp_path):
-    """The short version: rank 1, then all are killed among the shards; one process completes the run."""
+    """The short version: rank 1, then all are killed between shards; one process completes the run."""
     args = ('--seeds=0-199', '--batch=2')
     folder = tmp_path / 'tortured'
     torturer = Torturer('generate', generate_arguments(files, f'--outdir={folder}', *args), folder, seed=1)

@@ -66,7 +66,7 @@ def test_noisy_loss_is_cross_entropy_of_the_vp_state(time_map):
 
 
 def test_accuracy_falls_with_noise(tmp_path):
-    """Red, green and blue images: named rightly at small noise, guessed at large noise."""
+    """Red, green and blue images: recognised at small noise, guessed at large noise."""
     labels = torch.arange(600) % 3
     images = torch.full([600, 3, 4, 4], 90, dtype=torch.uint8)
     images[torch.arange(600), labels] = 160
@@ -91,7 +91,7 @@ def test_accuracy_falls_with_noise(tmp_path):
 
 
 def test_held_out_images_go_through_the_network_a_few_at_a_time():
-    """With the same noise: --batch_gpu changes how many, not what."""
+    """With the same noise: --batch_gpu changes only how many at a time."""
     images, labels = torch.randint(0, 256, [620, 3, 4, 4], dtype=torch.uint8), torch.arange(620) % 3
     seen = {}
 
@@ -194,7 +194,7 @@ def test_overwriting_removes_the_networks_of_another_kind(room):
 
 
 def test_part_of_the_test_data_has_all_classes(room, monkeypatch):
-    """Where images are sorted by class, the first ones are one class."""
+    """If images are sorted by class, the first ones are of one class."""
     np.savez(room / 'sorted.npz', samples=np.zeros([90, 8, 8, 3], np.uint8), label=np.arange(90) // 30)
     seen = []
     monkeypatch.setattr(script, 'measure_hook', lambda loss, held_out: seen.append(held_out[1]))
@@ -204,7 +204,7 @@ def test_part_of_the_test_data_has_all_classes(room, monkeypatch):
 
 
 def test_other_images_are_another_run(room, tmp_path):
-    """A moved file is the same run, whatever its folder; other pixels or labels are not."""
+    """A file that has moved is the same run; other pixels or labels are not."""
     for folder in ('moved', 'changed', 'relabelled'):
         (tmp_path / folder).mkdir()
     with np.load(room / 'rgb.npz', allow_pickle=False) as file:
@@ -241,7 +241,7 @@ def test_presets_and_dry_run(room):
     config = json.loads(output[output.index('{'):])
     assert (config['width'], config['depth'], config['classes'], config['lr'], config['weight_decay']) == (
         128, 4, 1000, 3e-4, 0.05)
-    assert config['batch_size'] == 8  # an option wins over the preset
+    assert config['batch_size'] == 8  # an option overrides the preset
     assert (config['images'], config['test_sha256']) == (32, None)
     output = run(room, 'dry', '--batch=4', '--dry_run').output
     assert json.loads(output[output.index('{'):])['batch_size'] == 4

@@ -23,7 +23,7 @@ from training.run import TrainRun
 
 
 class Images:
-    """What make_pairs needs of ImageData."""
+    """The part of ImageData that split_pairs needs."""
 
     def __init__(self, images, labels=None):
         self.images, self.labels = images, labels
@@ -95,7 +95,7 @@ def test_one_step_is_dgs():
     perturbed = VPSDE().perturb(images, golden['t'], golden['noise'])
     torch.testing.assert_close(perturbed, golden['perturbed'], rtol=1e-3, atol=1e-5)
 
-    loss.times = lambda u: golden['t']  # DG's smallest times are off by up to 7 %, so they are given
+    loss.times = lambda u: golden['t']  # DG's smallest times are off by up to 7 %, so they are passed in
     draws = SimpleNamespace(rand=lambda size: golden['u'], randn_like=lambda x: golden['noise'])
     value, stats = loss(images, golden['is_real'].long()[:, None], draws)
     value.mean().backward()
@@ -125,7 +125,7 @@ class ToyDiscriminator(torch.nn.Module):
 
 
 def test_discriminator_learns_where_the_noise_lets_it(tmp_path):
-    """Bright against dark images: told apart at small noise, a coin toss at large noise, calibrated throughout."""
+    """Bright against dark images: told apart at small noise, a coin toss at large noise, calibrated at all levels."""
     def source(brightness):
         level = torch.randn(1000, 1, 1, 1) * 10 + brightness
         return Images((level + torch.randn(1000, 1, 4, 4)).clip(0, 255).to(torch.uint8))
@@ -228,7 +228,7 @@ def test_script_writes_what_dg_reads_and_resumes_bitwise(room):
 
 
 def test_few_images(room):
-    """Two are held out, so that no noise level has both sides: nothing to draw, which ends no run."""
+    """Two are held out, so no noise level has both sides and there is nothing to draw, which does not end the run."""
     result = run(room, 'few', '--num_data=8', '--val_fraction=0.12', '--batch_size=7', '--epoch=1')
     assert result.exit_code == 0, result.output
     assert 'Warning' not in result.output and (room / 'few/training.png').is_file()
@@ -246,7 +246,7 @@ def test_dry_run_writes_nothing(room, batch):
 
 
 def test_other_files_are_another_run(room, tmp_path):
-    """Moved files are the same run; other images or another classifier under the old names are not."""
+    """Files that have moved are the same run; other images or another classifier under the old names are not."""
     def copied(name, **arrays):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -309,7 +309,7 @@ def test_script_without_held_out_images_and_with_dgs_cache(room):
 
 
 def test_samples_go_before_dgs_cache_of_them(room):
-    """The cache may be of samples that are there no longer."""
+    """The cache may hold samples that no longer exist."""
     folder = room / 'anew'
     folder.mkdir()
     np.savez(folder / 'gen_data_for_discriminator_training.npz', samples=texture(20, True, 9))
@@ -319,7 +319,7 @@ def test_samples_go_before_dgs_cache_of_them(room):
 
 
 def test_published_discriminators_stay(room):
-    """Beside one of a later epoch a run may be; one that it would replace goes with --overwrite alone."""
+    """A run may lie beside one of a later epoch; it replaces one only with --overwrite."""
     (room / 'shared').mkdir()
     for epoch in (1, 60):
         (room / f'shared/discriminator_{epoch}.pt').write_bytes(b'downloaded')
@@ -327,7 +327,7 @@ def test_published_discriminators_stay(room):
     assert result.exit_code == 1 and 'holds discriminator_1.pt but no options.json' in result.output, result.output
     assert run(room, 'shared', '--epoch=1', '--overwrite').exit_code == 0
     assert run(room, 'shared', '--epoch=2', '--overwrite').exit_code == 0
-    assert run(room, 'shared', '--epoch=1', '--overwrite').exit_code == 0  # the epoch 2 of the last run goes
+    assert run(room, 'shared', '--epoch=1', '--overwrite').exit_code == 0  # epoch 2 of the last run is removed
     assert sorted(path.name for path in room.glob('shared/discriminator_*')) == ['discriminator_1.pt',
                                                                                 'discriminator_60.pt']
     assert (room / 'shared/discriminator_60.pt').read_bytes() == b'downloaded'
@@ -340,7 +340,7 @@ def test_patience_needs_held_out_images(room):
 
 
 def test_the_time_is_the_classifiers(room):
-    """Where its file says so; --time decides otherwise."""
+    """If its file records one; otherwise --time decides."""
     state = torch.load(room / 'classifier.pt', weights_only=True)
     kwargs = dict(image_size=16, classifier_width=64, classifier_depth=1, classifier_attention_resolutions='',
                   out_channels=10)

@@ -1,4 +1,4 @@
-"""LoRA and what came with it, as a user runs it: trained, drawn with, refused; the reproduction's own commands."""
+"""LoRA and related options as a user runs them: training, sampling, refusals; the reproduction's own commands."""
 
 import json
 import shutil
@@ -129,7 +129,7 @@ def test_adapters_that_do_not_belong(files, trained, tmp_path, script):
 
 
 def test_another_rank_gives_other_samples(files, trained, tmp_path):
-    """Of plain files, which do not say what they were trained with."""
+    """With plain files, which do not record their rank."""
     command = sampling(files, f'--discriminator_ckpt={trained}/discriminator_2.pt', '--dg_weight_1st_order=20')
     state = {name: 20 * value for name, value in tensors(trained / 'lora_adm_2.pt').items()}
     torch.save(state, tmp_path / 'strong.pt')
@@ -142,7 +142,7 @@ def test_another_rank_gives_other_samples(files, trained, tmp_path):
 
 
 def test_several_discriminators(files, tmp_path):
-    """One is recorded as ever; two are averaged and counted, and two that are the same draw what one draws."""
+    """One is recorded as before; two are averaged and counted, and two equal ones draw the same as one."""
     once, twice = ([f'--discriminator_ckpt={files}/disc_uncond.pt'] * times for times in (1, 2))
     for name, given in dict(one=once, two=twice).items():
         code, output = invoke(generate.main, *sampling(files, *given, f'--outdir={tmp_path}/{name}'))
@@ -157,7 +157,7 @@ def test_several_discriminators(files, tmp_path):
 
 
 def test_the_commands_of_the_reproduction(files, images, tmp_path, monkeypatch):
-    """As its README has them, but for sizes: sampling, training on what was drawn, sampling with adapters."""
+    """As in its README, except for sizes: sampling, training on the samples, sampling with adapters."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'guided_diffusion' / 'model').mkdir(parents=True)
     shutil.copy(files / 'classifier.pt', tmp_path / loading.CLASSIFIER_OF_REPRODUCTION)
@@ -190,7 +190,7 @@ def test_the_commands_of_the_reproduction(files, images, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('schedule, recorded', [('dg', None), ('paper', dict(churn_period=2, first=1))])
 def test_boosting_schedules(files, tmp_path, schedule, recorded):
-    """DG's is recorded as it was before there were others."""
+    """DG's is recorded as before there were others."""
     code, output = invoke(generate.main, *sampling(files, f'--discriminator_ckpt={files}/disc_uncond.pt',
                                                    '--boosting=1', f'--boosting_schedule={schedule}',
                                                    f'--outdir={tmp_path}/out'))
@@ -205,7 +205,7 @@ def test_boosting_schedules(files, tmp_path, schedule, recorded):
 # Training with the other loss and with regularisers.
 
 def test_score_loss(files, images, tmp_path):
-    """Its curves are there, and what needs the log-ratio's value refuses its networks."""
+    """Its curves are drawn, and methods that need the value of the log-ratio refuse its networks."""
     command = training(files, images, tmp_path / 'run', '--loss=score', f'--network={files}/uncond.safetensors',
                        '--lora_rank=2', '--lr=1e-3', '--xflip=1')
     code, output = invoke(train.main, *command)

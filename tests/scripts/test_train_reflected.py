@@ -101,7 +101,7 @@ def test_transfer(tmp_path, data):
     net = load_reflected(tmp_path / 'run' / 'network-000000.safetensors')
     assert net.label_dim == 4 and net.sigma_data == 0.5 and 'map_augment' not in str(net.state_dict().keys())
     moved = net.model.state_dict()['map_layer0.weight'] - edm.model.state_dict()['map_layer0.weight']
-    assert 0 < moved.abs().max() < 0.01  # four short steps from where it began
+    assert 0 < moved.abs().max() < 0.01  # four short steps from its start
 
 
 def test_transfer_of_other_networks_is_refused(tmp_path, data):
@@ -114,7 +114,7 @@ def test_transfer_of_other_networks_is_refused(tmp_path, data):
 
 
 def test_published_words(tmp_path, data):
-    """The published command as it stands, its number of processes included."""
+    """The published command as it is, including its number of processes."""
     words = ['data=cifar10', 'model=ddpmpp', 'ngpus=4', 'training.n_iters=7', 'sde.sigma_min=0.0001', 'optim.lr=1e-4',
              'sampling.method=ode', 'data.image_size=8']
     result = call(data, *words, '--dry_run', '--device=cpu')

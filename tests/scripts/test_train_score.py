@@ -81,7 +81,7 @@ def test_both_names_of_the_batch(tmp_path, data):
 
 
 def network(path, **kwargs):
-    """A file of a small network that is none of the presets'."""
+    """A file of a small network unlike those of the presets."""
     settings = dict(img_resolution=8, img_channels=3, label_dim=4, model_type='DhariwalUNet', model_channels=32,
                     channel_mult=[1, 1], channel_mult_emb=2, num_blocks=1, attn_resolutions=[4], dropout=0.3)
     torch.manual_seed(7)

@@ -32,7 +32,7 @@ def room(tmp_path_factory):
 
 
 def commands(room, kimg=1):
-    """Script and arguments by name; the folder is still missing."""
+    """Script and arguments by name, without the folder."""
     return {
         'score': ('train_score.py', '--outdir', [f'--data={room}/real.npz', '--channels=8', '--batch=20', '--tick=1',
                                                  f'--kimg={kimg}', '--save_minutes=0', *MACHINE]),
@@ -62,7 +62,7 @@ def outcome(folder):
 
 
 def assert_same(a, b, exact=False, atol=2e-4):
-    """Equal statistics and weights: the same bits, or but for the order of sums, which depends on the division."""
+    """Equal statistics and weights: the same bits, or equal up to the order of sums, which depends on the division."""
     (state_a, lines_a), (state_b, lines_b) = outcome(a), outcome(b)
     tolerance = dict(rtol=0, atol=0) if exact else dict(rtol=2e-3, atol=atol)
     assert len(lines_a) == len(lines_b) and state_a['nimg'] == state_b['nimg']
@@ -85,8 +85,8 @@ def test_two_processes_train_as_one_does(room, tmp_path, name):
     command = commands(room)[name]
     run(command, tmp_path / 'one')
     output = run(command, tmp_path / 'two', 2, '--batch_gpu=3')
-    assert output.count('finished') <= 1  # rank 0 alone speaks
-    if name != 'features':  # its batch norm sees what one forward pass sees, so that the division matters
+    assert output.count('finished') <= 1  # only rank 0 prints
+    if name != 'features':  # batch norm sees one forward pass, so the division matters
         assert_same(tmp_path / 'one', tmp_path / 'two')
     assert sorted(os.listdir(tmp_path / 'one')) == sorted(os.listdir(tmp_path / 'two'))
 
@@ -108,7 +108,7 @@ def saved_at(path):
 
 
 def disturb(command, folder, draw: random.Random, early: float = 0.2) -> bool:
-    """Start with two processes and SIGKILL one or both at a random moment; False where the run was complete before.
+    """Start with two processes and SIGKILL one or both at a random moment; False if the run was complete before.
 
     The moment is after the state was saved, or, for a share `early`, at once.
     """
@@ -116,7 +116,7 @@ def disturb(command, folder, draw: random.Random, early: float = 0.2) -> bool:
     process = start(ROOT / script, [f'{option}={folder}', *arguments], 2)
     state = folder / 'training-state.pt'
     before = saved_at(state)
-    if draw.random() >= early:  # else while modules are loaded
+    if draw.random() >= early:  # otherwise while modules are loaded
         wait_until(lambda: process.poll() is not None or saved_at(state) != before, 120)
     time.sleep(draw.uniform(0, 1))
     if process.poll() is not None:
@@ -154,7 +154,7 @@ def test_resume_with_another_number_of_processes(room, tmp_path):
     assert disturb(command, tmp_path / 'changed', random.Random(0), early=0)
     assert 'resuming' in run(command, tmp_path / 'changed', 1)
     run(command, tmp_path / 'whole', 1)
-    # 400 steps; Adam divides by the gradient's size, which for the keys' bias is rounding alone
+    # 400 steps; Adam divides by the gradient's size, which for the keys' bias is only rounding
     assert_same(tmp_path / 'changed', tmp_path / 'whole', atol=2e-3)
 
 

@@ -69,5 +69,5 @@ def test_networks_of_the_size_of_their_file():
     net = nn.Sequential(nn.Conv2d(64, 64, 3), nn.BatchNorm2d(64), nn.Linear(1000, 1000))
     with limited(net.state_dict()):
         nn.Sequential(nn.Conv2d(64, 64, 3), nn.BatchNorm2d(64), nn.Linear(1000, 1000))
-        nn.Linear(10, 10)  # one that is missing is told by name
+        nn.Linear(10, 10)  # a missing one is named
     nn.ModuleList(nn.Linear(1, 1) for _ in range(300))

@@ -54,7 +54,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')
 def test_freed_memory_is_used_again():
-    """The pages of large tensors are asked of the system a few times, not each time."""
+    """The pages of large tensors are requested from the system a few times, not each time."""
     faults = {name: int(subprocess.run([sys.executable, '-c', FAULTS, name], capture_output=True, text=True, cwd=ROOT,
                                        check=True).stdout) for name in ('kept', 'returned')}
     assert faults['kept'] < 0.1 * faults['returned'], faults

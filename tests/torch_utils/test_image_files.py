@@ -1,4 +1,4 @@
-"""What training and measuring read alike: both find the same images in the same order in any place."""
+"""Training and measuring find the same images in the same order in any place."""
 
 import io
 import json
@@ -78,7 +78,7 @@ def test_of_several_arrays_both_read_the_same(tmp_path, names, first):
 
 
 def refused(path, *words, error=ValueError):
-    """Both readers refuse the place, in one line each."""
+    """Both readers refuse the place in one line."""
     for reader in (ImageData, measured_blocks):
         with pytest.raises(error) as caught:
             reader(path)
@@ -92,6 +92,6 @@ def test_what_both_refuse(tmp_path):
     refused(tmp_path / 'no_array.npz', 'has no array samples, arr_0, images; it holds none')
     (tmp_path / 'link').mkdir()
     (tmp_path / 'link/0.png').write_bytes(png(0))
-    (tmp_path / 'link/1.png').symlink_to('absent.png')  # an image less, if it were left out
+    (tmp_path / 'link/1.png').symlink_to('absent.png')  # leaving it out would lose an image
     assert list_images(tmp_path / "link").names == ['0.png', '1.png']
     refused(tmp_path / 'link', '1.png', 'is not a readable image')

@@ -56,7 +56,7 @@ both = pytest.mark.parametrize('kind', ['folder', 'zip'])
     ([str(i) for i in range(12)], [str(i) for i in range(12)]),
     (['00002', '00000', '00010'], ['00000', '00002', '00010']),
     (['3', '20', '100'], ['3', '20', '100']),
-    (['class10', 'class9'], ['class10', 'class9']),  # not integers: as torchvision's ImageFolder
+    (['class10', 'class9'], ['class10', 'class9']),  # not integers: as in torchvision's ImageFolder
     (['cat', '1', '02'], ['02', '1', 'cat']),
 ])
 def test_folders_are_classes(tmp_path, kind, folders, order):
@@ -141,12 +141,12 @@ def test_labels_of_guided_diffusion(tmp_path):
     ('{"labels": {"a.png": 0, "b.png": 1, "a.png": 2}}', 'two values for a.png'),
     ('{"labels": [["a.png", 0], ["b.png", [0, 1]]]}', 'labels of different lengths'),
     ('{"labels": [["a.png", [0, 1]], ["b.png", [0, 1, 0]]]}', 'labels of different lengths'),
-    ('{"labels": [["a.png", "cat"], ["b.png", 1]]}', 'a label that is no class: cat'),
-    ('{"labels": [["a.png", true], ["b.png", 1]]}', 'a label that is no class: True'),
+    ('{"labels": [["a.png", "cat"], ["b.png", 1]]}', 'a label that is not a class: cat'),
+    ('{"labels": [["a.png", true], ["b.png", 1]]}', 'a label that is not a class: True'),
     ('{"labels": [["a.png", 1.5], ["b.png", 1]]}', 'expected class indices'),
     ('{"labels": [["a.png", -1], ["b.png", 1]]}', 'expected class indices'),
     ('{"labels": [["a.png", 1000000000], ["b.png", 1]]}', 'a class 1000000000; at most 100,000'),
-    ('{"labels": [["a.png", 1' + '0' * 30 + '], ["b.png", 1]]}', 'expected class indices|beyond all integers'),
+    ('{"labels": [["a.png", 1' + '0' * 30 + '], ["b.png", 1]]}', 'expected class indices|beyond 64-bit integers'),
     ('[' * 100000, 'does not hold labels'),
     ('{"labels": 3}', 'does not hold labels'),
     ('{"labels": [["a.png"]]}', 'does not hold labels'),
@@ -161,7 +161,7 @@ def test_labels_that_are_refused(tmp_path, text, message):
 def test_labels_of_images_that_are_not_there(tmp_path, capsys):
     text = json.dumps(dict(labels=[['a.png', 0], ['gone.png', 1], ['gone2.png', 1]])).encode()
     assert ImageData(place(tmp_path, 'zip', {'a.png': png(0), 'dataset.json': text})).labels.tolist() == [0]
-    assert '2 images that are not there' in capsys.readouterr().out
+    assert 'labels 2 images that are missing' in capsys.readouterr().out
 
 
 def test_labels_from_names(tmp_path):
@@ -169,7 +169,7 @@ def test_labels_from_names(tmp_path):
     source = open_images(path, 'names')
     assert (source.labels.indices.tolist(), source.labels.names) == ([1, 0, 0], {0: '2', 1: '10'})
     assert open_images(path, 'none').labels.indices is None
-    with pytest.raises(ValueError, match='plain.png is not called <class>_'):
+    with pytest.raises(ValueError, match='plain.png does not have the form <class>_'):
         open_images(place(tmp_path, 'zip', ['1_a.png', 'plain.png']), 'names')
 
 #----------------------------------------------------------------------------
@@ -233,13 +233,13 @@ def test_what_pillow_reads(tmp_path, kind):
 def test_what_is_skipped_is_named(tmp_path, kind, capsys):
     path = place(tmp_path, kind, {'a.png': png(0), 'b.heic': b'', 'c.HEIC': b'', 'notes.txt': b'', 'options.json': b''})
     ImageData(path)
-    assert '3 files are no images and are skipped (2 .heic, 1 .txt; first b.heic)' in capsys.readouterr().out
+    assert '3 files are not images and are skipped (2 .heic, 1 .txt; first b.heic)' in capsys.readouterr().out
     open_source(path)
-    assert '3 files are no images and are skipped (2 .heic, 1 .txt; first b.heic)' in capsys.readouterr().out
+    assert '3 files are not images and are skipped (2 .heic, 1 .txt; first b.heic)' in capsys.readouterr().out
 
 
 def stored(orientation):
-    """A JPEG of 16 x 8 pixels, its left half bright, that says how it is to be turned."""
+    """A JPEG of 16 x 8 pixels, its left half bright, with an orientation."""
     pixels = np.zeros([8, 16, 3], np.uint8)
     pixels[:, :8] = 255
     exif = PIL.Image.Exif()
@@ -252,7 +252,7 @@ def stored(orientation):
 @pytest.mark.parametrize('orientation, side', [(1, 'left'), (2, 'right'), (3, 'right'), (4, 'left'), (5, 'top'),
                                                (6, 'top'), (7, 'bottom'), (8, 'bottom')])
 def test_photos_are_turned(tmp_path, orientation, side):
-    """Where the bright half lands by the EXIF standard: 6 is to be turned by 90 degrees clockwise."""
+    """Where the bright half ends up by the EXIF standard: 6 means a turn by 90 degrees clockwise."""
     path = place(tmp_path, 'folder', {'a.jpg': stored(orientation)})
     source = open_source(path)
     measured = next(iter(source.blocks(0, 1)))[0]  # [H, W, 3]
@@ -277,5 +277,5 @@ def test_kinds_of_pixels(tmp_path):
                       'rgba.png': [9, 8, 7, 100], 'la.png': [5, 5, 5, 100]}
     (tmp_path / 'clear').mkdir()
     rgba.save(tmp_path / 'clear/a.png')
-    with pytest.raises(ValueError, match='a.png in .* is transparent in places.*--rgb=white'):
+    with pytest.raises(ValueError, match='a.png in .* is partly transparent.*--rgb=white'):
         list(open_source(tmp_path / 'clear').blocks(0, 1))

@@ -1,4 +1,4 @@
-"""Images that are read when asked for: the same as from memory, in flat memory, for every kind of place."""
+"""Images that are read on request: the same as from memory, in constant memory, for every kind of place."""
 
 import io
 import tracemalloc
@@ -101,7 +101,7 @@ def test_batches_are_the_same_in_memory_or_not(place, parts):
 
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
 def test_what_memory_has_no_room_for_is_one_line(tmp_path, monkeypatch, save):
-    """An uncompressed array is read as training goes on; a compressed one would have to be held."""
+    """An uncompressed array is read during training; a compressed one would have to be held."""
     save(tmp_path / 'set.npz', samples=PIXELS)
     monkeypatch.setattr(training.data, 'HELD_BYTES', 1000)
     monkeypatch.setattr(archives, 'free_memory', lambda: 1000)
@@ -118,7 +118,7 @@ def test_what_memory_has_no_room_for_is_one_line(tmp_path, monkeypatch, save):
 
 @pytest.mark.parametrize('kind', ['zip', 'npz', 'compressed'])
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path, monkeypatch, kind):
-    """What numpy and Python hold at most while everything is read once, in numbers of images."""
+    """The most that numpy and Python hold while everything is read once, in numbers of images."""
     pixels = np.random.RandomState(0).randint(256, size=[600, 32, 32, 3], dtype=np.uint8)
     monkeypatch.setattr(archives, 'BLOCK_BYTES', 64 * 3072)
     monkeypatch.setattr(image_store, 'CHUNK', 64)

@@ -1,4 +1,4 @@
-"""Crops and sizes as EDM's published dataset_tool.py makes them, against resampling that is written out here."""
+"""Crops and sizes as EDM's published dataset_tool.py makes them, against resampling written out here."""
 
 import numpy as np
 import PIL.Image
@@ -47,7 +47,7 @@ def image(height, width, channels=3):
 
 
 def assert_close(found, expected):
-    """Pillow's weights have 22 bits: now and then a value lies on the other side of a half."""
+    """Pillow's weights have 22 bits: sometimes a value is on the other side of a half."""
     assert found.dtype == np.uint8 and found.shape == expected.shape[1:]
     errors = np.abs(found - expected)
     better = errors[errors.sum(axis=(1, 2, 3)).argmin()]

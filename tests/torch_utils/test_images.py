@@ -1,4 +1,4 @@
-"""Images in any of their usual forms are the same uint8 pictures."""
+"""Images in any usual form give the same uint8 pictures."""
 
 import types
 
@@ -20,7 +20,7 @@ def test_every_form_gives_the_same_images(channels):
 
 
 def test_floats_are_converted_as_when_they_are_saved():
-    x = torch.randn(4, 3, 8, 8)  # also beyond [-1, 1], as samplers give them
+    x = torch.randn(4, 3, 8, 8)  # also beyond [-1, 1], as samplers return them
     np.testing.assert_array_equal(as_uint8(x), to_uint8(x))
 
 

@@ -1,4 +1,4 @@
-"""Augmentations: the labels say what was done, and nothing was done where they are zero."""
+"""Augmentations: the labels describe what was done, and nothing was done if they are zero."""
 
 import math
 
@@ -20,7 +20,7 @@ def waves(points):
     return (frequency * (points[..., 0] * direction.cos() + points[..., 1] * direction.sin()) + phase).sin()
 
 
-def grid(size=32):
+def positions(size=32):
     """Pixel positions [size, size, 2] from the centre."""
     x = torch.arange(size) - (size - 1) / 2
     return torch.stack([x.expand(size, size), x[:, None].expand(size, size)], dim=2)
@@ -29,7 +29,7 @@ def grid(size=32):
 @pytest.fixture
 def images():
     """[N, 3, 32, 32] in [-1, 1]"""
-    return waves(grid())
+    return waves(positions())
 
 
 def rng(n=N, step=0):
@@ -78,7 +78,7 @@ def test_frequencies():
     assert used[1].item() == pytest.approx(p / 2, abs=deviation)
     for column in (2, 3, 4, 5, 7, 8):
         assert used[column].item() == pytest.approx(p, abs=deviation), column
-    assert used[6].item() == pytest.approx(p / 2, abs=deviation)  # the axis leaves the grid half of the time
+    assert used[6].item() == pytest.approx(p / 2, abs=deviation)  # the axis is oblique half of the time
     assert labels[:, 2][labels[:, 2] != 0].std().item() == pytest.approx(1, abs=0.2)
     assert torch.equal(labels[:, 7] != 0, labels[:, 8] != 0)  # both shifts together
     angle = torch.atan2(labels[:, 4], labels[:, 3] + 1)
@@ -108,18 +108,18 @@ MATRICES = [rotation(torch.tensor([0.7]))[0], rotation(torch.tensor([math.pi / 2
 def test_warping_reads_the_function_elsewhere(images, matrix):
     offset = torch.tensor([1.3, -0.6])
     out = warp(images, matrix.expand(N, 2, 2), offset.expand(N, 2))
-    points = grid() @ matrix.T + offset
+    points = positions() @ matrix.T + offset
     inside = (points.abs() < 13).all(2)
     torch.testing.assert_close(out[..., inside], waves(points)[..., inside], rtol=0, atol=0.04)
 
 
 def test_labels_say_what_was_done(images):
-    """Undo by the labels alone what the pipe did, where the labels are unambiguous (no anisotropy)."""
+    """Undo what the pipe did from its labels, as far as they are unambiguous (no anisotropy)."""
     pipe = AugmentPipe(0.5)
     out, labels = pipe(images, rng())
     plain = (labels[:, 5] == 0) & (labels[:, 6] == 0)
     flip_x, flip_y, scale, cos, sin, _, _, x, y = labels.T
-    points = grid().reshape(1, -1, 2) - torch.stack([x, y], dim=1)[:, None] * 32 * pipe.translate_std
+    points = positions().reshape(1, -1, 2) - torch.stack([x, y], dim=1)[:, None] * 32 * pipe.translate_std
     turn = torch.stack([cos + 1, -sin, sin, cos + 1], dim=1).reshape(-1, 2, 2)
     points = points @ turn.transpose(1, 2) * (2 ** -(scale * pipe.scale_std))[:, None, None]
     # the shift acts first on the way from the result to the source; then rotation and scale

@@ -24,7 +24,7 @@ def png(pixels):
 def write_zip(path, pixels, labels=None):
     names = [f'{i // 5:05d}/img{i:08d}.png' for i in range(len(pixels))]
     with zipfile.ZipFile(path, 'w') as z:
-        for name, image in reversed(list(zip(names, pixels))):  # the order of the members means nothing
+        for name, image in reversed(list(zip(names, pixels))):  # the order of the members does not matter
             z.writestr(name, png(image))
         if labels is not None:
             pairs = [[name, label] for name, label in zip(names, labels)]
@@ -204,7 +204,7 @@ def no_zip(path):
 
 
 def damaged_member(path, member, save=np.savez_compressed):
-    """An npz whose `member` is damaged in its middle, beyond what its header is read with."""
+    """An npz whose `member` is damaged in the middle, beyond its header."""
     samples = np.arange(600 * 24).view(np.uint8).reshape(600, 8, 8, 3)
     save(path / 'x.npz', samples=samples, label=np.arange(600))
     with zipfile.ZipFile(path / 'x.npz') as z:
@@ -240,7 +240,7 @@ def scalar_label(path):
 
 
 def encrypted(path, name='0.png'):
-    """The flag that says so is enough to be refused."""
+    """The flag is enough to be refused."""
     with zipfile.ZipFile(path / 'x.zip', 'w') as z:
         z.writestr('0.png', png(PIXELS[0]))
         z.writestr('dataset.json', '{}')
@@ -296,7 +296,8 @@ def objects(path):
 @pytest.mark.parametrize('make, message', [
     (bad_zip, 'no label for 1 images'), (mixed, 'mixed image shapes.*a.png.*b.png'), (oblong, '4x8 pixels.*square'),
     (no_array, r'no array.*mu'), (floats, 'float64.*expected uint8'), (short_labels, '12 images but 5 labels'),
-    (odd_labels, 'class indices'), (mixed_shards, 'mixed image shapes'), (half_labelled, 'some shards only'),
+    (odd_labels, 'class indices'), (mixed_shards, 'mixed image shapes'),
+    (half_labelled, 'only some shards have labels'),
     (truncated, 'not a complete'), (broken_image, 'a.png is not a readable image'), (no_zip, 'neither a folder nor'),
     (damaged_pixels, 'x.npz is damaged'), (damaged_labels, 'x.npz is not a complete'),
     (stored_labels, 'x.npz is damaged'),
@@ -321,7 +322,7 @@ def test_digest_follows_images_and_labels(tmp_path):
         np.savez(tmp_path / f'{index}.npz', samples=pixels, **kwargs)
         digests.add(ImageData(tmp_path / f'{index}.npz').digest())
     assert len(digests) == 6
-    assert ImageData(write_zip(tmp_path / 'set.zip', PIXELS)).digest() in digests  # however it is stored
+    assert ImageData(write_zip(tmp_path / 'set.zip', PIXELS)).digest() in digests  # in any storage format
 
 
 def test_expected_shapes(tmp_path):

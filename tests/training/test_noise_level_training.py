@@ -1,4 +1,4 @@
-"""Training of the noise-level model: its loss, what it measures, and the script's files."""
+"""Training of the noise-level model: its loss, its measurements, and the files of the script."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_loss_is_cross_entropy_at_uniform_levels():
 
 
 def test_calibration_of_the_exact_posterior():
-    """The spread that it expects is the one found: about 1 / sqrt(2 d) in log sigma, d = 192."""
+    """The expected spread is the observed one: about 1 / sqrt(2 d) in log sigma, d = 192."""
     rows = calibration(ByVariance(), SIGMAS, torch.full([200, 3, 8, 8], 127, dtype=torch.uint8))
     middle = rows[4:-4]
     assert np.allclose([row['median'] for row in middle], [row['sigma'] for row in middle], rtol=0.02)
@@ -47,7 +47,7 @@ def test_calibration_of_the_exact_posterior():
 
 
 def test_script(tmp_path):
-    """No labels needed; the file is one that generate_dmcmc.py reads; another range is another run."""
+    """It needs no labels; generate_dmcmc.py reads the file; another range is another run."""
     np.savez(tmp_path / 'data.npz', samples=np.random.RandomState(0).randint(256, size=[60, 32, 32, 3], dtype=np.uint8))
     common = [f'--outdir={tmp_path / "run"}', '--task=noise_level', f'--data={tmp_path / "data.npz"}', '--kimg=0.1',
               '--batch=50', '--classes=30', '--device=cpu', '--val_fraction=0.1']

@@ -32,7 +32,7 @@ TIMES = ('timestamp', 'elapsed_sec', 'img_per_sec')
 
 
 def outcome(outdir):
-    """Everything a run leaves behind, without its times."""
+    """All that a run leaves, without times."""
     state = load_state(outdir / STATE_FILE)
     lines = [{k: v for k, v in line.items() if k not in TIMES} for line in JsonLines(outdir / 'stats.jsonl').read()]
     return state, lines
@@ -158,7 +158,7 @@ def test_a_folder_in_use_is_refused(tmp_path):
 
 @pytest.mark.parametrize('locks', [True, False])
 def test_leftovers(tmp_path, monkeypatch, locks):
-    """Temporary files of the run's own names go, where no other run can be writing them; others stay."""
+    """Temporary files with the run's own names are removed if no other run can be writing them; others stay."""
     def no_locks(handle, operation):
         raise OSError(errno.ENOLCK, 'No locks available')
 
@@ -265,12 +265,12 @@ def test_hooks(tmp_path):
     assert train(runs()).reason == 'stopped'
     assert seen == [20, 200, 300]
     assert [line['extra'] for line in outcome(tmp_path)[1]] == [1, 2, 3]
-    assert train(runs()).complete  # and no tick more
+    assert train(runs()).complete  # and no more ticks
     assert seen == [20, 200, 300]
 
 
 def test_pictures_are_drawn_when_the_state_is_written(tmp_path):
-    """And once more by the run that finds all complete: it may have been killed in between."""
+    """And once more by a run that finds everything complete: an earlier one may have been killed in between."""
     seen = []
 
     def draw(lines):
@@ -302,7 +302,7 @@ def test_gradient_norm_is_clipped(tmp_path):
 
 
 def test_flat_gradients_equal_plain_training(tmp_path):
-    """The loop against the same steps written down plainly."""
+    """The loop against the same steps written out."""
     run = tiny_run(tmp_path, total=100)
     train(run)
     net = TinyNet().to(memory_format=torch.channels_last)
@@ -319,7 +319,7 @@ def test_flat_gradients_equal_plain_training(tmp_path):
 
 
 def test_gradients_begin_at_16_bytes(tmp_path):
-    """Behind the last layer's 3 biases too; what is left out between them has no part in the norm."""
+    """After the last layer's 3 biases too; the padding between them does not count in the norm."""
     run = tiny_run(tmp_path, ema=None)
     run.module.last = torch.nn.Linear(1, 1)
     trainer = Trainer(run, 20)
@@ -368,7 +368,7 @@ def test_batch_loader_gives_rows_of_the_global_batch():
 
 @pytest.fixture
 def compiler(monkeypatch):
-    """A torch.compile whose results fail when called, and 'auto' for CPUs too; the networks it was asked for."""
+    """A torch.compile whose results fail when called, with 'auto' for CPUs too; returns the networks it was given."""
     def broken(*args, **kwargs):
         raise torch._dynamo.exc.TorchDynamoException('Python.h: No such file')
 
@@ -396,7 +396,7 @@ def test_what_is_compiled(monkeypatch, tmp_path, compiler, mode, long, compiled)
 
 
 def test_measuring_makes_no_graphs(monkeypatch, tmp_path):
-    """Other shapes in a hook run as they are; training goes on as compiled, without new graphs."""
+    """Other shapes in a hook run uncompiled; training continues compiled, without new graphs."""
     graphs = []
 
     def backend(graph, inputs):
@@ -425,7 +425,7 @@ def test_the_average_has_the_layout_of_the_network(tmp_path):
 
 
 def test_a_compiler_that_fails(monkeypatch, compiler, capsys, tmp_path, undisturbed):
-    """With 'auto' the run goes on without it; what was evaluated to find out leaves no trace."""
+    """With 'auto' the run continues without it; the evaluations for that leave no trace."""
     monkeypatch.setattr(compiler_lib, 'COMPILE_FLOPS', dict(cpu=0))
     run = tiny_run(tmp_path / 'run', dropout=0.2, compile='auto', frozen=(torch.nn.Identity(),))
 
