@@ -1,7 +1,6 @@
 """Loads the files that a sampling script names, blames the option at fault, and records the digests."""
 
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import click
@@ -11,12 +10,9 @@ from dnnlib import demo
 from dnnlib.cli import blame
 from dnnlib.download import fetch
 from dnnlib.files import file_digest, resolve_path
-from generation.diffrs_warmup import find_thresholds
 from networks.class_likelihood import load_class_likelihood
-from networks.formats.edm_pickle import read_pickle
 from networks.log_ratio import load_log_ratio
-from sampling import Autoguidance, Boosting, ClassifierFree, ClassifierGuidance, DiscriminatorGuidance, Levels
-from sampling import diffrs_rules as rules
+from sampling import Autoguidance, Boosting, ClassifierFree, ClassifierGuidance, DiscriminatorGuidance
 from sampling.autoguidance import check_guide
 from sampling.guidance import BOOSTINGS
 from sampling.interval import parse_interval
@@ -203,26 +199,3 @@ def check_knows_no_label(net) -> None:
     if getattr(net.model, 'label_dropout', None) == 0:
         raise ValueError('the network was trained without dropping labels (label_dropout is 0), so that it knows '
                          'nothing of images without one')
-
-
-def load_warmup(opts: dict, outdir: Path, levels: Levels, origin: dict) -> rules.Calibration | None:
-    """A DiffRS warm-up from the files that are named, or from the folder; None if there is none."""
-    if bool(opts['adaptive_pickle']) != bool(opts['adaptive_pickle2']):
-        raise click.ClickException('--adaptive_pickle: goes with --adaptive_pickle2; give both')
-    if opts['adaptive_pickle'] and opts['thresholds']:
-        raise click.ClickException('--thresholds: given together with --adaptive_pickle; use one of the two')
-    sigmas = levels.sigmas.numpy()
-    if opts['adaptive_pickle']:
-        with blame('--adaptive_pickle'):
-            return rules.calibration_from_lists(sigmas, *(
-                read_pickle(resolve_path(opts[name])) for name in ('adaptive_pickle', 'adaptive_pickle2')))
-    with blame('--thresholds'):
-        if opts['thresholds']:
-            text = resolve_path(opts['thresholds']).read_text()
-        else:
-            text = find_thresholds(outdir, opts['overwrite'])
-        if text is None:
-            return None
-        calibration = rules.thresholds_from_json(text, origin)
-        calibration.check(sigmas)
-        return calibration

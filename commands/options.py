@@ -12,7 +12,6 @@ from dnnlib.files import resolve_path
 from generation.run import choose_seeds
 from sampling import SAMPLERS
 from sampling.ablation import SOLVERS
-from sampling.diffrs_rules import RULES
 from sampling.guidance import BOOSTINGS
 from sampling.levels import Churn, Levels, edm_levels, listed_levels
 from sampling.multistep import MULTISTEP
@@ -146,7 +145,7 @@ BOOSTING = [
 ]
 
 
-def _none_if_named(ctx, param, value):
+def none_if_named(ctx, param, value):
     """'None', the published default of these options, means that they are not given."""
     return None if value == 'None' else value
 
@@ -156,7 +155,7 @@ DISCRIMINATORS = [
                  help=f'ADM classifier  [default: the demo\'s; with --network {CLASSIFIER}]'),
     click.option('--discriminator_ckpt', '--discriminator_checkpoint', metavar='PATH', type=str, multiple=True,
                  help=f'Discriminator; of several, the mean  [default: the demo\'s; with --network {DISCRIMINATOR}]'),
-    click.option('--lora_checkpoint', metavar='PATH', type=str, callback=_none_if_named,
+    click.option('--lora_checkpoint', metavar='PATH', type=str, callback=none_if_named,
                  help='LoRA adapters of the classifier that the discriminator was trained with'),
     click.option('--lora_rank', help='Their rank, which is checked  [default: as the file says]', metavar='INT',
                  type=click.IntRange(min=-1)),
@@ -174,36 +173,6 @@ MACHINE = [
     click.option('--compile', 'compile_mode', help='torch.compile; auto: for runs that are long enough',
                  type=click.Choice(['auto', 'on', 'off']), default='auto', show_default=True),
 ]
-
-REJECTION = [
-    click.option('--rej_percentile', help='Percentile gamma of the warm-up that sets the thresholds', metavar='FLOAT',
-                 type=FloatRange(0, 1), default=0., show_default=True),
-    click.option('--rule', help='published: test, rewind, test again; exact: one draw for a whole path, see '
-                 'docs/equations.md', type=click.Choice([*RULES]), default='published', show_default=True),
-    click.option('--backsteps', help='Steps back after a rejection; 0: test only the prior', metavar='INT',
-                 type=click.IntRange(min=0), default=1, show_default=True),
-    click.option('--min_backsteps', help='Test only states after more than this many steps', metavar='INT',
-                 type=click.IntRange(min=0), default=0, show_default=True),
-    click.option('--max_backsteps', help='Test only states after at most this many steps', metavar='INT',
-                 type=click.IntRange(min=1), default=18, show_default=True),
-    click.option('--iter_warmup', help='Rounds of the warm-up, of 100 trajectories each', metavar='INT',
-                 type=click.IntRange(min=1), default=10, show_default=True),
-    click.option('--max_iter', help='A sample that needs more evaluations starts again', metavar='INT',
-                 type=click.IntRange(min=0), default=999999, show_default=True),
-    click.option('--no_zero', help='1: thresholds below 0 stay as they are', metavar='INT',
-                 type=click.IntRange(0, 1), default=0, show_default=True),
-    click.option('--thresholds', help='Reuse the warm-up of another run  [default: the one in --outdir, if any]',
-                 metavar='JSON', type=str),
-    click.option('--adaptive_pickle', help='Reuse a published warm-up: log-ratios', metavar='PATH', type=str,
-                 callback=_none_if_named),
-    click.option('--adaptive_pickle2', help='Reuse a published warm-up: increments', metavar='PATH', type=str,
-                 callback=_none_if_named),
-    click.option('--mode', help='Accepted from published commands; the report is always written',
-                 type=click.Choice(['default', 'debug']), default='default', show_default=True),
-]
-RULE_NAMES = ('rej_percentile', 'backsteps', 'min_backsteps', 'max_backsteps', 'iter_warmup', 'max_iter', 'no_zero',
-              'rule')
-
 
 DG_NAMES = ('dg_weight_1st_order', 'dg_weight_2nd_order', 'time_min', 'time_max')
 

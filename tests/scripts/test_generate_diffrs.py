@@ -253,6 +253,11 @@ def test_published_warmup_is_read_without_running_it(files, run, tmp_path):
     (['--class=1'], '--class'),
     (['--cond=1'], '--cond'),
     (['--thresholds=missing.json'], '--thresholds'),
+    (['--restart=cifar10-43'], '--restart: a rejected step goes back one level, and a restart goes back itself'),
+    (['--sampler=restart'], '--sampler: a rejected step goes back one level'),
+    (['--num_particles=4'], '--num_particles: rejection draws from the ratio already'),
+    (['--select'], '--select: rejection draws from the ratio already'),
+    (['--solver=unipc'], '--solver: a step that depends on earlier ones cannot be drawn again'),
     (['--device=cuda:9'], '--device'),
 ])
 def test_mistakes_end_in_one_line(files, tmp_path, args, words):

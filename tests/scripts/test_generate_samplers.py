@@ -92,6 +92,23 @@ def test_particles_on_steps_and_selection(files, tmp_path):
     assert np.abs(chosen[0].astype(int) - kept[0][rows]).max() <= 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('own', [[*RESTART], ['--steps=4', '--resample_inds=1,2', '--ess=0.9', '--select']])
+def test_particles_are_dealt_to_ranks_in_whole_groups(files, tmp_path, own):
+    """The same bytes from one process and from two; a shard that is lost comes again."""
+    command = [f'--network={files}/uncond.safetensors', f'--pretrained_classifier_ckpt={files}/classifier.pt',
+               f'--discriminator_ckpt={files}/disc_uncond.pt', '--num_particles=2', '--seeds=0-9', '--batch=4',
+               '--device=cpu', '--precision=fp32', *own]
+    for folder, processes in (('one', 1), ('two', 2)):
+        code, output = script_runs.finish('generate.py', [*command, f'--outdir={tmp_path / folder}'], processes)
+        assert code == 0, output
+    whole = script_runs.comparable(tmp_path / 'one')
+    assert whole == script_runs.comparable(tmp_path / 'two')
+    (tmp_path / 'two' / 'samples_00000004.npz').unlink()
+    code, output = script_runs.finish('generate.py', [*command, f'--outdir={tmp_path / "two"}'])
+    assert code == 0 and '4 of them new' in output and script_runs.comparable(tmp_path / 'two') == whole, output
+
+
 def test_solver_of_one_evaluation_on_levels_from_a_file(files, tmp_path):
     (tmp_path / 'levels.txt').write_text('[40, 10.0, 3\n0.8, 0.1, 0]\n')
     code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-1', '--solver=unipc',
