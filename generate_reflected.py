@@ -59,6 +59,9 @@ def main(**opts):
     net, origin = reflected.load_network(opts, machine)
     record = origin | dict(w=opts['w'], kind='reflected') | machine.record()
     if opts['data']:
+        if opts['w'] or is_guided(opts):
+            raise click.ClickException('--likelihood: is that of the network; guided samples have no density that is '
+                                       'known, so leave --w and the --dg_weight options out')
         return measure(opts, net, machine, record)
     refuse_boosting(opts)
     log_ratio, guidance, guided = load_guidance(opts, net, machine)

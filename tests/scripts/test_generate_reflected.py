@@ -209,5 +209,7 @@ def test_likelihood_from_the_command_line(runs, tmp_path):
     found = json.loads((tmp_path / 'out' / 'likelihood.json').read_text())
     assert found['images'] == 2 and found['probe_spread'] > 0 and found['moll'] == 200
     np.savez(tmp_path / 'small.npz', samples=images[:, :8, :8])
+    result = call(*common, f'--likelihood={tmp_path / "data.npz"}', '--dg_weight_1st_order=1')
+    assert result.exit_code == 1 and '--likelihood: is that of the network' in result.output
     result = call(*common, f'--likelihood={tmp_path / "small.npz"}')
     assert result.exit_code == 1 and '--likelihood: ' in result.output and '8x8' in result.output
