@@ -16,13 +16,27 @@ images= lines=
 
 # draw LINE NAME SCRIPT OPTIONS...: one point
 draw() {
-    lines=$lines${lines:+,}$1; name=$2; shift 2
-    $PYTHON "$1" --outdir="$SAMPLES/$name" --num_samples=$ALL "$@"
+    lines=$lines${lines:+,}$1; name=$2; script=$3; shift 3
+    $PYTHON "$script" --outdir="$SAMPLES/$name" "$@"
     images="$images --images=$SAMPLES/$name"
 }
 
 # chains LINE NAME OPTIONS...: one point of denoising MCMC
 chains() {
     line=$1; name=$2; shift 2
-    draw "$line" "$name" generate_dmcmc.py --chains="$CHAINS" --batch="$CHAINS" "$@"
+    draw "$line" "$name" generate_dmcmc.py --num_samples=$ALL --chains="$CHAINS" --batch="$CHAINS" "$@"
 }
+
+for steps in 3 5 9 18; do
+    draw Heun heun$((2 * steps - 1)) generate.py --seeds="$FIRST-$((FIRST + ALL - 1))" --dg_weight_1st_order=0 \
+        --steps=$steps "$@"
+done
+for nfe in 10 20 40; do
+    chains 'DMCMC (KAR1)' kar1-$nfe --preset=cifar10-ours-$nfe "$@"
+    chains 'DMCMC (KAR2)' kar2-$nfe --preset=cifar10-ours-$nfe --integrator=kar2 "$@"
+    chains 'DMCMC (KAR1) with DG' kar1-dg-$nfe --preset=cifar10-ours-$nfe --dg_weight_1st_order=1 \
+        --dg_weight_2nd_order=1 "$@"
+done
+$PYTHON calc_metrics.py calc $images --metrics=fd,kid --num="$N" --blocks="$BLOCKS" --json="$SAMPLES/metrics.json"
+$PYTHON plot.py curve "$SAMPLES/metrics.json" --x=report.nfe.mean --lines="$lines" --out="$SAMPLES/dmcmc.png" \
+    --xlabel="evaluations of the score network per image"

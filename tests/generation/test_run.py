@@ -16,6 +16,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from script_runs import RANKS
 
 from dnnlib.int_lists import format_int_list
 from generation import folder
@@ -343,7 +344,7 @@ def test_format_int_list():
 
 WORKER = '''
 import sys, time
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_run import Sampler, run
 from torch_utils import distributed as dist
 
@@ -371,10 +372,10 @@ dist.shutdown()
 
 def launch(tmp_path, processes, path, bad_seed=None, worker=WORKER):
     script = tmp_path / 'worker.py'
-    script.write_text(worker.format(tests=str(ROOT / 'tests' / 'generation'), path=str(path), bad_seed=bad_seed))
+    tests = [str(ROOT / 'tests' / room) for room in ('generation', 'helpers')]
+    script.write_text(worker.format(tests=tests, path=str(path), bad_seed=bad_seed))
     environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
-    return subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone',
-                           f'--nproc_per_node={processes}', str(script)],
+    return subprocess.run([sys.executable, RANKS, str(processes), str(script)],
                           capture_output=True, text=True, env=environment, timeout=120, cwd=ROOT)
 
 
@@ -400,7 +401,7 @@ def test_processes_share_the_work_and_the_files_are_the_same(tmp_path, processes
 
 STREAM_WORKER = '''
 import sys, time
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_run import Net, stream_of
 from test_run import run_stream
 from torch_utils import distributed as dist
@@ -486,8 +487,8 @@ def test_a_rank_is_waited_for_while_it_shows_life(tmp_path, rank):
     (tmp_path / 'life.py').write_text(LIFE)
     environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='',
                                     DIST_TIMEOUT_SEC='6')  # less is not enough to start on a busy machine
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
-                           str(tmp_path / 'life.py'), rank], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, RANKS, '2', str(tmp_path / 'life.py'), rank], env=environment,
+                          capture_output=True, text=True)
     assert (done.returncode == 0) == (rank == 'works'), done.stderr[-2000:]
     assert ('Timed out: for 6 s' in done.stderr) == (rank == 'hangs'), done.stderr[-2000:]
 

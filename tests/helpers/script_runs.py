@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ('-m', 'torch.distributed.run', '--standalone')
+RANKS = str(Path(__file__).parent / 'ranks.py')
 OWN_TEMPORARY = '.*.tmp'
 
 
@@ -52,8 +53,9 @@ def start(script, arguments, processes: int = 1, launcher=(), environment=None, 
 
 
 def finish(script, arguments, processes: int = 1, timeout: float = 120) -> tuple[int, str]:
-    """Run the script to its end; returns (exit code, output to both streams)."""
-    process = start(script, arguments, processes, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    """Run the script to its end, without torchrun's own start; returns (exit code, output to both streams)."""
+    process = start(script, arguments, processes, [RANKS, str(processes)] if processes > 1 else (),
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -1,10 +1,7 @@
 """generate_diffrs.py as a user runs it: files, reports, resuming, published inputs, one-line errors."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import dg_goldens
@@ -13,10 +10,11 @@ import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
+from script_runs import finish
 
 import generate_diffrs
 import plot
-from commands import loading
+from commands import diffrs, loading
 from generation.folder import read_costs
 from sampling import diffrs_slots
 
@@ -46,6 +44,12 @@ def samples(folder):
 
 def report_of(folder):
     return json.loads((folder / 'options.json').read_text())['report']
+
+
+@pytest.fixture
+def short_warmup(monkeypatch):
+    """Six trajectories instead of a hundred a round, for tests of something else."""
+    monkeypatch.setattr(diffrs, 'warmup_seeds', lambda rounds: range(6 * rounds))
 
 
 @pytest.fixture(scope='module')
@@ -148,7 +152,7 @@ def test_pictures_carry_what_they_cost(files, run, tmp_path):
     assert report_of(tmp_path / 'out')['timed_images'] == 10
 
 
-def test_published_command(files, tmp_path, monkeypatch):
+def test_published_command(files, tmp_path, monkeypatch, short_warmup):
     """As its authors' users type it, with small networks in the documented places; and its other options."""
     monkeypatch.chdir(tmp_path)
     network = tmp_path / 'checkpoints/pretrained_score/edm-cifar10-32x32-uncond-vp.pkl'
@@ -197,7 +201,7 @@ def test_a_sample_without_end(files, run, tmp_path, monkeypatch):
     assert output.strip().splitlines()[-1].startswith('Error: --rej_percentile: the sample of seed '), output
 
 
-def test_labels_belong_to_their_samples(files, tmp_path):
+def test_labels_belong_to_their_samples(files, tmp_path, short_warmup):
     args = dict(network='cond', disc='disc_cond')
     code, output = invoke(files, f'--outdir={tmp_path}/all', '--seeds=0-5', '--batch=2', '--cond=1', **args)
     assert code == 0, output
@@ -223,7 +227,7 @@ def test_levels_that_go_untested_are_named(files, run, tmp_path):
         assert not samples(folder)['tests'].any()
 
 
-def test_guidance_composes(files, run, tmp_path):
+def test_guidance_composes(files, run, tmp_path, short_warmup):
     code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-2', '--batch=3', '--dg_weight_1st_order=2')
     assert code == 0, output
     assert (samples(tmp_path / 'out')['samples'] != samples(run[0])['samples'][:3]).any()
@@ -274,18 +278,15 @@ def test_warmup_of_other_steps_is_refused(files, run, tmp_path):
 
 
 def test_two_processes_draw_the_same_samples(files, run, tmp_path):
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
-               str(ROOT / 'generate_diffrs.py'),
-               *arguments(files, f'--outdir={tmp_path}/out', '--seeds=0-6', '--batch=3')]
-    environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
+    command = arguments(files, f'--outdir={tmp_path}/out', '--seeds=0-6', '--batch=3')
+    code, output = finish('generate_diffrs.py', command, 2, timeout=240)
+    assert code == 0, output[-2000:]
     expected, found = samples(run[0]), samples(tmp_path / 'out')
     assert np.array_equal(found['nfe'], expected['nfe'])
     assert np.abs(found['samples'].astype(int) - expected['samples']).max() <= 1
 
 
-def test_a_weaker_network_may_guide(files, tmp_path):
+def test_a_weaker_network_may_guide(files, tmp_path, short_warmup):
     """In an interval of noise levels; the warm-up records it, so another guidance needs another warm-up."""
     guide = [f'--guiding_network={files / "uncond.safetensors"}', '--guiding_weight=1.5', '--guidance_interval=0.5,100']
     code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-3', *guide)
