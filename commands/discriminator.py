@@ -120,8 +120,11 @@ def load_images(opts, channels):
     return real, generated
 
 
-def check_loss(opts) -> None:
-    """Refuse options that do not go with --loss=score."""
+def check_options(opts) -> None:
+    """Refuse a preset of no network, and options that do not go with --loss=score."""
+    if opts['network_preset'] and not opts['network']:
+        raise click.ClickException('--network_preset: is the configuration of --network; give that too, or leave it '
+                                   'out')
     if opts['loss'] == 'bce':
         return
     if not opts['network']:
@@ -217,12 +220,14 @@ def save_network(outdir: Path, architecture: dict, metadata: dict, adapted, name
     The adapters of the extractor `adapted` (or None) are written beside it, those of numbered files also as the final
     ones. At reflected noise, which DG does not know and a state dict does not tell, all are safetensors.
     """
+    finals = ['lora_adm_final.pt', 'lora_adm_final.safetensors']
     if 'process' in metadata:
-        name = name.replace('.pt', '.safetensors')
+        if name == 'best.pt':  # best.safetensors is written too
+            return
+        name, finals = name.replace('.pt', '.safetensors'), finals[1:]
     if adapted is not None:
         net, beside = net.discriminator, f'lora_{name.replace("discriminator_", "adm_")}'
-        numbered = name.startswith('discriminator_')
-        for file in [beside, *(['lora_adm_final.pt', 'lora_adm_final.safetensors'] if numbered else [])]:
+        for file in [beside, *(finals if name.startswith('discriminator_') else [])]:
             if file.endswith('.safetensors'):
                 lora.save_adapters(outdir / file, adapted, dict(classifier=metadata['classifier']) | measured)
             else:

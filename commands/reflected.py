@@ -79,6 +79,9 @@ def choose_sampler(opts: dict, net, machine):
     """(the sampler, its options, what options.json says of them)."""
     if opts['published_sampler'] and opts['sampler'] != 'pc':
         raise click.ClickException('--published_sampler: is a predictor-corrector; use --sampler=pc')
+    if opts['dg_weight_2nd_order'] and opts['sampler'] != 'heun':
+        raise click.ClickException('--dg_weight_2nd_order: the steps of this --sampler have no second evaluation; '
+                                   'leave it out')
     steps = opts['steps'] or DEFAULT_STEPS.get(opts['sampler'])
     if opts['sampler'] == 'heun':
         with blame('--steps'):
