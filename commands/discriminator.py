@@ -24,6 +24,7 @@ from training.held_out import PICTURE, EpochHooks, owns
 from training.run import TrainResult, TrainRun, adam
 
 from .fit import POSITIVE
+from .loading import preset_of
 from .options import NETWORK_PRESET
 
 EMBEDDED_CLASSES = 1000  # rows of the label table in DG's conditional discriminators
@@ -155,8 +156,8 @@ def make_config(opts, real, generated, origin: dict) -> dict:
     names = ('img_resolution', 'cond', 'num_data', 'epoch', 'lr', 'val_fraction', 'patience', 'xflip', 'width',
              'depth', 'time_convention', 'seed', 'precision')
     later = {name: opts[name] for name, before in LATER.items() if opts[name] != before}
-    later |= {name: origin[name] for name in ('network_sha256', 'network_preset', 'network_preset_sha256')
-              if origin.get(name)}
+    named = dict(network_sha256=origin.get('network_sha256')) | preset_of(origin)
+    later |= {name: value for name, value in named.items() if value}
     later |= dict(class_names=real.classes) if opts['cond'] else {}
     return dict(batch_size=opts['batch']) | {name: opts[name] for name in names} | dict(
         num_real=len(real), num_generated=len(generated), real_sha256=real.digest(),
