@@ -97,6 +97,13 @@ def test_a_trained_denoiser_is_applied(runs, tmp_path):
     result = call(*common, f'--outdir={tmp_path / "denoised"}', f'--denoiser={runs["vdm_attn"]}')
     assert result.exit_code == 0, result.output
     assert (images_in(tmp_path / 'plain') != images_in(tmp_path / 'denoised')).mean() > 0.5
+    moved = write_run(tmp_path / 'moved', 'vdm_attn')
+    again = call(*common, f'--outdir={tmp_path / "denoised"}', f'--denoiser={moved}')
+    assert again.exit_code == 0 and ' 0 of them new' in again.output, again.output
+    path = moved / 'checkpoints' / 'checkpoint_1.pth'
+    torch.save(torch.load(path, weights_only=True) | dict(step=60_000), path)
+    other = call(*common, f'--outdir={tmp_path / "denoised"}', f'--denoiser={moved}')
+    assert other.exit_code == 1 and '--outdir: ' in other.output and 'denoiser_sha256 was' in other.output
     wrong = write_run(tmp_path / 'wrong', 'ncsnpp')
     result = call(*common, f'--outdir={tmp_path / "no"}', f'--denoiser={wrong}')
     assert result.exit_code == 1 and '--denoiser: ' in result.output and 'another size' in result.output
