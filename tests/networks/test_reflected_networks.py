@@ -87,10 +87,10 @@ def test_descriptions_of_enormous_networks(tmp_path):
         net.init_kwargs |= dict(model_channels=10**6)
         save_network(tmp_path / name, net)
     folder = write_run(tmp_path / 'run', 'vdm_attn', channels__16='channels: 1000000')
-    for load, path in ((load_reflected, tmp_path / 'own'), (load_reflected, folder),
+    for read, path in ((load_reflected, tmp_path / 'own'), (load_reflected, folder),
                        (lambda path: reflected_from(path, 0.01, 5), tmp_path / 'edm')):
         with pytest.raises(ValueError, match='does not fit its own description.*larger than the one it holds'):
-            load(path)
+            read(path)
     with pytest.raises(ValueError, match=r'^noise levels from 5 to 0.01'):
         reflected_from(tmp_path / 'edm', 5, 0.01)
 
