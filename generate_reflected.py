@@ -60,14 +60,14 @@ def main(**opts):
     record = origin | dict(w=opts['w'], kind='reflected') | machine.record()
     if opts['data']:
         if opts['w'] or is_guided(opts):
-            raise click.ClickException('--likelihood: is that of the network; guided samples have no density that is '
-                                       'known, so leave --w and the --dg_weight options out')
+            raise click.ClickException('--likelihood: is that of the network; guided samples have no known density, so '
+                                       'leave --w and the --dg_weight options out')
         return measure(opts, net, machine, record)
     refuse_boosting(opts)
+    sampler, own, named = reflected.choose_sampler(opts, net, machine)
     log_ratio, guidance, guided = load_guidance(opts, net, machine)
     record |= guided if is_guided(opts) else {}
     guidance = nested(reflected.classifier_free(opts, net), guidance)
-    sampler, own, named = reflected.choose_sampler(opts, net, machine)
     compiled = False  # the adaptive sampler's batches shrink, and each size would be compiled
     if opts['sampler'] != 'ode':
         evaluations = named['steps'] * (2 if opts['sampler'] == 'heun' else 1 + opts['corrector_steps'])

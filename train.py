@@ -61,7 +61,7 @@ def main(**opts):
     opts['pretrained_classifier_ckpt'] = find_classifier(opts['pretrained_classifier_ckpt'])
     if opts['cond'] and opts['datadir'] == discriminator.REAL and resolve_path(discriminator.REAL_LABELLED).is_file():
         opts['datadir'] = discriminator.REAL_LABELLED
-    discriminator.check_loss(opts)
+    discriminator.check_options(opts)
     discriminator.settle_process(opts)
     machine = start(opts['device'], opts['precision'], opts['compile'], tf32_beside_half=True)
     with blame('--pretrained_classifier_ckpt'):

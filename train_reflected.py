@@ -3,6 +3,7 @@
 import functools
 import math
 import time
+from pathlib import Path
 
 import click
 import torch
@@ -12,7 +13,8 @@ from commands.machine import blame_machine, start
 from commands.reflected_words import DATA, PRESETS, WordsCommand, training_config
 from dnnlib import demo
 from dnnlib.cli import FloatRange, blame
-from dnnlib.files import atomic_write, resolve_output
+from dnnlib.download import fetch
+from dnnlib.files import atomic_write, file_digest, resolve_output
 from networks import save_network, set_precision
 from networks.reflected import construct_reflected, reflected_from
 from networks.reflected_runs import network_arguments
@@ -80,6 +82,7 @@ def main(**opts):
     machine = start(opts['device'], opts['precision'], opts['compile'])
     with blame('KEY=VALUE'):
         config, notes = training_config(opts['preset'], opts['words'])
+        source = settle_transfer(config)
     for note in notes:
         dist.print0(note)
     with blame('--data'):
@@ -89,7 +92,7 @@ def main(**opts):
     fit.show_config(config, opts['dry_run'])
     with blame('KEY=VALUE'):
         torch.manual_seed(opts['seed'])  # the initial weights
-        net = initial_network(config).to(machine.device)
+        net = initial_network(config, source).to(machine.device)
     set_precision(net, machine.dtype, training=True)
     outdir = resolve_output(opts['outdir'] or f'runs/reflected-{opts["preset"]}')
     fit.fit(make_run(config, net, data, outdir, machine.device,
@@ -110,12 +113,23 @@ def load_images(opts: dict, config: dict) -> ImageData:
     return data
 
 
-def initial_network(config: dict):
-    """The network of the configuration as it begins: weights drawn at random, or those of model.transfer."""
+def settle_transfer(config: dict) -> Path | None:
+    """The file of model.transfer, if any; the configuration keeps its digest, as it may move."""
+    named = config['model'].pop('transfer', None)
+    if named is None:
+        return None
+    with dist.rank0_first():  # it downloads
+        path = fetch(named or demo.DEMO_SCORE)
+    config['transfer_sha256'] = file_digest(path)
+    return path
+
+
+def initial_network(config: dict, source: Path | None):
+    """The network of the configuration as it begins: weights drawn at random, or those of the file `source`."""
     model, sde, section = config['model'], config['sde'], config['data']
-    if model['name'] != 'edm':
+    if source is None:
         return construct_reflected(network_arguments(config))
-    net = reflected_from(model['transfer'] or demo.DEMO_SCORE, sde['sigma_min'], sde['sigma_max'], model['dropout'])
+    net = reflected_from(source, sde['sigma_min'], sde['sigma_max'], model['dropout'])
     wanted = [section['num_channels'], section['image_size'], section['num_classes'] if section['classes'] else 0]
     if [net.img_channels, net.img_resolution, net.label_dim] != wanted:
         raise ValueError(f'model.transfer: channels, resolution and classes of the network are {net.img_channels}, '

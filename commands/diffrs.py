@@ -14,14 +14,14 @@ from sampling import diffrs_rules as rules
 from sampling.diffrs import warmup_seeds
 from torch_utils import distributed as dist
 
-from .loading import is_guided
+from .loading import is_guided, preset_of
 from .options import none_if_named
 
 LOW_ACCEPTANCE = 0.02  # of a step; below it a run gets a warning
 ORIGIN = ('network_sha256', 'classifier_sha256', 'discriminator_sha256', 'cond', 'class_idx', 'log_ratio',
           'dg_weight_1st_order', 'dg_weight_2nd_order', 'S_churn')
 LATER = ('guiding_network_sha256', 'guiding_weight', 'w', 'guiding_classifier_sha256', 'classifier_weight',
-          'guidance_interval', 'network_preset', 'network_preset_sha256')
+          'guidance_interval')
 
 REJECTION = [
     click.option('--rej_percentile', help='Percentile gamma of the warm-up that sets the thresholds', metavar='FLOAT',
@@ -80,7 +80,7 @@ def origin_of(record: dict) -> dict:
         names += ['S_min', 'S_max', 'S_noise']
     if is_guided(record):
         names += ['time_min', 'time_max']
-    return {name: record[name] for name in names} | {name: record.get(name) for name in LATER}
+    return {name: record[name] for name in names} | {name: record.get(name) for name in LATER} | preset_of(record)
 
 
 def warm_up(opts, outdir, origin: dict, machine: dict, draw_part) -> rules.Calibration:

@@ -24,6 +24,7 @@ from training.held_out import PICTURE, EpochHooks, owns
 from training.run import TrainResult, TrainRun, adam
 
 from .fit import POSITIVE
+from .loading import preset_of
 from .options import NETWORK_PRESET
 
 EMBEDDED_CLASSES = 1000  # rows of the label table in DG's conditional discriminators
@@ -120,8 +121,11 @@ def load_images(opts, channels):
     return real, generated
 
 
-def check_loss(opts) -> None:
-    """Refuse options that do not go with --loss=score."""
+def check_options(opts) -> None:
+    """Refuse a preset of no network, and options that do not go with --loss=score."""
+    if opts['network_preset'] and not opts['network']:
+        raise click.ClickException('--network_preset: is the configuration of --network; give that too, or leave it '
+                                   'out')
     if opts['loss'] == 'bce':
         return
     if not opts['network']:
@@ -152,8 +156,8 @@ def make_config(opts, real, generated, origin: dict) -> dict:
     names = ('img_resolution', 'cond', 'num_data', 'epoch', 'lr', 'val_fraction', 'patience', 'xflip', 'width',
              'depth', 'time_convention', 'seed', 'precision')
     later = {name: opts[name] for name, before in LATER.items() if opts[name] != before}
-    later |= {name: origin[name] for name in ('network_sha256', 'network_preset', 'network_preset_sha256')
-              if origin.get(name)}
+    named = dict(network_sha256=origin.get('network_sha256')) | preset_of(origin)
+    later |= {name: value for name, value in named.items() if value}
     later |= dict(class_names=real.classes) if opts['cond'] else {}
     return dict(batch_size=opts['batch']) | {name: opts[name] for name in names} | dict(
         num_real=len(real), num_generated=len(generated), real_sha256=real.digest(),
@@ -217,12 +221,14 @@ def save_network(outdir: Path, architecture: dict, metadata: dict, adapted, name
     The adapters of the extractor `adapted` (or None) are written beside it, those of numbered files also as the final
     ones. At reflected noise, which DG does not know and a state dict does not tell, all are safetensors.
     """
+    finals = ['lora_adm_final.pt', 'lora_adm_final.safetensors']
     if 'process' in metadata:
-        name = name.replace('.pt', '.safetensors')
+        if name == 'best.pt':  # best.safetensors is written too
+            return
+        name, finals = name.replace('.pt', '.safetensors'), finals[1:]
     if adapted is not None:
         net, beside = net.discriminator, f'lora_{name.replace("discriminator_", "adm_")}'
-        numbered = name.startswith('discriminator_')
-        for file in [beside, *(['lora_adm_final.pt', 'lora_adm_final.safetensors'] if numbered else [])]:
+        for file in [beside, *(finals if name.startswith('discriminator_') else [])]:
             if file.endswith('.safetensors'):
                 lora.save_adapters(outdir / file, adapted, dict(classifier=metadata['classifier']) | measured)
             else:

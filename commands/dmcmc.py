@@ -11,7 +11,7 @@ from dnnlib import demo
 from dnnlib.cli import FloatRange, blame
 from dnnlib.files import file_digest, resolve_path
 from generation.chains import ChainFolder, read_features
-from networks.noise_level import PUBLISHED, load_noise_level
+from networks.noise_level import PUBLISHED, is_published, load_noise_level
 from sampling import ClassifierFree, dmcmc_report
 from sampling.dmcmc import NoiseLevel, Start
 from sampling.integrators import INTEGRATORS
@@ -85,6 +85,8 @@ def settle(opts: dict, net) -> dict:
             raise click.ClickException(f'--preset: {opts["preset"]} is for {resolution}x{resolution} images, --network '
                                        f'for {net.img_resolution}x{net.img_resolution}; leave it out')
         chosen |= own
+        if opts['noise_classifier'] and not is_published(resolve_path(opts['noise_classifier'])):
+            chosen['noise_classifier_is'] = None  # the preset names the published model
     chosen |= {name: opts[name] for name in chosen if opts[name] is not None}
     if chosen['integrator'] == STEPLESS and opts['num_steps'] is not None:
         raise click.ClickException('--steps: rk45 chooses its steps itself; give --tolerance')

@@ -49,6 +49,12 @@ def load_network(opts: dict, machine: Machine) -> Loaded:
     return Loaded(net, record)
 
 
+def preset_of(record: dict) -> dict:
+    """The entries of options.json that decide whether two presets are alike: a YAML may have moved, a name is one."""
+    digest = record.get('network_preset_sha256')
+    return dict(network_preset_sha256=digest) | ({} if digest else dict(network_preset=record.get('network_preset')))
+
+
 def check_conditional(opts: dict, net) -> None:
     """Refuse a conditional discriminator for an unconditional network."""
     if opts['cond'] and not net.label_dim:

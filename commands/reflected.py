@@ -79,6 +79,9 @@ def choose_sampler(opts: dict, net, machine):
     """(the sampler, its options, what options.json says of them)."""
     if opts['published_sampler'] and opts['sampler'] != 'pc':
         raise click.ClickException('--published_sampler: is a predictor-corrector; use --sampler=pc')
+    if opts['dg_weight_2nd_order'] and opts['sampler'] != 'heun':
+        raise click.ClickException('--dg_weight_2nd_order: the steps of this --sampler have no second evaluation; '
+                                   'leave it out')
     steps = opts['steps'] or DEFAULT_STEPS.get(opts['sampler'])
     if opts['sampler'] == 'heun':
         with blame('--steps'):
@@ -87,20 +90,21 @@ def choose_sampler(opts: dict, net, machine):
         named = given(opts, 'tolerance', 'moll', 'side')
         own = dict(rtol=opts['tolerance'], atol=opts['tolerance'], moll=opts['moll'], side=opts['side'])
         return reflected_ode, own, named | dict(sampler='ode')
-    named = given(opts, 'corrector_steps', 'snr', 'denoiser', 'published_sampler') | dict(
-        sampler='pc', steps=steps)
-    own = dict(num_steps=steps, corrector_steps=opts['corrector_steps'], snr=opts['snr'],
-               published=opts['published_sampler'])
-    return reflected_pc, own | dict(denoiser=load_denoiser(opts, net, machine)), named
+    denoiser, origin = load_denoiser(opts, net, machine)
+    named = given(opts, 'corrector_steps', 'snr', 'published_sampler') | origin | dict(sampler='pc', steps=steps)
+    return reflected_pc, dict(num_steps=steps, corrector_steps=opts['corrector_steps'], snr=opts['snr'],
+                              published=opts['published_sampler'], denoiser=denoiser), named
 
 
-def load_denoiser(opts: dict, net, machine):
-    """What --denoiser names: None, 'mean', or a function of states."""
+def load_denoiser(opts: dict, net, machine) -> Loaded:
+    """What --denoiser names (None, 'mean', or a function of states), and what options.json says of it."""
+    record = given(opts, 'denoiser')
     if opts['denoiser'] in ('none', 'mean'):
-        return None if opts['denoiser'] == 'none' else 'mean'
+        return Loaded(None if opts['denoiser'] == 'none' else 'mean', record)
     with blame('--denoiser'):
         trained = load_reflected(opts['denoiser'], machine.device, machine.dtype, raw=True)
         if (trained.img_channels, trained.img_resolution) != (net.img_channels, net.img_resolution):
             raise ValueError(f'{opts["denoiser"]} is for images of another size')
     sigma = torch.tensor(DENOISER_SIGMA, device=machine.device)
-    return torch.no_grad()(lambda x: x - trained.raw(x, sigma))
+    digest = trained.metadata.get('sha256') or file_digest(fetch(opts['denoiser']))
+    return Loaded(torch.no_grad()(lambda x: x - trained.raw(x, sigma)), record | dict(denoiser_sha256=digest))

@@ -29,10 +29,6 @@ class ReflectedVE:
         """g(t), the same forwards and in the reverse SDE."""
         return self.sigma(t) * math.sqrt(2 * self.log_ratio)
 
-    def reverse_drift(self, score: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """Drift of the reverse SDE, -g^2 score: score [N, ...], t [] or [N]. The probability flow uses half of it."""
-        return -self.diffusion(t).reshape(-1, *[1] * (score.ndim - 1))**2 * score
-
     def levels(self, num_steps: int) -> torch.Tensor:
         """sigma at num_steps + 1 equal times from 1 to 0, float64."""
         return self.sigma(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64))

@@ -26,7 +26,7 @@ MOVABLE = dict(network='network_sha256', network_preset='network_preset_sha256',
                pretrained_classifier_ckpt='classifier_sha256',
                discriminator_ckpt='discriminator_sha256', lora_checkpoint='lora_sha256',
                guiding_network='guiding_network_sha256', guiding_classifier='guiding_classifier_sha256',
-               noise_classifier='noise_classifier_sha256')
+               noise_classifier='noise_classifier_sha256', denoiser='denoiser_sha256')
 
 
 @dataclass(frozen=True)

@@ -66,15 +66,22 @@ def load_noise_level(path, published: str | None = None, device='cpu') -> NoiseL
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist')
-    with open(path, 'rb') as file:
-        zipped = file.read(2) == b'PK'
-    kwargs, state = _read_published(path, published) if zipped else _read_own(path, published)
+    kwargs, state = _read_published(path, published) if is_published(path) else _read_own(path, published)
     try:
         net = NoiseLevelNet(**kwargs)
         net.load_state_dict({name: tensor.to(torch.float32) for name, tensor in state.items()})
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f'{path} is not a noise-level model: {" ".join(str(error).split())[:200]}') from None
     return net.to(device).eval().requires_grad_(False)
+
+
+def is_published(path) -> bool:
+    """Whether a file, if there is one, is of torch.save, as the published ones are; ours describe themselves."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    with open(path, 'rb') as file:
+        return file.read(2) == b'PK'
 
 
 def _read_own(path: Path, published):

@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from diffusion.reflected_sde import ReflectedVE
 from dnnlib.download import fetch
 from dnnlib.files import resolve_path
 from torch_utils import checkpoint
@@ -122,13 +123,21 @@ def reflected_from(path_or_url: str | os.PathLike, sigma_min: float, sigma_max: 
         raise ValueError(f'{path_or_url} is a {file.constructor}; only EDM\'s preconditioning has a reflected form')
     dropped = ('use_fp16', 'sigma_min', 'sigma_max', 'augment_dim')
     kwargs = {name: value for name, value in file.kwargs.items() if name not in dropped}
-    net = construct_reflected(dict(sigma_data=0.5, model_type='DhariwalUNet') | kwargs | dict(
-        sigma_min=sigma_min, sigma_max=sigma_max, dropout=dropout))
+    kwargs = dict(sigma_data=0.5, model_type='DhariwalUNet') | kwargs | dict(
+        sigma_min=sigma_min, sigma_max=sigma_max, dropout=dropout)
+    ReflectedVE(sigma_min, sigma_max)  # a wrong range is not the file's mistake
     state = {name: tensor for name, tensor in file.state.items() if 'map_augment' not in name}  # augmented by nothing
+    return _build(path_or_url, kwargs, state)
+
+
+def _build(source, kwargs: dict, tensors: dict, named=lambda net, tensors: tensors) -> ReflectedPrecond:
+    """The network of a file or folder `source`; `named(net, tensors)` is its state. Raises ValueError."""
     try:
-        net.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f'{path_or_url} does not fit its own description: {shown(error, 300)}') from None
+        with checkpoint.limited(tensors):
+            net = construct_reflected(kwargs)
+        net.load_state_dict(named(net, tensors))
+    except Exception as error:  # unexpected arguments can fail in any way
+        raise ValueError(f'{source} does not fit its own description: {shown(error, 300)}') from None
     return net
 
 
@@ -143,6 +152,7 @@ def load_reflected(path_or_url: str | os.PathLike, device: torch.device | str = 
     """
     if is_run_folder(resolve_path(path_or_url)):
         file = read_run_folder(resolve_path(path_or_url), raw, number)
+        net = _build(path_or_url, file.kwargs, file.tensors, renamed)
     else:
         path = fetch(path_or_url)
         if path.is_dir():
@@ -150,10 +160,6 @@ def load_reflected(path_or_url: str | os.PathLike, device: torch.device | str = 
         file = checkpoint.read_network(path)
         if file.constructor != CONSTRUCTOR:
             raise ValueError(f'{path} is a {file.constructor}, not a network of reflected diffusion')
-    try:
-        net = construct_reflected(file.kwargs)
-        net.load_state_dict(file.state if isinstance(file, checkpoint.NetworkFile) else renamed(net, file.tensors))
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f'{path_or_url} does not fit its own description: {shown(error, 300)}') from None
+        net = _build(path_or_url, file.kwargs, file.state)
     net.metadata = file.metadata
     return set_precision(net.to(device), dtype).eval().requires_grad_(False)

@@ -154,11 +154,6 @@ def rejects(log_ratio, previous, threshold, u):
     return log_ratio < threshold + torch.log(u + FLOOR) + previous
 
 
-def acceptance_probability(log_ratio, previous, threshold):
-    """The probability [N] that `rejects` lets a state pass: min(1, exp(l - l_prev) / M), except for FLOOR."""
-    return (log_ratio - previous - threshold).exp().clip(max=1)
-
-
 def last_level(num_steps: int, backsteps: int, max_backsteps: int) -> int:
     """The last level that is tested; 0, the prior, if nothing is taken back."""
     return min(max_backsteps, num_steps) if backsteps else 0
@@ -191,12 +186,3 @@ def step_acceptance(calibration: Calibration, limits: Thresholds, rule: Rule) ->
     l = calibration.log_ratio
     margin = (l[1:] if rule.one_draw else np.diff(l, axis=0)) - limits.after_step[1:, None]
     return np.exp(np.minimum(margin, 0)).mean(1)
-
-
-def expected_acceptance(calibration: Calibration, limits: Thresholds, levels) -> float:
-    """The share of paths that the exact rule accepts, predicted from the warm-up.
-
-    E min_k min(1, exp(l_k - c_k)) over the tested `levels`.
-    """
-    margin = (calibration.log_ratio - limits.after_step[:, None])[list(levels)]
-    return float(np.exp(np.minimum(margin.min(0), 0)).mean())

@@ -34,6 +34,7 @@ $PYTHON calc_metrics.py calc $images --metrics=fd,kid --num="$N" --blocks="$BLOC
 $PYTHON plot.py curve "$SAMPLES/metrics.json" --x=report.nfe.mean --lines="$lines" --out="$SAMPLES/reflected.png" \
     --xlabel="evaluations of the score network per image"
 for data in $TEST $TRAIN; do
-    $PYTHON generate_reflected.py --outdir="$SAMPLES/likelihood-$(basename "$data" .zip)" --likelihood="$data" \
+    dir=$SAMPLES/likelihood-$(basename "$data" .zip)
+    [ -e "$dir/likelihood.json" ] || $PYTHON generate_reflected.py --outdir="$dir" --likelihood="$data" \
         --max_images="$BPD" --tolerance=1e-3 "$@"
 done

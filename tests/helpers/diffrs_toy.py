@@ -68,6 +68,17 @@ def always(value):
     return Thresholds(np.full(STEPS + 1, value), np.full(STEPS + 1, value))
 
 
+def acceptance_probability(log_ratio, previous, threshold):
+    """The probability [N] that `rejects` lets a state pass: min(1, exp(l - l_prev) / M), except for FLOOR."""
+    return (log_ratio - previous - threshold).exp().clip(max=1)
+
+
+def expected_acceptance(calibration, limits) -> float:
+    """The share of paths that the exact rule accepts at all levels: E min_k min(1, exp(l_k - c_k)) over the warm-up."""
+    margin = (calibration.log_ratio - limits.after_step[:, None]).min(0)
+    return float(np.exp(np.minimum(margin, 0)).mean())
+
+
 def published_loop(seed, calibration, backsteps=1, min_backsteps=0, max_backsteps=STEPS, max_iter=math.inf, **schedule):
     """(image, evaluations in all) of one sample by the published loop, one step after the other, without slots."""
     run, limits = levels(**schedule), make_thresholds(calibration, 0.95, RULES['published'])

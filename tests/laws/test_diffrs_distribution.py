@@ -7,11 +7,26 @@ import types
 import numpy as np
 import pytest
 import torch
-from diffrs_toy import DATA, LOG_RATIO, MODEL, NET, RULE_NAMES, STEPS, data, distance, levels, plain, sample, warmup
+from diffrs_toy import (
+    DATA,
+    LOG_RATIO,
+    MODEL,
+    NET,
+    RULE_NAMES,
+    STEPS,
+    acceptance_probability,
+    data,
+    distance,
+    expected_acceptance,
+    levels,
+    plain,
+    sample,
+    warmup,
+)
 
 from diffusion.mixtures import MixtureNet, same_distribution_pvalue
 from sampling import diffrs_rules as rules
-from sampling.diffrs_rules import RULES, Thresholds, acceptance_probability, expected_acceptance, make_thresholds
+from sampling.diffrs_rules import RULES, Thresholds, make_thresholds
 
 
 @pytest.mark.parametrize('rule', RULE_NAMES)
@@ -128,7 +143,7 @@ def test_exact_rule_needs_as_many_paths_as_predicted():
     for percentile, S_churn in ((0.9, 0), (0.99, 40)):
         calibration = warmup(S_churn)
         limits = make_thresholds(calibration, percentile, RULES['exact'])
-        predicted = 1 / expected_acceptance(calibration, limits, range(STEPS + 1))
+        predicted = 1 / expected_acceptance(calibration, limits)
         paths = 1 + sample(range(2000), rule='exact', rej_percentile=percentile, S_churn=S_churn)['rejections'].sum(1)
         # geometric numbers of paths, and a prediction from 4000 trajectories
         error = predicted * math.sqrt(1 - 1 / predicted) * math.sqrt(1 / 2000 + 1 / 4000)

@@ -7,7 +7,8 @@ from goldens import load
 from published_run import write_run
 
 from networks.io import load_network, save_network
-from networks.reflected import construct_reflected, load_reflected
+from networks.precond import construct
+from networks.reflected import construct_reflected, load_reflected, reflected_from
 
 
 @pytest.fixture(scope='module')
@@ -76,6 +77,22 @@ def test_own_files(tmp_path, runs):
     assert np.array_equal(score_of(again, golden), score_of(net, golden))
     with pytest.raises(ValueError, match='is a ReflectedPrecond, not a score network'):
         load_network(path)
+
+
+def test_descriptions_of_enormous_networks(tmp_path):
+    """They are refused before they take memory: files, run folders, and EDM networks to begin with."""
+    tiny = dict(img_resolution=8, img_channels=1, model_type='SongUNet', model_channels=8, channel_mult=[1],
+                num_blocks=1, attn_resolutions=[])
+    for name, net in dict(own=construct_reflected(tiny), edm=construct('EDMPrecond', tiny)).items():
+        net.init_kwargs |= dict(model_channels=10**6)
+        save_network(tmp_path / name, net)
+    folder = write_run(tmp_path / 'run', 'vdm_attn', channels__16='channels: 1000000')
+    for read, path in ((load_reflected, tmp_path / 'own'), (load_reflected, folder),
+                       (lambda path: reflected_from(path, 0.01, 5), tmp_path / 'edm')):
+        with pytest.raises(ValueError, match='does not fit its own description.*larger than the one it holds'):
+            read(path)
+    with pytest.raises(ValueError, match=r'^noise levels from 5 to 0.01'):
+        reflected_from(tmp_path / 'edm', 5, 0.01)
 
 
 def test_score_without_the_factor():

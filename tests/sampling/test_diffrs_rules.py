@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from diffrs_toy import acceptance_probability
 
 from sampling import diffrs_rules as rules
 from sampling.diffrs_rules import RULES, Calibration
@@ -47,14 +48,6 @@ def test_percentile_out_of_range():
         rules.make_thresholds(calibration(), 75, RULES['published'])
 
 
-def test_expected_acceptance():
-    l = np.array([[0.0, 0.0], [1.0, -1.0], [2.0, -3.0], [2.0, -2.0]])
-    limits = rules.Thresholds(np.array([0.0, 0.0, 1.0, 1.5]), np.zeros(4))
-    # the smallest margin decides: trajectory 0 always passes, trajectory 1 with exp(-4), or exp(-3.5) with the end only
-    assert rules.expected_acceptance(Calibration(SIGMAS, l), limits, range(4)) == pytest.approx((1 + np.exp(-4)) / 2)
-    assert rules.expected_acceptance(Calibration(SIGMAS, l), limits, [3]) == pytest.approx((1 + np.exp(-3.5)) / 2)
-
-
 def test_step_acceptance():
     """Published: each increment against its threshold; exact: each log-ratio against its budget."""
     l = np.array([[0.0, 0.0], [1.0, -1.0], [2.0, -3.0], [2.0, -2.0]])
@@ -70,7 +63,7 @@ def test_rejection_and_its_probability_agree():
     u = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
     for previous, threshold in ((0.0, 0.0), (0.7, 0.4), (-1.0, -0.3)):
         share = 1 - rules.rejects(l, previous, threshold, u).double().mean(1)
-        torch.testing.assert_close(share, rules.acceptance_probability(l[:, 0], previous, threshold), rtol=0, atol=1e-4)
+        torch.testing.assert_close(share, acceptance_probability(l[:, 0], previous, threshold), rtol=0, atol=1e-4)
     # u = 0 is a draw like others, and rejects impossible states
     assert rules.rejects(torch.tensor([-20.0, -10.0]), 0.0, 0.0, torch.zeros(2)).tolist() == [True, False]
     assert not rules.rejects(torch.tensor([float('nan')]), 0.0, 0.0, torch.ones(1)).any()

@@ -13,6 +13,7 @@ from tiny_networks import TINY
 
 import generate_dmcmc
 import networks
+from commands import dmcmc
 from dnnlib import demo
 from networks.noise_level import NoiseLevelNet, load_noise_level, save_noise_level
 from sampling import Autoguidance, ClassifierFree
@@ -103,6 +104,19 @@ def test_the_demo_needs_no_options(demo_files, tmp_path, monkeypatch):
     folder, = runs
     assert (len(folder.seeds), folder.chains, folder.groups) == (50000, 200, 2)
     assert folder.options['noise_levels'] == [0.1, 20.0, 20]
+
+
+def test_a_preset_with_a_noise_level_model_of_ones_own(nets, tmp_path, monkeypatch):
+    """It describes itself; only of a published one the preset says what it is."""
+    own, runs = dmcmc.PRESETS['celebahq-kar2-48'][1], []
+    monkeypatch.setitem(dmcmc.PRESETS, 'celebahq-kar2-48', (32, own))
+    monkeypatch.setattr(generate_dmcmc, 'draw', lambda stream, folder, **kwargs: runs.append(folder.options))
+    command = [f'--network={nets}/net.safetensors', '--preset=celebahq-kar2-48', f'--outdir={tmp_path}', '--device=cpu']
+    result = call(*command, f'--noise_classifier={nets}/levels.safetensors')
+    assert result.exit_code == 0, result.output
+    assert runs[0]['noise_classifier_is'] is None and (runs[0]['integrator'], runs[0]['eta']) == ('kar2', 3.2)
+    result = call(*command, f'--noise_classifier={nets}/200.pt')
+    assert result.exit_code == 1 and '--noise_classifier: ' in result.output and 'is for 256x256x3' in result.output
 
 
 def test_the_demo_has_a_noise_level_model_of_its_own(nets, demo_files, whole, tmp_path):

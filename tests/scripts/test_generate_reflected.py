@@ -19,7 +19,7 @@ from networks import load_log_ratio
 from networks.reflected import load_reflected
 from sampling.classifier_free import ClassifierFree
 from sampling.guidance import DiscriminatorGuidance
-from sampling.reflected import reflected_heun, reflected_levels, reflected_pc
+from sampling.reflected import reflected_heun, reflected_levels, reflected_ode, reflected_pc
 from sampling.samples import sample
 from torch_utils.images import to_uint8
 from torch_utils.rng import StackedRandomGenerator
@@ -71,20 +71,24 @@ def test_words_as_options():
     assert '--num_samples=100' not in sampling_arguments(['load_dir=x'], ['--seeds=0-3'])
 
 
-@pytest.mark.parametrize('args', [['--sampler=heun', '--steps=2'], ['--sampler=ode', '--tolerance=20'],
-                                  ['--sampler=pc', '--steps=2', '--corrector_steps=1'],
-                                  ['--sampler=pc', '--steps=4', '--published_sampler']])
-def test_samplers(runs, tmp_path, args):
+@pytest.mark.parametrize('args, sampler, own, nfe', [
+    (['--sampler=heun', '--steps=2'], reflected_heun, dict(num_steps=2), 3),
+    (['--sampler=ode', '--tolerance=20'], reflected_ode, dict(rtol=20, atol=20), None),
+    (['--sampler=pc', '--steps=2', '--corrector_steps=1'], reflected_pc,
+     dict(num_steps=2, corrector_steps=1, denoiser='mean'), 5),
+    (['--sampler=pc', '--steps=4', '--published_sampler'], reflected_pc, dict(num_steps=4, published=True), 3)])
+def test_samplers(runs, tmp_path, args, sampler, own, nfe):
+    """Images and counts are the library's; those of ode differ between samples."""
     result = call(f'--network={runs["vdm_attn"]}', f'--outdir={tmp_path}', '--seeds=0-2', '--batch=2', *args)
     assert result.exit_code == 0, result.output
     images, report = images_in(tmp_path), json.loads((tmp_path / 'options.json').read_text())['report']
     assert images.shape == (3, 16, 16, 3) and images.std() > 10
-    nfe = {'--sampler=heun': 3, '--sampler=pc': 3 if '--published_sampler' in args else 5}
-    assert report['nfe']['mean'] == nfe.get(args[0], report['nfe']['mean']) and report['nfe']['mean'] > 2
-    if args[0] == '--sampler=heun':
-        net = load_reflected(runs['vdm_attn'])
-        expected = sample(reflected_heun, net, range(3), batch=2, progress=False, levels=reflected_levels(net, 2))
-        assert np.abs(images.astype(int) - to_uint8(net.decode(expected.images))).max() <= 1
+    net = load_reflected(runs['vdm_attn'])
+    own = dict(levels=reflected_levels(net, **own)) if sampler is reflected_heun else own
+    expected = sample(sampler, net, range(3), batch=2, progress=False, **own)
+    assert np.abs(images.astype(int) - to_uint8(net.decode(expected.images))).max() <= 1
+    assert report['nfe']['mean'] == expected.costs['nfe'].mean() and (expected.costs['nfe'] > 2).all()
+    assert nfe is None or (expected.costs['nfe'] == nfe).all()
 
 
 def test_a_trained_denoiser_is_applied(runs, tmp_path):
@@ -93,6 +97,13 @@ def test_a_trained_denoiser_is_applied(runs, tmp_path):
     result = call(*common, f'--outdir={tmp_path / "denoised"}', f'--denoiser={runs["vdm_attn"]}')
     assert result.exit_code == 0, result.output
     assert (images_in(tmp_path / 'plain') != images_in(tmp_path / 'denoised')).mean() > 0.5
+    moved = write_run(tmp_path / 'moved', 'vdm_attn')
+    again = call(*common, f'--outdir={tmp_path / "denoised"}', f'--denoiser={moved}')
+    assert again.exit_code == 0 and ' 0 of them new' in again.output, again.output
+    path = moved / 'checkpoints' / 'checkpoint_1.pth'
+    torch.save(torch.load(path, weights_only=True) | dict(step=60_000), path)
+    other = call(*common, f'--outdir={tmp_path / "denoised"}', f'--denoiser={moved}')
+    assert other.exit_code == 1 and '--outdir: ' in other.output and 'denoiser_sha256 was' in other.output
     wrong = write_run(tmp_path / 'wrong', 'ncsnpp')
     result = call(*common, f'--outdir={tmp_path / "no"}', f'--denoiser={wrong}')
     assert result.exit_code == 1 and '--denoiser: ' in result.output and 'another size' in result.output
@@ -106,6 +117,8 @@ def test_a_trained_denoiser_is_applied(runs, tmp_path):
     (['sampling.methd=ode'], 'KEY=VALUE: sampling.methd is not a key; the nearest is sampling.method'),
     (['sampling.predictor=ancestral'], 'is not euler_maruyama, the only one'),
     (['--published_sampler'], '--published_sampler: is a predictor-corrector; use --sampler=pc'),
+    (['--sampler=pc', '--dg_weight_2nd_order=1'], '--dg_weight_2nd_order: the steps of this --sampler have no second'),
+    (['--sampler=ode', '--dg_weight_2nd_order=1'], '--dg_weight_2nd_order: the steps of this --sampler have no second'),
     (['--checkpoint=7'], 'holds no checkpoint_7.pth'),
     (['--sampler=ode', '--tolerance=1e-300'], '--tolerance'),
 ])
@@ -210,6 +223,6 @@ def test_likelihood_from_the_command_line(runs, tmp_path):
     assert found['images'] == 2 and found['probe_spread'] > 0 and found['moll'] == 200
     np.savez(tmp_path / 'small.npz', samples=images[:, :8, :8])
     result = call(*common, f'--likelihood={tmp_path / "data.npz"}', '--dg_weight_1st_order=1')
-    assert result.exit_code == 1 and '--likelihood: is that of the network' in result.output
+    assert result.exit_code == 1 and 'guided samples have no known density' in result.output
     result = call(*common, f'--likelihood={tmp_path / "small.npz"}')
     assert result.exit_code == 1 and '--likelihood: ' in result.output and '8x8' in result.output

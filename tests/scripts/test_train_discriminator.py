@@ -380,6 +380,7 @@ def test_published_defaults():
     ('--pretrained_classifier_ckpt', dict(), ['--img_resolution=32']),
     ('--batch', dict(), ['--batch_size=5000']),
     ('--width', dict(), ['--width=65']),
+    ('--network_preset', dict(), ['--network_preset=ve/cifar10_ncsnpp']),
     ('--device', dict(), ['--device=cuda:7']),
     ('--device', dict(), ['--device=abacus']),
 ])

@@ -14,6 +14,7 @@ import generate_diffrs
 import train
 from commands import loading
 from networks import lora
+from torch_utils import checkpoint
 from torch_utils.checkpoint import read_network
 
 
@@ -77,6 +78,20 @@ def test_a_stopped_run_resumes_bitwise(files, images, trained, tmp_path):
         assert_equal_states(tensors(tmp_path / 'run' / name), tensors(trained / name))
     code, output = invoke(train.main, *training(files, images, tmp_path / 'run', '--lora_rank=4', '--wd=1e-6'))
     assert code == 1 and 'lora_rank was 2' in output, output
+
+
+def test_adapters_at_reflected_noise_are_safetensors(files, images, tmp_path, monkeypatch):
+    """All files are, and each discriminator is written once."""
+    written, save = [], checkpoint.save_network
+    monkeypatch.setattr(checkpoint, 'save_network', lambda path, *args, **kwargs: (
+        written.append(path.name), save(path, *args, **kwargs)))
+    code, output = invoke(train.main, *training(files, images, tmp_path / 'run', '--lora_rank=2',
+                                                '--process=reflected', '--n_epochs=1'))
+    assert code == 0, output
+    assert sorted(path.name for path in (tmp_path / 'run').iterdir()) == [
+        'best.safetensors', 'discriminator_1.safetensors', 'lora_adm_1.safetensors', 'lora_adm_final.safetensors',
+        'lora_best.safetensors', 'options.json', 'stats.jsonl', 'training-state.pt', 'training.png']
+    assert sorted(written) == ['best.safetensors', 'discriminator_1.safetensors']
 
 
 @pytest.mark.slow

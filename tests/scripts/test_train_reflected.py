@@ -74,7 +74,8 @@ def test_presets_are_the_published_commands(preset, expected):
 
 def test_the_demo_is_the_bundled_network_at_its_beginning():
     """(D - x) / sigma is the same for both, in either unit; float32 of the bundled network cancels at small noise."""
-    net, bundled = train_reflected.initial_network(training_config('cifar10-demo', [])[0]), load_network()
+    config, _ = training_config('cifar10-demo', [])
+    net, bundled = train_reflected.initial_network(config, train_reflected.settle_transfer(config)), load_network()
     net.eval()
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for sigma in torch.tensor([0.01, 0.1, 1.0], dtype=torch.float64):
@@ -102,6 +103,12 @@ def test_transfer(tmp_path, data):
     assert net.label_dim == 4 and net.sigma_data == 0.5 and 'map_augment' not in str(net.state_dict().keys())
     moved = net.model.state_dict()['map_layer0.weight'] - edm.model.state_dict()['map_layer0.weight']
     assert 0 < moved.abs().max() < 0.01  # four short steps from its start
+    (tmp_path / 'edm.safetensors').rename(tmp_path / 'moved.safetensors')
+    again = call(*arguments, f'model.transfer={tmp_path / "moved.safetensors"}')
+    assert again.exit_code == 0 and 'nothing to do' in again.output, again.output
+    save_network(tmp_path / 'edm.safetensors', edm, dict(changed=True))
+    other = call(*arguments)
+    assert other.exit_code == 1 and '--outdir: ' in other.output and 'transfer_sha256 was' in other.output
 
 
 def test_transfer_of_other_networks_is_refused(tmp_path, data):
