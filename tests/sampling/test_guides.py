@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_refused():
         Autoguidance(wide)(MixtureNet(MIXTURE))
     with pytest.raises(ValueError, match='3 classes'):
         Autoguidance(LabelledNet())(MixtureNet(MIXTURE))
-    with pytest.raises(ValueError, match='unconditional'):
+    with pytest.raises(ValueError, match='class-conditional network'):
         ClassifierGuidance(log_class)(MixtureNet(MIXTURE))
 
 
