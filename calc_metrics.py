@@ -105,9 +105,8 @@ def gen(refs, names, blocks, json_path, weights, allow_code, words):
         num = block_length(drawn, blocks)
         found = measure_blocks(drawn, spaces, results, num, blocks, batch=drawn.batch, precision='fp32',
                                option='--network')
-        if report := drawn.report():
-            results.reports[drawn.identity] = report
-        show_results(results, spaces, {drawn.name: found}, [drawn.options | results.report_of(drawn.identity)], num)
+        costs = results.keep_report(drawn.identity, drawn.report())
+        show_results(results, spaces, {drawn.name: found}, [drawn.options | costs], num)
 
     with sampling_context(words, take) as command:
         refuse_tf32(command.params['precision'])

@@ -67,8 +67,13 @@ class Results:
         """The values of a block that the metrics of a space give; an earlier call may have asked for more."""
         return {value: self.blocks[key][value] for name in space.metrics for value in METRICS[name].values}
 
-    def report_of(self, identity: str) -> dict:
-        """The entry of an options.json for the costs of a run; {} if they are not known."""
+    def keep_report(self, identity: str, report: dict | None) -> dict:
+        """Keeps what a run has cost; the entry of its options.json for it, {} if it is not known.
+
+        None, for a run that was not drawn again, leaves what an earlier call kept.
+        """
+        if report is not None:
+            self.reports[identity] = report
         return {REPORT: self.reports[identity]} if identity in self.reports else {}
 
     def save(self) -> None:
