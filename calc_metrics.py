@@ -14,6 +14,7 @@ from commands.measure import (
     load_weights,
     measure_blocks,
     read_weights,
+    refuse_tf32,
     show_results,
 )
 from commands.options import with_options
@@ -100,19 +101,19 @@ def gen(refs, names, blocks, json_path, weights, allow_code, words):
     COMMAND is a sampling script with its options, which give the number of images, the images at a time and the
     device. The detectors run in float32. Works under torchrun.
     """
-    results = load_results(json_path)
-
     def take(drawn: Drawn) -> None:
         num = block_length(drawn, blocks)
-        if drawn.options['tf32']:
-            raise click.ClickException('--precision: tf32 would hold for the detectors too; use fp32, bf16 or fp16')
         found = measure_blocks(drawn, spaces, results, num, blocks, batch=drawn.batch, precision='fp32',
                                option='--network')
-        show_results(results, spaces, {drawn.name: found}, [drawn.options | dict(report=drawn.report())], num)
+        costs = results.keep_report(drawn.identity, drawn.report())
+        show_results(results, spaces, {drawn.name: found}, [drawn.options | costs], num)
 
-    command = sampling_context(words, take)
-    spaces = load_spaces(refs, names, start(command.params['device'], 'fp32'), weights, allow_code)
-    run_in_memory(command)
+    with sampling_context(words, take) as command:
+        refuse_tf32(command.params['precision'])
+        machine = start(command.params['device'], 'fp32')
+        results = load_results(json_path)
+        spaces = load_spaces(refs, names, machine, weights, allow_code)
+        run_in_memory(command)
     dist.shutdown()
 
 

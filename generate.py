@@ -3,7 +3,7 @@
 import click
 
 from commands import options, samplers
-from commands.draw import draw, open_folder
+from commands.draw import LOWER_WEIGHT, draw, open_folder
 from commands.loading import load_network
 from commands.machine import blame_machine, start
 from commands.prepare import prepare
@@ -60,7 +60,7 @@ def main(**opts):
     prepared = prepare(opts, seeds, machine, network)
     folder = open_folder(resolve_output(opts['outdir']), seeds, opts, prepared.record)
     draw(prepared.stream, folder, decode=network.value.decode, overwrite=opts['overwrite'],
-         remedy='a lower --dg_weight_1st_order or --precision=fp32')
+         remedy=LOWER_WEIGHT)
 
 
 if __name__ == '__main__':

@@ -19,7 +19,7 @@ from commands.study_options import (
     SAMPLING,
     SECTIONS,
     STUDY,
-    VANILLA,
+    UNGUIDED,
     preset,
     take_lists,
 )
@@ -43,7 +43,8 @@ def main():
 
     \b
     # does it get better with epochs? and which churn?
-    python study.py epochs --training=checkpoints/discriminator/cifar_uncond --unguided --outdir=studies/epochs
+    python study.py epochs --training=checkpoints/discriminator/cifar_uncond --unguided --outdir=studies/epochs \\
+        --network=checkpoints/pretrained_score/edm-cifar10-32x32-uncond-vp.pkl
     python study.py churn --S_churn=0,1,2,4,8 --num_samples=1000 --outdir=studies/churn
 
     \b
@@ -71,7 +72,7 @@ def drawing(kind: str, *own):
     return decorate
 
 
-@drawing('epochs', preset('epochs'), RUN, EPOCHS, VANILLA)
+@drawing('epochs', preset('epochs'), RUN, EPOCHS, UNGUIDED)
 def epochs(run, wanted, unguided, **opts):
     """The discriminators of one training run, epoch by epoch (discriminator_<epoch>.pt)."""
     with blame('--training'):
@@ -79,7 +80,7 @@ def epochs(run, wanted, unguided, **opts):
     draw_study('epochs', 'epoch of the discriminator', with_unguided(rows, unguided), opts)
 
 
-@drawing('churn', preset('churn'), VANILLA)
+@drawing('churn', preset('churn'), UNGUIDED)
 def churn(unguided, **opts):
     """The churn of all steps (--S_churn=0,1,2), or of boosted samples (--S_churn_manual=0,1,2 with --boosting)."""
     listed = [name for name in ('S_churn', 'S_churn_manual') if len(opts[name]) > 1]
@@ -108,7 +109,7 @@ def weights(equal, **opts):
         first, 'dg_weight_1st_order', dg_weight_2nd_order=second), opts)
 
 
-@drawing('repeats', preset('repeats'), RUNS, FILE, VANILLA)
+@drawing('repeats', preset('repeats'), RUNS, FILE, UNGUIDED)
 def repeats(runs, file, unguided, **opts):
     """Several trainings of the same settings with other seeds: each, and their mean and deviation."""
     with blame('--training'):
@@ -116,7 +117,7 @@ def repeats(runs, file, unguided, **opts):
     draw_study('repeats', 'training', with_unguided(rows, unguided), opts)
 
 
-@drawing('ranks', preset('ranks'), RUNS, FILE, VANILLA)
+@drawing('ranks', preset('ranks'), RUNS, FILE, UNGUIDED)
 def ranks(runs, file, unguided, **opts):
     """LoRA adapters of several ranks (0: none), one or more trainings of each, whose means are compared."""
     with blame('--training'):

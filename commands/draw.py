@@ -1,6 +1,7 @@
 """A sampling run from the command line: samples into a folder, messages on the screen, costs into options.json."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import click
@@ -12,12 +13,15 @@ from generation.folder import SampleFolder, read_report, write_labels, write_rep
 from generation.run import NonFiniteSample, Report, run
 from torch_utils import distributed as dist
 
+LOWER_WEIGHT = 'a lower --dg_weight_1st_order or --precision=fp32'  # what may help against samples of NaN
 
-@dataclass(frozen=True)
+
+@dataclass
 class Taker:
     """The object of a command's context whose `take` gets what `draw` was given, instead of a folder."""
 
     take: Callable[[Callable, SampleFolder, Callable | None], None]
+    called: bool = False
 
 
 def open_folder(outdir, seeds, opts: dict, record: dict) -> SampleFolder:
@@ -35,19 +39,27 @@ def draw(stream, folder: SampleFolder, *, decode=None, overwrite: bool = False, 
     """
     folder.options[COMMAND] = command_line()
     taker = click.get_current_context().find_object(Taker)
-    try:
+    with none_broken(remedy):
         if taker is not None:
+            taker.called = True
             return taker.take(stream, folder, decode)
         dist.print0(f'Drawing {len(folder.seeds)} images to {folder.path}')
         with blame('--outdir'):
             result = run(stream, folder, overwrite=overwrite, decode=decode)
-    except NonFiniteSample as error:
-        raise click.ClickException(f'--network: {error}; {remedy} may help; if not, the checkpoint is broken') from None
     if dist.get_rank() == 0:
         print(f'{result.images} images in {folder.path}, {result.drawn} of them new, in {result.seconds:.1f} s')
         with blame('--outdir'):
             _finish(folder, result, details, describe)
     dist.shutdown()
+
+
+@contextlib.contextmanager
+def none_broken(remedy: str) -> Iterator[None]:
+    """Turn a sample of NaN into one line, with what may help."""
+    try:
+        yield
+    except NonFiniteSample as error:
+        raise click.ClickException(f'--network: {error}; {remedy} may help; if not, the checkpoint is broken') from None
 
 
 def _finish(folder: SampleFolder, result: Report, details, describe) -> None:

@@ -28,10 +28,9 @@ _passes = itertools.count()  # all ranks begin equally many, so this names one
 class Drawn(ImageSource):
     """The images of a sampling run, as metrics read them: drawn when a pass asks for them, and not kept.
 
-    options: what options.json would say; batch: images that the run draws together; progress: told of the work that
-    this rank has done, as a sampler tells it. A pass has to begin and end at
-    multiples of it and read as many at a time, since the seeds of some samplers belong together; each rank then draws
-    its part of the pass.
+    options: what options.json would say. batch: images that the run draws together; a pass has to begin and end at
+    multiples of it and read that many at a time, since the seeds of some samplers belong together. Each rank draws its
+    part of the pass. progress(images): this many more images' worth of this rank's work is done.
     """
 
     def __init__(self, stream, folder: SampleFolder, decode: Callable[[torch.Tensor], torch.Tensor] | None, name: str,
@@ -96,13 +95,16 @@ def block_length(drawn: Drawn, blocks: int) -> int:
 def sampling_context(words: Sequence[str], take: Callable[[Drawn], None]) -> click.Context:
     """The context of a sampling command, such as ['generate.py', '--steps=9', '--seeds=0-999'], checked but not begun.
 
-    `run_in_memory` runs it. Raises click's errors for another command, and for options that it does not know.
+    `run_in_memory` runs it, in a `with` of the context, whose end removes what the run left. Raises click's errors for
+    another command, and for options that it does not know.
     """
     scripts = {path.name: path for path in sorted(ROOT.glob('generate*.py'))}
     script, *arguments = words or ['']
     if script not in scripts:
         raise click.ClickException(f'COMMAND: {script or "nothing"} is not a sampling script; use one of '
                                    f'{", ".join(scripts)}, and its options')
+    if any(word.partition('=')[0] == '--outdir' for word in arguments):
+        raise click.ClickException('COMMAND: --outdir: no images are saved here; leave it out')
     name = scripts[script].stem
     command = runpy.run_path(str(scripts[script]), run_name=name)['main']
     taker = Taker(lambda stream, folder, decode: take(Drawn(stream, folder, decode, name)))
@@ -115,6 +117,11 @@ def sampling_context(words: Sequence[str], take: Callable[[Drawn], None]) -> cli
 
 
 def run_in_memory(context: click.Context) -> None:
-    """Run the command of `sampling_context`, on every rank; its errors are those of the script."""
-    with context:
-        context.command.invoke(context)
+    """Run the command of `sampling_context`, on every rank; its errors are those of the script.
+
+    Raises click's error for a command that draws nothing, such as one with --likelihood.
+    """
+    context.command.invoke(context)
+    if not context.obj.called:
+        raise click.ClickException('COMMAND: these options draw no images, so nothing was measured; run the script '
+                                   'itself')

@@ -16,9 +16,10 @@ from torch_utils.device import PRECISIONS
 
 from .machine import Machine
 
+REF = click.option('--ref', 'refs', help='Statistics, each of another detector; default: the shipped ones. Repeatable',
+                   metavar='NPZ|URL', type=str, multiple=True)
 SPACE_OPTIONS = [
-    click.option('--ref', 'refs', help='Statistics, each of another detector; default: the shipped ones. Repeatable',
-                 metavar='NPZ|URL', type=str, multiple=True),
+    REF,
     click.option('--metrics', 'names', help=f'Comma-separated: {", ".join(METRICS)}, or fid, fid_inf, fd_DETECTOR for '
                  'one detector; default: all that the statistics allow', metavar='LIST', type=str),
 ]
@@ -49,6 +50,12 @@ def load_spaces(refs, names: str | None, machine: Machine, weights: tuple[str, .
     with blame('--metrics'):
         choose_metrics(names.split(',') if names else possible(spaces.values()), spaces.values())
     return spaces
+
+
+def refuse_tf32(precision: str) -> None:
+    """Refuse, of networks that draw what is measured, a precision that would hold for the detectors too."""
+    if precision == 'tf32':
+        raise click.ClickException('--precision: tf32 would hold for the detectors too; use fp32, bf16 or fp16')
 
 
 def load_results(json_path: str | None) -> Results:

@@ -59,6 +59,10 @@ def add_neighbours(runs: list[Run], inputs: Sequence[str], data: str) -> None:
         return
     with blame('--neighbours'):
         samples = [first_images(open_source(folders[run.name]), SAMPLES) for run in shown]
+        for run, own in zip(shown, samples, strict=True):
+            if own.shape[1:] != samples[0].shape[1:]:
+                raise ValueError(f'{shown[0].name} has images of shape {[*samples[0].shape[1:]]}, {run.name} of '
+                                 f'{[*own.shape[1:]]}; make a page for each')
         detector = load_detector('cifar10', select_device())
         found = nearest_images(torch.cat(samples), open_source(data), detector, NEIGHBOURS)
     images = iter(found.images)

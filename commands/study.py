@@ -59,6 +59,10 @@ class Study:
     def __init__(self, kind: str, label: str, rows: list[Row], records: dict[str, dict], opts: dict, spaces):
         self.kind, self.label, self.rows, self.records = kind, label, rows, json.loads(json.dumps(records))
         self.spaces: dict[str, Space] = spaces
+        names = [row.name for row in rows]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise click.ClickException(f'two rows of this study would be called {repeated[0]}; rename the file or '
+                                       'folder of one, or leave it out')
         self.num, self.blocks, self.seed = opts['num_samples'], opts['blocks'], opts.get('seed')
         self.against = opts['against'] or rows[0].name
         if self.against not in records:
@@ -100,11 +104,14 @@ class Study:
         decided = dist.broadcast_object([missing for _, _, missing in found])
         return [(row, block, missing) for (row, block, _), missing in zip(found, decided, strict=True) if missing]
 
-    def measure(self, source, first: int, row: Row, block: int, missing: dict[str, list[str]], spent=dict,
-                **how) -> None:
-        """Measure a block, which begins at image `first` of `source`, and write it down; `spent()`: report of costs."""
+    def measure(self, source, first: int, row: Row, block: int, missing: dict[str, list[str]], spent=dict, *,
+                option: str, **how) -> None:
+        """Measure a block, which begins at image `first` of `source`, and write it down.
+
+        spent(): the report of costs; option: the one to blame for what is wrong with the images.
+        """
         spaces = [self.spaces[ref].only(metrics) for ref, metrics in missing.items()]
-        with blame('--ref'):
+        with blame(option):
             found = evaluate(source, spaces, first, self.num, **how)
         report = spent()
         each_cost = {name: Estimate(report[name]['mean']) for name in NAMES if name in report}
@@ -167,8 +174,8 @@ def measure_study(kind: str, label: str, rows: list[Row], opts: dict) -> None:
     study = Study(kind, label, rows, records, opts, spaces)
     with study.claimed():
         for row, block, missing in study.left():
-            study.measure(sources[row.name], block * study.num, row, block, missing, batch=opts['batch'],
-                          desc=row.name)
+            study.measure(sources[row.name], block * study.num, row, block, missing, option='--images',
+                          batch=opts['batch'], desc=row.name)
         if dist.get_rank() == 0:
             study.report()
     dist.shutdown()

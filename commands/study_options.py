@@ -5,7 +5,7 @@ import click
 from dnnlib.cli import FloatList, IntList
 
 from . import options
-from .measure import WEIGHT_OPTIONS
+from .measure import REF, WEIGHT_OPTIONS
 from .options import CLASS, NETWORK
 
 EDM = 'https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-cifar10-32x32-'
@@ -51,14 +51,13 @@ EPOCHS = click.option('--epochs', 'wanted', help='Epochs, e.g. 1,2,5-10  [defaul
                       metavar='LIST', type=IntList())
 IMAGES = click.option('--images', 'place', help='Folder of sets of images whose names end in numbers, such as '
                       'epoch0.npz and epoch2.npz, or w0/ and w0.5/', metavar='DIR', type=str, required=True)
-VANILLA = click.option('--unguided', help='A first row without guidance by a discriminator', is_flag=True)
+UNGUIDED = click.option('--unguided', help='A first row without guidance by a discriminator', is_flag=True)
 EQUAL = click.option('--equal', help='The second-order weight is the first-order one in each row', is_flag=True)
 
 STUDY = [
     click.option('--outdir', help='Folder of the study: study.json, study.png, what resuming needs', metavar='DIR',
                  type=str, required=True),
-    click.option('--ref', 'refs', help='Statistics, each of another detector; default: the shipped ones. Repeatable',
-                 metavar='NPZ|URL', type=str, multiple=True),
+    REF,
     click.option('--metrics', help='Comma-separated, those of calc_metrics.py; the picture shows the first',
                  metavar='LIST', type=str, default='fd', show_default=True),
     click.option('--num_samples', help='Images of a block', metavar='INT', type=click.IntRange(min=20),

@@ -7,16 +7,17 @@ from typing import NamedTuple
 
 from dnnlib.files import resolve_path
 from dnnlib.int_lists import format_int_list
-from dnnlib.run_folder import OPTIONS_FILE, read_options
+from dnnlib.run_folder import CLASS_NAMES, COMMAND, OPTIONS_FILE, REPORT, read_options
 from figures.results import short_names
 from networks.lora import read_adapters
 
 UNGUIDED = 'unguided'
 # train.py's files, and those of DG's LoRA reproduction
 NUMBERED = re.compile(r'discriminator_(\d+)\.pt|discrim_(?:un)?cond_epoch(\d+)\.pt')
+SHARD = re.compile(r'samples_\d+\.npz')  # a part of one set, as the sampling scripts write it
 FINAL = re.compile(r'discrim_(?:un)?cond_final(\d*)\.pt')
 BEST = ('best.safetensors', 'best.pt')
-MAY_DIFFER = {'report', 'class_names', 'seed'}  # entries of a run's options, among repetitions
+MAY_DIFFER = {REPORT, COMMAND, CLASS_NAMES, 'seed'}  # entries of a run's options, among repetitions
 
 
 class Row(NamedTuple):
@@ -45,9 +46,14 @@ def unguided() -> Row:
     return Row(UNGUIDED, dict(dg_weight_1st_order=0.0, dg_weight_2nd_order=0.0, boosting=0, adaptive_weight=0))
 
 
+def named(value: float) -> str:
+    """The name of a row of this value; values that differ have names that differ."""
+    return f'{value:.12g}'
+
+
 def of_values(values: list[float], *names: str, **others: list[float]) -> list[Row]:
     """A row for each value, which all options `names` take; `others`: of other options, the values row by row."""
-    return [Row(f'{value:g}', dict.fromkeys(names, value) | {name: given[i] for name, given in others.items()}, value)
+    return [Row(named(value), dict.fromkeys(names, value) | {name: given[i] for name, given in others.items()}, value)
             for i, value in enumerate(values)]
 
 
@@ -97,13 +103,14 @@ def of_folders(place: str) -> list[Row]:
     for entry in folder.iterdir():
         stem = entry.stem if entry.suffix in ('.npz', '.zip') else entry.name
         match = re.fullmatch(r'(.*?)_?(\d+(?:\.\d+)?)', stem)
-        if match and (entry.is_dir() or stem != entry.name) and not entry.name.startswith(('.', 'samples_')):
+        hidden = entry.name.startswith('.') or SHARD.fullmatch(entry.name)
+        if match and (entry.is_dir() or stem != entry.name) and not hidden:
             found[entry] = match[1], float(match[2])
     if len({kind for kind, _ in found.values()}) != 1:
         names = ', '.join(sorted(entry.name for entry in found)[:4])
         raise ValueError(f'{place} does not hold sets of images by number (epoch0.npz, epoch2.npz, ...)'
                          + (f', but {names}' if names else ''))
-    return [Row(f'{x:g}', dict(images=entry), x) for entry, (_, x) in sorted(found.items(), key=lambda item: item[1])]
+    return [Row(named(x), dict(images=entry), x) for entry, (_, x) in sorted(found.items(), key=lambda item: item[1])]
 
 
 def numbered(folder: Path) -> dict[int, Discriminator]:

@@ -4,7 +4,6 @@ from matplotlib.figure import Figure
 
 from .canvas import DPI
 
-DEVIATIONS, SHARE = 2, 1.3  # what a difference must exceed: its standard errors, per cent of the value
 COLOUR, PALE, MEAN, GREY = '#1f5a96', '#8fb0d0', '#b5482a', '0.35'
 MOST_TICKS = 6
 SPREAD = 0.12  # between trainings in a column
@@ -13,9 +12,9 @@ SPREAD = 0.12  # between trainings in a column
 def study_figure(summaries: list[dict]) -> Figure:
     """A row of two panels for each summary of study.json: the first metric, and differences in per cent.
 
-    Bars are the deviation over blocks (of one block, the standard error) on the left, and two standard errors on the
-    right, where hollow marks are inconclusive. Several trainings of a setting are points beside each other, with their
-    mean and deviation; they are compared by their means.
+    Bars are the deviation over blocks (of one block, the standard error) on the left, and on the right the standard
+    errors that a verdict needs, where hollow marks are inconclusive. Several trainings of a setting are points beside
+    each other, with their mean and deviation; they are compared by their means.
     """
     figure = Figure(figsize=(7.2, 2.9 * len(summaries)), dpi=2 * DPI, layout='constrained')
     for (left, right), summary in zip(figure.subplots(len(summaries), 2, squeeze=False), summaries, strict=True):
@@ -68,30 +67,34 @@ def _values(axes, summary: dict, metric: str) -> None:
 def _differences(axes, summary: dict, metric: str) -> None:
     """The difference of each row, or of each group of trainings, from that of --against."""
     study, places = summary['study'], _places(summary['study'])
-    axes.axhspan(-SHARE, SHARE, color='0.92', linewidth=0, zorder=0)
+    share = 100 * summary['share']
+    axes.axhspan(-share, share, color='0.92', linewidth=0, zorder=0)
     axes.axhline(0, color=GREY, linewidth=0.8)
     against = next(row for row in study['rows'] if row['name'] == study['against'])
     if against['group'] is None:  # else one of several trainings, with which no other one should be compared
         _verdicts(axes, [(places[each['name']], each) for each in summary['differences']
-                         if each['metric'] == metric and each['name'] in places], PALE if study['groups'] else COLOUR)
+                         if each['metric'] == metric and each['name'] in places],
+                  PALE if study['groups'] else COLOUR, summary['deviations'])
     if not study['groups'] and study['against'] in places:
         axes.plot(places[study['against']], 0, marker='o', markersize=4.5, color=GREY, linestyle='none')
     for each in study['groups']:
         inside = [places[row['name']] for row in study['rows'] if row['group'] == each['name']]
         if each['metric'] == metric and each.get('against') and inside:
             beside = 1 if study['kind'] == 'repeats' else 0.3 if against['group'] is None else 0
-            _verdicts(axes, [(max(inside) + beside if beside else sum(inside) / len(inside), each)], MEAN)
+            _verdicts(axes, [(max(inside) + beside if beside else sum(inside) / len(inside), each)], MEAN,
+                      summary['deviations'])
     shown = against['group'] or (study['against'] if against['x'] is None else f'{study["label"]} {study["against"]}')
     axes.set_ylabel(f'difference from\n{shown} (%)', fontsize=9)
-    axes.set_title(f'bars: 2 standard errors; grey: {SHARE} %; hollow: inconclusive', fontsize=7, color=GREY)
+    axes.set_title(f'bars: {summary["deviations"]} standard errors; grey: {share:g} %; hollow: inconclusive',
+                   fontsize=7, color=GREY)
 
 
-def _verdicts(axes, points, colour) -> None:
-    """Differences in per cent at their places, with two standard errors; hollow if inconclusive."""
+def _verdicts(axes, points, colour, deviations: float) -> None:
+    """Differences in per cent at their places, with `deviations` standard errors; hollow if inconclusive."""
     for place, each in points:
         relative = 100 * each['relative']
         unit = relative / each['difference'] if each['difference'] else 0.0  # per cent of a difference of 1
-        error = None if each['error'] is None else [abs(DEVIATIONS * each['error'] * unit)]
+        error = None if each['error'] is None else [abs(deviations * each['error'] * unit)]
         hollow = each['verdict'] == 'inconclusive'
         axes.errorbar([place], [relative], error, marker='o', markersize=4.5, capsize=2.5, linewidth=1, color=colour,
                       markerfacecolor='white' if hollow else colour, linestyle='none')

@@ -4,9 +4,11 @@ import re
 
 from matplotlib.figure import Figure
 
+from dnnlib.run_folder import CLASS_NAMES, COMMAND, REPORT
+
 NFE = 'evaluations of the score network'
 # Entries of options.json that are no settings, and those that only follow from others.
-NO_SETTING = ('report', 'command', 'class_names', 'seeds', 'batch', 'save_type', 'compile', 'thresholds')
+NO_SETTING = (REPORT, COMMAND, CLASS_NAMES, 'seeds', 'batch', 'save_type', 'compile', 'thresholds')
 MOST_LINES = 6  # that a legend names
 
 
@@ -19,7 +21,7 @@ def varying_curves(summary: dict) -> Figure | None:
     results = [result for result in summary['results'] if result.get('options')]
     settings = varying_settings([result['options'] for result in results])
     panels = {name: numbers for name, values in settings.items() if (numbers := as_numbers(values))}
-    counts = as_numbers([result['options'].get('report', {}).get('nfe', {}).get('mean') for result in results])
+    counts = as_numbers([(result['options'].get(REPORT) or {}).get('nfe', {}).get('mean') for result in results])
     panels = (panels if len(set(counts)) < 2 else {NFE: counts} | panels)
     if not panels:
         return None

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from dnnlib.files import atomic_write
-from dnnlib.run_folder import read_options
+from dnnlib.run_folder import REPORT, read_options
 
 from .compare import aligned
-from .estimate import Estimate, difference
+from .estimate import DEVIATIONS, SHARE, Estimate, difference
 from .evaluate import METRICS, Space, label, metric_of
 
 WRITER = 'calc_metrics.py'
@@ -25,7 +25,8 @@ WRITER = 'calc_metrics.py'
 class Results:
     """Estimates of every block of every run in every space. With a path they outlive the process.
 
-    blocks: by `block_key`, the estimates of a block by value; summaries: those of `summarise`, for readers.
+    blocks: by `block_key`, the estimates of a block by value; summaries: those of `summarise`, for readers;
+    reports: costs of images that were drawn to be measured, by the identity of their source.
     The file at `path` is JSON; beside it, <path>.npz holds the terms that paired differences need. `writer`: the script
     that writes it.
     """
@@ -33,6 +34,7 @@ class Results:
     path: Path | None = None
     blocks: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     summaries: list[dict] = field(default_factory=list)
+    reports: dict[str, dict] = field(default_factory=dict)
     writer: str = WRITER
 
     def load(self) -> None:
@@ -45,6 +47,7 @@ class Results:
         found = read_options(self.path)
         if found.get('writer') != self.writer:
             raise ValueError(f'{self.path} exists and was not written by {self.writer}; name another file')
+        self.reports = found.get('reports', {})
         terms = {}
         try:
             with np.load(self._terms_path(), allow_pickle=False) as file:
@@ -64,6 +67,15 @@ class Results:
         """The values of a block that the metrics of a space give; an earlier call may have asked for more."""
         return {value: self.blocks[key][value] for name in space.metrics for value in METRICS[name].values}
 
+    def keep_report(self, identity: str, report: dict | None) -> dict:
+        """Keeps what a run has cost; the entry of its options.json for it, {} if it is not known.
+
+        None, for a run that was not drawn again, leaves what an earlier call kept.
+        """
+        if report is not None:
+            self.reports[identity] = report
+        return {REPORT: self.reports[identity]} if identity in self.reports else {}
+
     def save(self) -> None:
         """Writes both files, each whole or not at all."""
         if self.path is None:
@@ -76,7 +88,8 @@ class Results:
             file.write(buffer.getvalue())
         blocks = {key: {name: dict(value=each.value, error=each.error) for name, each in values.items()}
                   for key, values in self.blocks.items()}
-        text = json.dumps(dict(writer=self.writer, summaries=self.summaries, blocks=blocks), indent=1)
+        found = dict(writer=self.writer, summaries=self.summaries, reports=self.reports, blocks=blocks)
+        text = json.dumps(found, indent=1)
         with atomic_write(self.path) as file:
             file.write(f'{text}\n'.encode())
 
@@ -96,7 +109,8 @@ def summarise(space: Space, ref_name: str, runs: dict[str, list[dict[str, Estima
 
     runs: by name, the estimates of each block of `count` images. options: of each run, None if they
     are unknown; every other run is compared with the one named `against` (None: the first), paired if both have the
-    same seeds. Numbers of another count, detector or reference belong into another summary.
+    same seeds. Numbers of another count, detector or reference belong into another summary. `deviations`, `share`:
+    below these a difference is inconclusive, see `estimate.verdict`.
     """
     distance, ref = space.detector.distance, space.ref
     results = [dict(name=name, metrics=_means(blocks, distance), options=each)
@@ -110,7 +124,8 @@ def summarise(space: Space, ref_name: str, runs: dict[str, list[dict[str, Estima
              for name, blocks in runs.items() if name != against for value in base[0]]
     return dict(detector=space.detector.name, fingerprint=space.detector.fingerprint, distance=distance, ref=ref_name,
                 ref_count=ref.count, ref_features=0 if ref.features is None else len(ref.features),
-                ref_source=ref.source, num_samples=count, blocks=len(base), results=results, differences=found)
+                ref_source=ref.source, num_samples=count, blocks=len(base), results=results, differences=found,
+                deviations=DEVIATIONS, share=SHARE)
 
 
 def _means(blocks, distance):

@@ -16,7 +16,7 @@ def summary(kind, rows, values, verdicts, against, groups=()):
     differences = [dict(name=row['name'], metric='fd', difference=value - base, relative=(value - base) / base,
                         error=0.01, verdict=verdict)
                    for row, value, verdict in zip(rows, values, verdicts, strict=True) if row['name'] != against]
-    return dict(results=results, differences=differences, blocks=1, num_samples=60,
+    return dict(results=results, differences=differences, blocks=1, num_samples=60, deviations=2, share=0.013,
                 study=dict(kind=kind, label='x', against=against, rows=rows, groups=list(groups)))
 
 

@@ -6,9 +6,11 @@ import shlex
 from pathlib import Path
 
 import measuring
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from goldens import recipe_
+from published_run import write_run
 from script_runs import finish
 from tiny_networks import TINY, write_discriminators
 
@@ -17,6 +19,7 @@ import generate
 import generate_diffrs
 import generate_dmcmc
 import networks
+import plot
 from commands import in_memory
 from metrics import evaluate
 from networks.noise_level import NoiseLevelNet, save_noise_level
@@ -71,7 +74,7 @@ def test_numbers_are_those_of_files(nets, place, monkeypatch, script):
     result = gen(f'--blocks={blocks}', '--json=out/drawn.json', '--', *command)
     assert result.exit_code == 0, result.output
     made = {path.name for path in place.rglob('*') if path not in before and path.is_file()}
-    assert made == {'drawn.json', 'drawn.json.npz'} and not os.listdir('tmp')
+    assert made == {'drawn.json', 'drawn.json.npz'} and not list(Path('tmp').glob('samples-*'))
 
     result = CliRunner().invoke(script.main, [*command[1:], '--outdir=files'])
     assert result.exit_code == 0, result.output
@@ -95,10 +98,22 @@ def test_the_same_command_again_draws_nothing(nets, place, monkeypatch):
     measure_all = evaluate.measure_all
     monkeypatch.setattr(evaluate, 'measure_all', lambda source, *args, **kwargs: (
         passes.append(source.name), measure_all(source, *args, **kwargs))[1])
+
+    def reports():
+        return [result['options']['report'] for summary in json.loads(Path('r.json').read_text())['summaries']
+                for result in summary['results']]
+
+    def plot_report():
+        return CliRunner().invoke(plot.main, ['report', 'r.json', '--out=page.html'])
+
     command = words(nets, 'generate')
     first = gen('--metrics=fd', '--json=r.json', '--', *command)
+    report, = reports()
     again = gen('--metrics=fd', '--json=r.json', '--', *command)
     assert passes == ['generate'] and again.output.partition('Detector')[2].strip() in first.output
+    again_report, = reports()
+    assert again_report == report and report['images'] == 40
+    assert plot_report().exit_code == 0
     gen('--metrics=fd', '--json=r.json', '--', *command, '--steps=3')
     assert len(passes) == 2
 
@@ -136,11 +151,21 @@ def test_processes_give_the_same_numbers(nets, place):
      '--network: the detector cifar10 takes images'),
     (['generate.py', '--network={files}/uncond.safetensors', '--dg_weight_1st_order=0', '--precision=tf32'],
      '--precision: tf32 would hold for the detectors too'),
+    (['generate.py', '--outdir=here', '--seeds=0-39'], 'COMMAND: --outdir: no images are saved here; leave it out'),
 ])
 def test_bad_input(files, place, change, part):
     result = gen('--', *(word.format(files=files) for word in change), '--device=cpu')
     assert result.exit_code != 0 and isinstance(result.exception, SystemExit), result.output
     assert part in ' '.join(result.output.split()) and 'Traceback' not in result.output
+
+
+def test_a_command_that_draws_nothing(place):
+    network = write_run(place / 'reflected', 'adm')
+    np.savez('data.npz', samples=np.zeros([1, 16, 16, 3], np.uint8), label=[0])
+    result = gen('--', 'generate_reflected.py', f'--network={network}', '--likelihood=data.npz', '--tolerance=1000',
+                 '--device=cpu', '--precision=fp32')
+    assert 'bits per dimension of 1 images' in result.output, result.output
+    assert result.exit_code == 1 and 'COMMAND: these options draw no images' in result.output
 
 
 def test_blocks_are_whole_batches(nets, place):

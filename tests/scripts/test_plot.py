@@ -158,7 +158,7 @@ def test_report_page(tmp_path, monkeypatch):
                       relative=-0.25, paired=True, verdict='lower')
     summary = dict(detector='cifar10', fingerprint='abcd', distance='FD-CIFAR10', ref='demo.npz', ref_count=50000,
                    num_samples=1000, blocks=1, results=[measured('run0', 2.0), measured('run1', 1.5)],
-                   differences=[difference])
+                   differences=[difference], deviations=2, share=0.013)
     Path('calc.json').write_text(json.dumps(dict(writer='calc_metrics.py', summaries=[summary], blocks={})))
     results = [dict(name='<old>', num_samples=10, distance=9.5, distance_deviation=0.25, kid=0.01, kid_deviation=0.002,
                     blocks=[dict(kid_error=0.1)] * 2)]
@@ -182,7 +182,8 @@ def test_report_page(tmp_path, monkeypatch):
     page = Page(Path('out/page.html').read_text())
     assert all(address.startswith('data:image/') for address in page.loads) and len(page.loads) == 6
     for text in ('A & B', 'FD-CIFAR10', '2 \xb1 0.05', '-0.5 \xb1 0.02', 'paired', 'lower', '-25', '4', '<old>',
-                 '9.5 \xb1 0.25', '10 \xb1 2', 'run0', '35 (9 to 40.5)', '2.5', 'weight', 'Training', 'Rejections'):
+                 '9.5 \xb1 0.25', '10 \xb1 2', 'run0', '35 (9 to 40.5)', '2.5', 'weight', 'Training', 'Rejections',
+                 'Below 2 standard errors, or below 1.3 %, a difference is inconclusive.'):
         assert text in page.texts, text
     assert 'rho' not in page.texts[:page.texts.index('All options of run0')]  # the same in both runs
     picture = base64.b64decode(next(address for address in page.loads if 'png' in address).split(',')[1])
@@ -220,6 +221,10 @@ def test_report_of_classes_commands_and_neighbours(tmp_path, monkeypatch):
         assert text in Path('page.html').read_text(), text
     result = run('report', 'samples/run', '--neighbours=nowhere', '--out=other.html')
     assert result.exit_code == 1 and '--neighbours: nowhere does not exist' in result.output
+    np.savez('small.npz', samples=samples[:, :8, :8])
+    result = run('report', 'samples/run', 'small.npz', '--neighbours=train.npz', '--out=other.html')
+    assert result.exit_code == 1 and ('Error: --neighbours: run has images of shape [3, 32, 32], small.npz of '
+                                      '[3, 8, 8]') in result.output, result.output
     np.savez('train.npz', images=samples[:3])
     result = run('report', 'samples/run', '--neighbours=train.npz', '--out=other.html')
     assert result.exit_code == 1 and '--neighbours: train.npz holds 3 images, fewer than 6' in result.output

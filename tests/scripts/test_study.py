@@ -16,7 +16,7 @@ from tiny_networks import TINY
 import calc_metrics
 import generate
 import study
-from commands import in_memory, study_rows
+from commands import in_memory, prepare, study_rows
 from guided_diffusion import create_classifier
 from metrics.detectors import DETECTORS
 from metrics.estimate import verdict
@@ -34,9 +34,10 @@ def networks(tmp_path_factory):
     classifier = recipe_(create_classifier(image_size=8, classifier_width=64, classifier_depth=1))
     torch.save(classifier.state_dict(), folder / 'classifier.pt')
     for run, seed, config in (('a', 17, {}), ('b', 27, {}), ('c', 37, dict(lr=1)), ('r2', 47, dict(lora_rank=2)),
-                              ('r2b', 57, dict(lora_rank=2))):
+                              ('r2b', 57, dict(lora_rank=2)), ('unguided', 67, {})):
         (folder / run).mkdir()
-        (folder / run / 'options.json').write_text(json.dumps(dict(lr=3, seed=seed) | config))
+        (folder / run / 'options.json').write_text(json.dumps(
+            dict(lr=3, seed=seed, command=f'python train.py --savedir={run}') | config))
         for i, name in enumerate(('discriminator_1.pt', 'discriminator_2.pt', 'best.pt')):
             net = create_classifier(image_size=8, in_channels=64, out_channels=1, classifier_width=64,
                                     classifier_depth=1)
@@ -286,6 +287,12 @@ def test_presets_are_defaults(networks, place, monkeypatch, kind, name, given, e
     (['repeats', '--training={}/a', '--file=8'], 'holds no discriminator to be called 8'),
     (['repeats', '--training={}/a', '--file=first'], "'first' is neither best, last nor an epoch"),
     (['ranks', '--training={}/a', '--training={}/c'], 'is no repetition of {}/a: lr is 1, not 3'),
+    (['repeats', '--training={}/a', '--training={}/unguided', '--unguided'],
+     'two rows of this study would be called unguided'),
+    (['epochs', '--training={}/a', '--discriminator_ckpt={}/b/best.pt'], '--discriminator_ckpt: each row has its own'),
+    (['ranks', '--training={}/a', '--lora_checkpoint={}/r2/lora_best.pt'], '--lora_checkpoint: each row has its own'),
+    (['weights', '--dg_weight_1st_order=0,1', '--precision=tf32'], '--precision: tf32 would hold for the detectors'),
+    (['weights', '--dg_weight_1st_order=0', '--num_particles=3'], '--num_samples: must be a multiple of 3'),
 ])
 def test_bad_input(networks, place, args, part):
     args, part = [arg.format(networks) for arg in args], part.format(networks)
@@ -293,6 +300,48 @@ def test_bad_input(networks, place, args, part):
     assert result.exit_code in (1, 2) and isinstance(result.exception, SystemExit), result.output
     assert part in ' '.join(result.output.split()), result.output
     assert not Path('out').exists()
+
+
+@pytest.mark.parametrize('names', [('epoch1.npz', 'epoch01.npz'), ('epoch1.npz', 'epoch1')])
+def test_two_sets_of_one_number(place, names):
+    Path('sets/epoch1').mkdir(parents=True)
+    for name in names:
+        np.savez(f'sets/{name}' if name.endswith('.npz') else f'sets/{name}/samples_0.npz',
+                 samples=np.zeros([20, 8, 8, 3], np.uint8))
+    if 'epoch1' not in names:
+        Path('sets/epoch1').rmdir()
+    result = invoke(study.main, 'images', '--images=sets', REF, '--num_samples=20', '--outdir=out', '--device=cpu')
+    assert result.exit_code == 1 and 'two rows of this study would be called 1;' in result.output, result.output
+    assert not Path('out').exists()
+
+
+def test_images_that_the_detector_does_not_take(networks, place):
+    """The shipped one takes 32x32; the error names the option that the images come from."""
+    Path('sets').mkdir()
+    np.savez('sets/epoch1.npz', samples=np.zeros([20, 8, 8, 3], np.uint8))
+    result = invoke(study.main, 'images', '--images=sets', '--num_samples=20', '--outdir=a', '--device=cpu')
+    assert result.exit_code == 1 and 'Error: --images: the detector cifar10 takes images' in result.output
+    result = invoke(study.main, 'weights', '--dg_weight_1st_order=0', *arguments(networks, '--outdir=b',
+                                                                                 '--num_samples=20'))
+    assert result.exit_code == 1 and 'Error: --network: the detector cifar10 takes images' in result.output
+
+
+def test_names_tell_rows_apart(tmp_path):
+    assert [row.name for row in study_rows.of_values([0.1234567, 0.1234568, 2.0], 'S_churn')] == [
+        '0.1234567', '0.1234568', '2']
+    for name in ('samples_w0', 'samples_w0.5'):
+        (tmp_path / name).mkdir()
+    (tmp_path / 'samples_00000000.npz').touch()
+    assert [row.name for row in study_rows.of_folders(str(tmp_path))] == ['0', '0.5']
+
+
+def test_blocks_do_not_decide_whether_to_compile(networks, place, monkeypatch):
+    evaluations = []
+    monkeypatch.setattr(prepare, 'compile_for_sampling', lambda machine, net, log_ratio, count: (
+        evaluations.append(count), count > 60)[1])
+    for blocks in (1, 2):
+        run(networks, 'weights', '--dg_weight_1st_order=0', f'--blocks={blocks}')
+    assert set(evaluations) == {20 * 3}
 
 
 def test_sets_that_are_none(place):
