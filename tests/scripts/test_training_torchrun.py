@@ -82,7 +82,7 @@ def assert_same(a, b, exact=False, atol=2e-4):
                                              for name in ('discriminator', 'classifier', 'features'))])
 def test_two_processes_train_as_one_does(room, tmp_path, name):
     """Gradient accumulation included: each of two processes takes its share in parts of 3 images."""
-    command = commands(room, kimg=0.4)[name]
+    command = commands(room)[name]
     run(command, tmp_path / 'one')
     output = run(command, tmp_path / 'two', 2, '--batch_gpu=3')
     assert output.count('finished') <= 1  # only rank 0 prints
