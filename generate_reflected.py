@@ -29,9 +29,8 @@ def main(**opts):
     Examples:
 
     \b
-    # 64 images of a network of your own, 35 evaluations each
-    python generate_reflected.py --network=runs/reflected-demo/network-000400.safetensors \\
-        --outdir=samples/reflected --seeds=0-63
+    # 64 images of the demo network, 35 evaluations each
+    python generate_reflected.py --outdir=samples/reflected --seeds=0-63
 
     \b
     # A published command
@@ -42,15 +41,13 @@ def main(**opts):
     # guided by a discriminator of its samples; train.py finds that their noise is reflected
     python train.py --savedir=runs/reflected-disc --gendir=samples/reflected --datadir=data/cifar10-train.zip \\
         --pretrained_classifier_ckpt=checkpoints/demo/classifier.safetensors
-    python generate_reflected.py --network=runs/reflected-demo/network-000400.safetensors \\
-        --outdir=samples/reflected-dg --seeds=0-63 --dg_weight_1st_order=1 --dg_weight_2nd_order=1 \\
-        --pretrained_classifier_ckpt=checkpoints/demo/classifier.safetensors \\
+    python generate_reflected.py --outdir=samples/reflected-dg --seeds=0-63 --dg_weight_1st_order=1 \\
+        --dg_weight_2nd_order=1 --pretrained_classifier_ckpt=checkpoints/demo/classifier.safetensors \\
         --discriminator_ckpt=runs/reflected-disc/best.safetensors
 
     \b
     # Bits per dimension of 1000 images, with two probes each
-    python generate_reflected.py --network=runs/reflected-demo/network-000400.safetensors \\
-        --outdir=samples/bpd --likelihood=data/cifar10-test.zip --max_images=1000 --probes=2
+    python generate_reflected.py --outdir=samples/bpd --likelihood=data/cifar10-test.zip --max_images=1000 --probes=2
     """
     if opts['label'] is not None:
         opts['class_idx'] = opts['label']

@@ -73,8 +73,8 @@ class ReflectedPrecond(torch.nn.Module):
     def edm_raw(self, x, sigma, class_labels):
         """(D(x; sigma) - x) / sigma of EDM's D (Karras et al., NeurIPS 2022, Eq. 7); x and sigma in units of [-1, 1].
 
-        That is sigma times the score, in both units. Without noise near the walls the kernels of both diffusions are
-        alike, so a trained D is a start for the reflected one. Written so that x does not cancel.
+        That is sigma times the score, in both units. Away from the walls the kernels of both diffusions are alike, so a
+        trained D is a start for the reflected one. Written so that x does not cancel.
         """
         sigma = sigma.reshape(-1, 1, 1, 1)
         total = sigma**2 + self.sigma_data**2

@@ -2,7 +2,7 @@
 # FD-CIFAR10 and KID against evaluations per image: EDM's Heun from noise, denoising MCMC with KAR1 and with KAR2, and
 # with discriminator guidance, on the networks that ship. From the root of the repository:
 #   N=5000 BLOCKS=3 sh docs/results/dmcmc.sh --compile=on     # on a GPU
-#   N=300 sh docs/results/dmcmc.sh                            # about an hour on one CPU core
+#   N=300 sh docs/results/dmcmc.sh                            # an hour and a half and more on one CPU core
 # Samples, metrics.json and dmcmc.png go to samples/dmcmc-BLOCKSxN. The same command again does what is missing.
 set -e
 N=${N:-300}

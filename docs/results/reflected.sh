@@ -2,7 +2,7 @@
 # FD-CIFAR10 and KID of the shipped reflected network with each sampler, against evaluations per image, and its bits per
 # dimension on test and training images. From the root of the repository:
 #   N=5000 BLOCKS=3 sh docs/results/reflected.sh --compile=on     # on a GPU
-#   N=300 sh docs/results/reflected.sh                            # about an hour on one CPU core
+#   N=300 sh docs/results/reflected.sh                            # two hours and more on one CPU core
 # TEST and TRAIN name data sets; without them no likelihood is computed. Samples, metrics.json and reflected.png go to
 # samples/reflected-BLOCKSxN. The same command again does what is missing.
 set -e
