@@ -21,7 +21,6 @@ class Taker:
     """The object of a command's context whose `take` gets what `draw` was given, instead of a folder."""
 
     take: Callable[[Callable, SampleFolder, Callable | None], None]
-    called: bool = False
 
 
 def open_folder(outdir, seeds, opts: dict, record: dict) -> SampleFolder:
@@ -41,7 +40,6 @@ def draw(stream, folder: SampleFolder, *, decode=None, overwrite: bool = False, 
     taker = click.get_current_context().find_object(Taker)
     with none_broken(remedy):
         if taker is not None:
-            taker.called = True
             return taker.take(stream, folder, decode)
         dist.print0(f'Drawing {len(folder.seeds)} images to {folder.path}')
         with blame('--outdir'):

@@ -96,7 +96,7 @@ def sampling_context(words: Sequence[str], take: Callable[[Drawn], None]) -> cli
     """The context of a sampling command, such as ['generate.py', '--steps=9', '--seeds=0-999'], checked but not begun.
 
     `run_in_memory` runs it, in a `with` of the context, whose end removes what the run left. Raises click's errors for
-    another command, and for options that it does not know.
+    another command, for options that it does not know, and for --likelihood, which draws no images.
     """
     scripts = {path.name: path for path in sorted(ROOT.glob('generate*.py'))}
     script, *arguments = words or ['']
@@ -112,16 +112,12 @@ def sampling_context(words: Sequence[str], take: Callable[[Drawn], None]) -> cli
         # The folder is for what a run leaves beside its samples, such as the warm-up of DiffRS.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='samples-'))
         context = command.make_context(script, arguments, obj=taker, default_map=dict(outdir=folder))
+        if context.params.get('data'):
+            raise click.ClickException('COMMAND: --likelihood: draws no images; run the script itself')
         context.call_on_close(stack.pop_all().close)
     return context
 
 
 def run_in_memory(context: click.Context) -> None:
-    """Run the command of `sampling_context`, on every rank; its errors are those of the script.
-
-    Raises click's error for a command that draws nothing, such as one with --likelihood.
-    """
+    """Run the command of `sampling_context`, on every rank; its errors are those of the script."""
     context.command.invoke(context)
-    if not context.obj.called:
-        raise click.ClickException('COMMAND: these options draw no images, so nothing was measured; run the script '
-                                   'itself')

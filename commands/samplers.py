@@ -90,6 +90,9 @@ def choose_sampler(opts: dict, net, levels: Levels, guidance, log_ratio) -> Chos
         raise click.ClickException('--num_particles: a group of 1 is neither resampled nor selected from; use 2')
     if opts['restarts'] is not None:
         return Chosen(restart_sampler, dict(restarts=opts['restarts']), record, heun)
+    if opts['sampler'] == 'predictor_corrector' and guidance is not None and guidance.weight_2nd:
+        raise click.ClickException('--dg_weight_2nd_order: a step of predictor_corrector has no second evaluation; '
+                                   'leave it out')
     sampler = SAMPLERS[opts['sampler']]
     return Chosen(sampler, options.sampler_options(sampler, opts['sampler_options']), record, heun)
 

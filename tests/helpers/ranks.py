@@ -4,26 +4,47 @@ python ranks.py N SCRIPT ARGUMENTS... ends with 0 if all ranks do; a rank that f
 """
 
 import os
+import runpy
+import signal
 import socket
-import subprocess
 import sys
 import time
+from pathlib import Path
+
+import torch  # noqa: F401  imported once: the ranks are forked
 
 
 def main(processes: int, command: list[str]) -> int:
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    environment = os.environ | dict(WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
-                                    MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    ranks = [subprocess.Popen([sys.executable, *command], env=environment | dict(RANK=str(rank), LOCAL_RANK=str(rank)))
-             for rank in range(processes)]
-    while None in (codes := [rank.poll() for rank in ranks]) and not any(codes):
+    os.environ |= dict(WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR='127.0.0.1',
+                       MASTER_PORT=str(port))
+    running = []
+    for rank in range(processes):
+        running.append(os.fork())
+        if not running[-1]:
+            return run_rank(rank, command)
+    failed = False
+    while running:
+        for pid in list(running):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                running.remove(pid)
+                failed |= bool(status)
+                for other in running if status else ():
+                    os.kill(other, signal.SIGTERM)
         time.sleep(0.02)
-    for rank in ranks:
-        rank.terminate()
-    codes = [rank.wait() for rank in ranks]
-    return int(any(codes))
+    return int(failed)
+
+
+def run_rank(rank: int, command: list[str]) -> int:
+    """The script in this process, as Python would start it."""
+    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank))
+    sys.argv = command
+    sys.path[0] = str(Path(command[0]).resolve().parent)
+    runpy.run_path(command[0], run_name='__main__')
+    return 0
 
 
 if __name__ == '__main__':

@@ -6,11 +6,9 @@ import shlex
 from pathlib import Path
 
 import measuring
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from goldens import recipe_
-from published_run import write_run
 from script_runs import finish
 from tiny_networks import TINY, write_discriminators
 
@@ -152,20 +150,12 @@ def test_processes_give_the_same_numbers(nets, place):
     (['generate.py', '--network={files}/uncond.safetensors', '--dg_weight_1st_order=0', '--precision=tf32'],
      '--precision: tf32 would hold for the detectors too'),
     (['generate.py', '--outdir=here', '--seeds=0-39'], 'COMMAND: --outdir: no images are saved here; leave it out'),
+    (['generate_reflected.py', '--likelihood=data.npz'], 'COMMAND: --likelihood: draws no images'),
 ])
 def test_bad_input(files, place, change, part):
     result = gen('--', *(word.format(files=files) for word in change), '--device=cpu')
     assert result.exit_code != 0 and isinstance(result.exception, SystemExit), result.output
     assert part in ' '.join(result.output.split()) and 'Traceback' not in result.output
-
-
-def test_a_command_that_draws_nothing(place):
-    network = write_run(place / 'reflected', 'adm')
-    np.savez('data.npz', samples=np.zeros([1, 16, 16, 3], np.uint8), label=[0])
-    result = gen('--', 'generate_reflected.py', f'--network={network}', '--likelihood=data.npz', '--tolerance=1000',
-                 '--device=cpu', '--precision=fp32')
-    assert 'bits per dimension of 1 images' in result.output, result.output
-    assert result.exit_code == 1 and 'COMMAND: these options draw no images' in result.output
 
 
 def test_blocks_are_whole_batches(nets, place):

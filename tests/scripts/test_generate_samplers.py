@@ -156,6 +156,7 @@ def test_guides_are_those_of_the_library(files, tmp_path):
     (['--solver=unipc', '--S_churn=10'], '--S_churn'),
     (['--solver=ipndm', '--schedule=vp'], '--schedule'),
     (['--solver=deis', '--dg_weight_2nd_order=1'], '--dg_weight_2nd_order'),
+    (['--sampler=predictor_corrector', '--dg_weight_2nd_order=1'], '--dg_weight_2nd_order: a step of'),
     (['--num_particles=2'], '--resample_inds'),
     (['--num_particles=2', '--resample_inds=19'], '--resample_inds'),
     (['--num_particles=2', '--resample_inds=3', '--S_max=0.1'], '--resample_inds: step 3'),
