@@ -9,7 +9,8 @@ N=${N:-300}
 BLOCKS=${BLOCKS:-1}
 FIRST=${FIRST:-500000}  # the first seed of Heun's samples; chains count from 0
 CHAINS=${CHAINS:-50}
-PYTHON=${PYTHON:-python}
+PYTHON=${PYTHON:-python}  # draws and measures; torchrun --standalone --nproc_per_node=2 uses two cores
+PLOT=${PLOT:-python}
 SAMPLES=samples/dmcmc-${BLOCKS}x$N
 ALL=$((BLOCKS * N))
 images= lines=
@@ -38,5 +39,5 @@ for nfe in 10 20 40; do
         --dg_weight_2nd_order=1 "$@"
 done
 $PYTHON calc_metrics.py calc $images --metrics=fd,kid --num="$N" --blocks="$BLOCKS" --json="$SAMPLES/metrics.json"
-$PYTHON plot.py curve "$SAMPLES/metrics.json" --x=report.nfe.mean --lines="$lines" --out="$SAMPLES/dmcmc.png" \
+$PLOT plot.py curve "$SAMPLES/metrics.json" --x=report.nfe.mean --lines="$lines" --out="$SAMPLES/dmcmc.png" \
     --xlabel="evaluations of the score network per image"

@@ -10,7 +10,8 @@ N=${N:-300}
 BLOCKS=${BLOCKS:-1}
 FIRST=${FIRST:-600000}  # the first seed
 BPD=${BPD:-200}  # images whose likelihood is computed
-PYTHON=${PYTHON:-python}
+PYTHON=${PYTHON:-python}  # draws and measures; torchrun --standalone --nproc_per_node=2 uses two cores
+PLOT=${PLOT:-python}
 SAMPLES=samples/reflected-${BLOCKS}x$N
 seeds=--seeds=$FIRST-$((FIRST + BLOCKS * N - 1))
 images= lines=
@@ -31,7 +32,7 @@ for steps in 50 100; do
 done
 draw ODE ode --sampler=ode --tolerance=1e-3 "$@"
 $PYTHON calc_metrics.py calc $images --metrics=fd,kid --num="$N" --blocks="$BLOCKS" --json="$SAMPLES/metrics.json"
-$PYTHON plot.py curve "$SAMPLES/metrics.json" --x=report.nfe.mean --lines="$lines" --out="$SAMPLES/reflected.png" \
+$PLOT plot.py curve "$SAMPLES/metrics.json" --x=report.nfe.mean --lines="$lines" --out="$SAMPLES/reflected.png" \
     --xlabel="evaluations of the score network per image"
 for data in $TEST $TRAIN; do
     dir=$SAMPLES/likelihood-$(basename "$data" .zip)
