@@ -18,8 +18,8 @@ FILES = dict(GUIDE='guide.safetensors', TRAIN='train.zip', TEST='test.zip')
 @pytest.mark.parametrize('script', sorted((ROOT / 'docs/results').glob('*.sh')), ids=lambda path: path.stem)
 def test_commands_are_understood(script, tmp_path):
     environment = os.environ | dict(PYTHON=WORDS, PLOT=WORDS, N='60', BLOCKS='3') | FILES
-    done = subprocess.run(['sh', script, '--compile=off'], env=environment, cwd=tmp_path, capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run(['sh', script, '--compile=off'], env=environment, cwd=tmp_path, check=True, text=True,
+                          stdout=subprocess.PIPE)
     commands = [json.loads(line) for line in done.stdout.splitlines()]
     folders = set()
     for name, *words in commands:
