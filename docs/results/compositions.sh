@@ -51,6 +51,6 @@ draw DiffRS heun36-diffrs generate_diffrs.py "$seeds" --steps=36 --max_backsteps
 draw particles heun18-particles generate.py "$seeds" --steps=18 $particles --resample_inds=9,10,11,12 "$@"
 draw particles heun36-particles generate.py "$seeds" --steps=36 $particles --resample_inds=18,20,23,25 "$@"
 draw particles restart43-particles generate.py "$seeds" $restart $particles "$@"
-$PYTHON calc_metrics.py calc $images --metrics=fd,kid --num="$N" --json="$SAMPLES/metrics.json"
+$PYTHON calc_metrics.py calc $images --metrics=fd,kid --num_samples="$N" --json="$SAMPLES/metrics.json"
 $PLOT plot.py curve "$SAMPLES/metrics.json" --x=report.nfe.mean --lines="$lines" --out="$SAMPLES/front.png" \
     --xlabel="evaluations of the score network per image"

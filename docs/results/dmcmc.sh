@@ -38,6 +38,6 @@ for nfe in 10 20 40; do
     chains 'DMCMC (KAR1) with DG' kar1-dg-$nfe --preset=cifar10-ours-$nfe --dg_weight_1st_order=1 \
         --dg_weight_2nd_order=1 "$@"
 done
-$PYTHON calc_metrics.py calc $images --metrics=fd,kid --num="$N" --blocks="$BLOCKS" --json="$SAMPLES/metrics.json"
+$PYTHON calc_metrics.py calc $images --metrics=fd,kid --num_samples="$N" --blocks="$BLOCKS" --json="$SAMPLES/metrics.json"
 $PLOT plot.py curve "$SAMPLES/metrics.json" --x=report.nfe.mean --lines="$lines" --out="$SAMPLES/dmcmc.png" \
     --xlabel="evaluations of the score network per image"

@@ -19,6 +19,6 @@ $PYTHON generate.py --outdir="$SAMPLES/vanilla" "$seeds" --dg_weight_1st_order=0
 $PYTHON generate.py --outdir="$SAMPLES/dg3" "$seeds" --dg_weight_1st_order=3 "$@"
 $PYTHON generate_diffrs.py --outdir="$SAMPLES/diffrs0.9" "$seeds" --rej_percentile=0.9 --iter_warmup="$WARMUP" "$@"
 $PYTHON calc_metrics.py calc --images="$SAMPLES/vanilla" --images="$SAMPLES/dg3" --images="$SAMPLES/diffrs0.9" \
-    --num="$N" --blocks="$BLOCKS" --json="$SAMPLES/metrics.json"
+    --num_samples="$N" --blocks="$BLOCKS" --json="$SAMPLES/metrics.json"
 $PLOT plot.py report "$SAMPLES/vanilla" "$SAMPLES/dg3" "$SAMPLES/diffrs0.9" "$SAMPLES/metrics.json" \
     ${TRAIN:+--neighbours="$TRAIN"} --out="$SAMPLES/report.html"

@@ -31,7 +31,7 @@ for steps in 50 100; do
     draw 'PC (last state)' pc$steps-none --sampler=pc --steps=$steps --denoiser=none "$@"
 done
 draw ODE ode --sampler=ode --tolerance=1e-3 "$@"
-$PYTHON calc_metrics.py calc $images --metrics=fd,kid --num="$N" --blocks="$BLOCKS" --json="$SAMPLES/metrics.json"
+$PYTHON calc_metrics.py calc $images --metrics=fd,kid --num_samples="$N" --blocks="$BLOCKS" --json="$SAMPLES/metrics.json"
 $PLOT plot.py curve "$SAMPLES/metrics.json" --x=report.nfe.mean --lines="$lines" --out="$SAMPLES/reflected.png" \
     --xlabel="evaluations of the score network per image"
 for data in $TEST $TRAIN; do
