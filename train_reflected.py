@@ -67,7 +67,7 @@ def main(**opts):
     Examples:
 
     \b
-    # The bundled score network, made a reflected one: about an hour on 2 CPU cores
+    # The bundled score network, made a reflected one: half an hour on 2 CPU cores
     python train_reflected.py --preset=cifar10-demo --outdir=runs/reflected-demo
 
     \b

@@ -44,8 +44,8 @@ PRESETS = {
     'imagenet32-likelihood': 'data=imagenet32 model=vdm training.n_iters=2000001 training.batch_size=512 '
                              'sde.sigma_min=0.0001',
     'imagenet64-cfg': 'data=imagenet64c model=adm training.n_iters=400001 training.batch_size=2048 optim.lr=1e-4',
-    'cifar10-demo': 'data=cifar10 model=edm model.ema_rate=0.99 sde.sigma_max=2 training.batch_size=64 '
-                    'training.n_iters=500 training.snapshot_freq=250 training.log_freq=10 optim.lr=3e-4 '
+    'cifar10-demo': 'data=cifar10 model=edm model.ema_rate=0.99 sde.sigma_max=1.5 training.batch_size=64 '
+                    'training.n_iters=300 training.snapshot_freq=150 training.log_freq=10 optim.lr=3e-4 '
                     'optim.warmup=50 optim.beta2=0.99 optim.decay=0.5',
 }
 

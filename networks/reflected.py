@@ -74,13 +74,15 @@ class ReflectedPrecond(torch.nn.Module):
         """(D(x; sigma) - x) / sigma of EDM's D (Karras et al., NeurIPS 2022, Eq. 7); x and sigma in units of [-1, 1].
 
         That is sigma times the score, in both units. Away from the walls the kernels of both diffusions are alike, so a
-        trained D is a start for the reflected one. Written so that x does not cancel.
+        trained D is a start for the reflected one. At large sigma the cube is nearly filled evenly and its score
+        vanishes, unlike EDM's: `score_size` takes care of it. Written so that x does not cancel.
         """
+        size = score_size(sigma / 2).reshape(-1, 1, 1, 1)
         sigma = sigma.reshape(-1, 1, 1, 1)
         total = sigma**2 + self.sigma_data**2
         body_in = (x / total.sqrt()).to(self.body_dtype, memory_format=torch.channels_last)
         F_x = self.model(body_in, sigma.log().flatten() / 4, class_labels=class_labels).to(torch.float32)
-        return self.sigma_data / total.sqrt() * F_x - sigma / total * x
+        return size * (self.sigma_data / total.sqrt() * F_x - sigma / total * x)
 
     def _noise_label(self, sigma):
         if isinstance(self.model, VDM):
@@ -100,6 +102,16 @@ class ReflectedPrecond(torch.nn.Module):
     def decode(self, x):
         """Images [-1, 1] of states [0, 1]."""
         return 2 * x - 1
+
+
+def score_size(sigma: torch.Tensor) -> torch.Tensor:
+    """How large sigma times the score of the heat kernel on [0, 1] is, up to a factor below 2: 1 up to sigma = 1 / pi.
+
+    Beyond it is pi sigma exp((1 - (pi sigma)^2) / 2). The kernel's first mode, the last to vanish, has the root mean
+    square pi sigma exp(-(pi sigma)^2 / 2) under even x and clean values; times sqrt(e) this goes over into 1 smoothly.
+    """
+    square = (torch.pi * sigma).square().clamp(min=1)
+    return (square * (1 - square).exp()).sqrt()
 
 
 def construct_reflected(kwargs: dict) -> ReflectedPrecond:

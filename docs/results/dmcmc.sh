@@ -2,25 +2,13 @@
 # FD-CIFAR10 and KID against evaluations per image: EDM's Heun from noise, denoising MCMC with KAR1 and with KAR2, and
 # with discriminator guidance, on the networks that ship. From the root of the repository:
 #   N=5000 BLOCKS=3 sh docs/results/dmcmc.sh --compile=on     # on a GPU
-#   N=300 sh docs/results/dmcmc.sh                            # an hour and a half and more on one CPU core
+#   N=300 sh docs/results/dmcmc.sh --compile=off              # two hours and more on one CPU core
 # Samples, metrics.json and dmcmc.png go to samples/dmcmc-BLOCKSxN. The same command again does what is missing.
 set -e
-N=${N:-300}
-BLOCKS=${BLOCKS:-1}
+. "$(dirname "$0")/points.sh"
 FIRST=${FIRST:-500000}  # the first seed of Heun's samples; chains count from 0
 CHAINS=${CHAINS:-50}
-PYTHON=${PYTHON:-python}  # draws and measures; torchrun --standalone --nproc_per_node=2 uses two cores
-PLOT=${PLOT:-python}
 SAMPLES=samples/dmcmc-${BLOCKS}x$N
-ALL=$((BLOCKS * N))
-images= lines=
-
-# draw LINE NAME SCRIPT OPTIONS...: one point
-draw() {
-    lines=$lines${lines:+,}$1; name=$2; script=$3; shift 3
-    $PYTHON "$script" --outdir="$SAMPLES/$name" "$@"
-    images="$images --images=$SAMPLES/$name"
-}
 
 # chains LINE NAME OPTIONS...: one point of denoising MCMC
 chains() {
@@ -38,6 +26,4 @@ for nfe in 10 20 40; do
     chains 'DMCMC (KAR1) with DG' kar1-dg-$nfe --preset=cifar10-ours-$nfe --dg_weight_1st_order=1 \
         --dg_weight_2nd_order=1 "$@"
 done
-$PYTHON calc_metrics.py calc $images --metrics=fd,kid --num_samples="$N" --blocks="$BLOCKS" --json="$SAMPLES/metrics.json"
-$PLOT plot.py curve "$SAMPLES/metrics.json" --x=report.nfe.mean --lines="$lines" --out="$SAMPLES/dmcmc.png" \
-    --xlabel="evaluations of the score network per image"
+measure dmcmc.png

@@ -6,19 +6,15 @@
 # TRAIN=data/cifar10-train.zip adds the nearest training images. Samples, metrics.json and report.html go to
 # samples/evaluation-BLOCKSxN. The same command again does what is missing.
 set -e
-N=${N:-200}
-BLOCKS=${BLOCKS:-3}
+. "$(dirname "$0")/points.sh"
 FIRST=${FIRST:-700000}  # the first seed
 WARMUP=${WARMUP:-10}  # rounds of DiffRS's warm-up
-PYTHON=${PYTHON:-python}  # draws and measures; torchrun --standalone --nproc_per_node=2 uses two cores
-PLOT=${PLOT:-python}
 SAMPLES=samples/evaluation-${BLOCKS}x$N
-seeds=--seeds=$FIRST-$((FIRST + BLOCKS * N - 1))
+seeds=--seeds=$FIRST-$((FIRST + ALL - 1))
 
-$PYTHON generate.py --outdir="$SAMPLES/vanilla" "$seeds" --dg_weight_1st_order=0 "$@"
-$PYTHON generate.py --outdir="$SAMPLES/dg3" "$seeds" --dg_weight_1st_order=3 "$@"
-$PYTHON generate_diffrs.py --outdir="$SAMPLES/diffrs0.9" "$seeds" --rej_percentile=0.9 --iter_warmup="$WARMUP" "$@"
-$PYTHON calc_metrics.py calc --images="$SAMPLES/vanilla" --images="$SAMPLES/dg3" --images="$SAMPLES/diffrs0.9" \
-    --num_samples="$N" --blocks="$BLOCKS" --json="$SAMPLES/metrics.json"
+draw vanilla vanilla generate.py "$seeds" --dg_weight_1st_order=0 "$@"
+draw DG dg3 generate.py "$seeds" --dg_weight_1st_order=3 "$@"
+draw DiffRS diffrs0.9 generate_diffrs.py "$seeds" --rej_percentile=0.9 --iter_warmup="$WARMUP" "$@"
+$PYTHON calc_metrics.py calc $images --num_samples="$N" --blocks="$BLOCKS" --json="$SAMPLES/metrics.json"
 $PLOT plot.py report "$SAMPLES/vanilla" "$SAMPLES/dg3" "$SAMPLES/diffrs0.9" "$SAMPLES/metrics.json" \
     ${TRAIN:+--neighbours="$TRAIN"} --out="$SAMPLES/report.html"

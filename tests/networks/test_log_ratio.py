@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 from dg_goldens import classifier, discriminator
-from functorch.compile import make_boxed_func
 from goldens import load
-from torch._dynamo.backends.common import aot_autograd
 
 import classifier_lib
 from diffusion import cube
@@ -37,8 +35,13 @@ def log_ratio(kind, res=32, clip=False):
 
 
 def compile_to(monkeypatch, forward, backward):
-    """Let torch.compile trace as usual, but pass the graphs to these compilers."""
-    backend = aot_autograd(fw_compiler=forward, bw_compiler=backward)
+    """Let torch.compile trace as usual, but call what these give for a graph and its inputs."""
+    # Imported here, since these two take three seconds, in each process that collects tests.
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: make_boxed_func(forward(graph, inputs)),
+                           bw_compiler=lambda graph, inputs: make_boxed_func(backward(graph, inputs)))
     compile = torch.compile
     monkeypatch.setattr(torch, 'compile', lambda function, dynamic: compile(
         function, dynamic=dynamic, fullgraph=True, backend=backend))
@@ -51,9 +54,9 @@ def test_compiled(monkeypatch, dg, kind):
 
     def forward(graph, inputs):
         graphs.append(graph)
-        return make_boxed_func(graph.forward)
+        return graph.forward
 
-    compile_to(monkeypatch, forward, lambda graph, inputs: make_boxed_func(graph.forward))
+    compile_to(monkeypatch, forward, lambda graph, inputs: graph.forward)
     plain, compiled = log_ratio(kind), log_ratio(kind)
     compiled.compile()
     for sigma in dg['sigma'][IN_RANGE]:
@@ -71,7 +74,7 @@ def test_a_compiler_that_fails_backwards(monkeypatch, capsys, dg, mode):
     def broken(graph, inputs):
         raise RuntimeError('no backward pass')
 
-    compile_to(monkeypatch, lambda graph, inputs: make_boxed_func(graph.forward), broken)
+    compile_to(monkeypatch, lambda graph, inputs: graph.forward, broken)
     plain, ours = log_ratio('uncond'), log_ratio('uncond')
     ours.compile(functools.partial(compiled_or_plain, mode))
     sigma = dg['sigma'][2]

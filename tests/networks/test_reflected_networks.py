@@ -6,9 +6,10 @@ import torch
 from goldens import load
 from published_run import write_run
 
+from diffusion import cube
 from networks.io import load_network, save_network
 from networks.precond import construct
-from networks.reflected import construct_reflected, load_reflected, reflected_from
+from networks.reflected import construct_reflected, load_reflected, reflected_from, score_size
 
 
 @pytest.fixture(scope='module')
@@ -93,6 +94,32 @@ def test_descriptions_of_enormous_networks(tmp_path):
             read(path)
     with pytest.raises(ValueError, match=r'^noise levels from 5 to 0.01'):
         reflected_from(tmp_path / 'edm', 5, 0.01)
+
+
+@torch.no_grad()
+def test_a_reflected_network_begins_as_edm_does(tmp_path):
+    """Sigma times the score is (D - x) / sigma up to sigma = 1 / pi, and vanishes with the kernel's beyond."""
+    edm = construct('EDMPrecond', dict(img_resolution=8, img_channels=1, model_type='SongUNet', model_channels=8,
+                                       channel_mult=[1], num_blocks=1, attn_resolutions=[])).eval()
+    save_network(tmp_path / 'edm.safetensors', edm)
+    net = reflected_from(tmp_path / 'edm.safetensors', 0.01, 2).eval()
+    x = torch.rand([4, 1, 8, 8], dtype=torch.float64)
+    sigma = torch.tensor([0.01, 0.1, 0.3, 1.0], dtype=torch.float64)
+    column = sigma.reshape(-1, 1, 1, 1)
+    found = (net(x, sigma) - x) / column
+    expected = (edm(2 * x - 1, 2 * sigma).double() - (2 * x - 1)) / (2 * column)
+    torch.testing.assert_close(found[:3], expected[:3], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found[3] / expected[3], torch.full_like(x[3], 0.0372), rtol=1e-2, atol=0)
+
+
+def test_score_size():
+    """Within a factor of 2 of the kernel's sigma times score, root mean square over x and even clean values."""
+    clean = (torch.arange(400, dtype=torch.float64) + 0.5).repeat_interleave(50) / 400
+    noise = torch.randn(clean.shape, dtype=torch.float64)
+    for level in (0.01, 0.1, 0.2, 0.3, 0.45, 0.7, 1.0, 1.5):
+        sigma = torch.tensor(level, dtype=torch.float64)
+        score = cube.kernel_score(cube.perturb(clean, sigma, noise), clean, sigma)
+        assert 0.5 < (sigma * score).square().mean().sqrt() / score_size(sigma) < 1.02, level
 
 
 def test_score_without_the_factor():
