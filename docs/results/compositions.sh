@@ -27,7 +27,7 @@ guided() {
 }
 
 restart="--sampler=restart --restart=cifar10-43"
-particles="--num_particles=4 --select"
+particles=--num_particles=4
 rejection="--rej_percentile=$REJECT --iter_warmup=$WARMUP"
 guided heun18 generate.py "$seeds" --steps=18 "$@"
 guided heun36 generate.py "$seeds" --steps=36 "$@"
@@ -36,8 +36,11 @@ guided unipc10 generate.py "$seeds" --solver=unipc --steps=10 "$@"
 guided dmcmc20 generate_dmcmc.py --num_samples=$ALL --chains="$CHAINS" --preset=cifar10-ours-20 "$@" --batch="$CHAINS"
 draw DiffRS heun18-diffrs generate_diffrs.py "$seeds" --steps=18 $rejection "$@"
 draw DiffRS heun36-diffrs generate_diffrs.py "$seeds" --steps=36 --max_backsteps=36 $rejection "$@"
-# Resampled at noise levels of about 2, 1, 0.5 and 0.3.
-draw particles heun18-particles generate.py "$seeds" --steps=18 $particles --resample_inds=9,10,11,12 "$@"
-draw particles heun36-particles generate.py "$seeds" --steps=36 $particles --resample_inds=18,20,23,25 "$@"
-draw particles restart43-particles generate.py "$seeds" $restart $particles "$@"
+# Resampled at noise levels of about 2, 1, 0.5 and 0.3; all four particles are kept, or the best of them.
+for kept in particles best; do
+    [ $kept = particles ] || particles="$particles --select"
+    draw $kept heun18-$kept generate.py "$seeds" --steps=18 $particles --resample_inds=9,10,11,12 "$@"
+    draw $kept heun36-$kept generate.py "$seeds" --steps=36 $particles --resample_inds=18,20,23,25 "$@"
+    draw $kept restart43-$kept generate.py "$seeds" $restart $particles "$@"
+done
 measure front.png
