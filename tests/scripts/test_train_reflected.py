@@ -78,7 +78,7 @@ def test_the_demo_is_the_bundled_network_at_its_beginning():
     net, bundled = train_reflected.initial_network(config, train_reflected.settle_transfer(config)), load_network()
     net.eval()
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for sigma in torch.tensor([0.01, 0.1, 1.0], dtype=torch.float64):
+    for sigma in torch.tensor([0.01, 0.1, 0.3], dtype=torch.float64):  # below 1 / pi
         expected = (bundled(2 * x - 1, 2 * sigma).double() + 1) / 2
         torch.testing.assert_close(net(x, sigma), expected, rtol=0, atol=3e-6)
     assert 2 * sum(p.numel() for p in net.parameters()) < 12e6  # in float16
