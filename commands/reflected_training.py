@@ -1,4 +1,4 @@
-"""What train_reflected.py trains, and on what, from its options and its configuration."""
+"""Images, network and initial weights of train_reflected.py."""
 
 from pathlib import Path
 

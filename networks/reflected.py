@@ -34,8 +34,8 @@ class ReflectedPrecond(torch.nn.Module):
         sigma_min, sigma_max: range of the noise levels in training.
         scale_by_sigma: whether F is the score times sigma, or the score itself.
         image_fourier: (start, end) of ImageFourier in front of F, or None.
-        sigma_data: None: F is the U-Net, as published. A number: F is that of a U-Net which denoises in EDM's
-        preconditioning with this sigma_data, see `edm_raw`.
+        sigma_data: None: F is the U-Net, as published. A number: F is made of a U-Net in EDM's preconditioning
+        with this sigma_data, see `edm_raw`.
         model_type, model_kwargs: the U-Net and its arguments. As published, SongUNet sees 2 x - 1 and log(sigma),
         DhariwalUNet x and log(sigma / 2), VDM x and the place of sigma between sigma_min and sigma_max.
     """
@@ -71,11 +71,11 @@ class ReflectedPrecond(torch.nn.Module):
         return self.model(body_in, noise, class_labels=class_labels).to(torch.float32)
 
     def edm_raw(self, x, sigma, class_labels):
-        """(D(x; sigma) - x) / sigma of EDM's D (Karras et al., NeurIPS 2022, Eq. 7); x and sigma in units of [-1, 1].
+        """score_size (D(x; sigma) - x) / sigma with EDM's D (Karras et al., NeurIPS 2022, Eq. 7), in units of [-1, 1].
 
-        That is sigma times the score, in both units. Away from the walls the kernels of both diffusions are alike, so a
-        trained D is a start for the reflected one. At large sigma the cube is nearly filled evenly and its score
-        vanishes, unlike EDM's: `score_size` takes care of it. Written so that x does not cancel.
+        Away from the walls the kernels of both diffusions are alike, and (D - x) / sigma is sigma times the score of
+        EDM's, so a trained D is a start for the reflected one. At large sigma the reflected score vanishes and EDM's
+        does not; hence `score_size`. Written so that x does not cancel.
         """
         size = score_size(sigma / 2).reshape(-1, 1, 1, 1)
         sigma = sigma.reshape(-1, 1, 1, 1)
@@ -110,8 +110,8 @@ def score_size(sigma: torch.Tensor) -> torch.Tensor:
     Beyond it is pi sigma exp((1 - (pi sigma)^2) / 2). The kernel's first mode, the last to vanish, has the root mean
     square pi sigma exp(-(pi sigma)^2 / 2) under even x and clean values; times sqrt(e) this goes over into 1 smoothly.
     """
-    square = (torch.pi * sigma).square().clamp(min=1)
-    return (square * (1 - square).exp()).sqrt()
+    u = (torch.pi * sigma).clamp(min=1)
+    return u * ((1 - u**2) / 2).exp()
 
 
 def construct_reflected(kwargs: dict) -> ReflectedPrecond:

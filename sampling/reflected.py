@@ -75,9 +75,7 @@ def _langevin(x, score, noise, snr, sigma, together):
     noise_norm, score_norm = noise.flatten(1).norm(dim=1), score.flatten(1).norm(dim=1)
     if together:
         noise_norm, score_norm = noise_norm.mean(0, keepdim=True), score_norm.mean(0, keepdim=True)
-    size = 2 * (snr * noise_norm / score_norm)**2
-    if not together:  # the score may be 0 at high noise
-        size = torch.minimum(size, sigma**2)
+    size = torch.minimum(2 * (snr * noise_norm / score_norm)**2, sigma**2)  # the score may be 0 at high noise
     size = per_row(size, x)
     return cube.reflect(x + size * score + (2 * size).sqrt() * noise)
 

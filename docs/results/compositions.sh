@@ -1,10 +1,11 @@
 #!/bin/sh
 # FD-CIFAR10 and KID of samplers with what improves them, on the networks that ship. From the root of the repository:
 #   N=5000 GUIDE=path/to/an/early/snapshot.safetensors sh docs/results/compositions.sh --batch=1000 --compile=on
-#   N=150 sh docs/results/compositions.sh --compile=off                          # two hours on one CPU core
+#   N=160 sh docs/results/compositions.sh --compile=off                          # two hours on one CPU core
 # GUIDE guides the network that ships (autoguidance); without it those points are left out. ONLY: see points.sh.
 # Samples, metrics.json and front.png go to samples/compositions-BLOCKSxN. The same command again does what is missing.
-# Not in the table: DiffRS after Restart, particles, UniPC or DMCMC, particles of UniPC or DMCMC (docs/equations.md,
+# N times BLOCKS has to be a multiple of 4, the size of a group of particles.
+# Not in the table: DiffRS with Restart, particles, UniPC or DMCMC; particles with UniPC or DMCMC (docs/equations.md,
 # "What goes together").
 set -e
 . "$(dirname "$0")/points.sh"

@@ -16,5 +16,4 @@ draw vanilla vanilla generate.py "$seeds" --dg_weight_1st_order=0 "$@"
 draw DG dg3 generate.py "$seeds" --dg_weight_1st_order=3 "$@"
 draw DiffRS diffrs0.9 generate_diffrs.py "$seeds" --rej_percentile=0.9 --iter_warmup="$WARMUP" "$@"
 $PYTHON calc_metrics.py calc $images --num_samples="$N" --blocks="$BLOCKS" --json="$SAMPLES/metrics.json"
-$PLOT plot.py report "$SAMPLES/vanilla" "$SAMPLES/dg3" "$SAMPLES/diffrs0.9" "$SAMPLES/metrics.json" \
-    ${TRAIN:+--neighbours="$TRAIN"} --out="$SAMPLES/report.html"
+$PLOT plot.py report $folders "$SAMPLES/metrics.json" ${TRAIN:+--neighbours="$TRAIN"} --out="$SAMPLES/report.html"

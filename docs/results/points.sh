@@ -1,10 +1,10 @@
-# Read by the scripts beside it, which set SAMPLES: the points of a picture, drawn, measured and shown.
+# Sourced by the scripts beside it, which set SAMPLES: the points of a picture, drawn, measured and shown.
 N=${N:-300}  # images of a block
 BLOCKS=${BLOCKS:-1}
 PYTHON=${PYTHON:-python}  # draws and measures; torchrun --standalone --nproc_per_node=2 uses two cores
 PLOT=${PLOT:-python}
 ALL=$((BLOCKS * N))
-images= lines=
+folders= images= lines=
 
 # draw LINE NAME SCRIPT OPTIONS...: one point, a folder of samples. ONLY="NAME NAME ..." leaves the others out, except
 # those that are there already.
@@ -14,6 +14,7 @@ draw() {
         *" $name "*) $PYTHON "$script" --outdir="$SAMPLES/$name" "$@";;
         *) [ -d "$SAMPLES/$name" ] || return 0;;
     esac
+    folders="$folders $SAMPLES/$name"
     images="$images --images=$SAMPLES/$name"
     lines=$lines${lines:+,}$line
 }

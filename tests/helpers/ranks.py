@@ -4,6 +4,7 @@ python ranks.py N SCRIPT ARGUMENTS... ends with 0 if all ranks do; a rank that f
 """
 
 import os
+import random
 import runpy
 import signal
 import socket
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch  # noqa: F401  imported once: the ranks are forked
 
 
@@ -41,6 +43,8 @@ def main(processes: int, command: list[str]) -> int:
 def run_rank(rank: int, command: list[str]) -> int:
     """The script in this process, as Python would start it."""
     os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank))
+    random.seed()  # as for processes of their own; only the order of sets stays the same
+    np.random.seed()
     sys.argv = command
     sys.path[0] = str(Path(command[0]).resolve().parent)
     runpy.run_path(command[0], run_name='__main__')

@@ -11,7 +11,7 @@ import train
 import train_reflected
 from commands.reflected_words import PRESETS, training_config
 from networks import construct, load_network, save_network
-from networks.reflected import load_reflected
+from networks.reflected import load_reflected, score_size
 from networks.reflected_runs import network_arguments
 from torch_utils.stats import JsonLines
 
@@ -73,13 +73,13 @@ def test_presets_are_the_published_commands(preset, expected):
 
 
 def test_the_demo_is_the_bundled_network_at_its_beginning():
-    """(D - x) / sigma is the same for both, in either unit; float32 of the bundled network cancels at small noise."""
+    """(D - x) / sigma is the same for both, in either unit, up to `score_size`; float32 cancels at small noise."""
     config, _ = training_config('cifar10-demo', [])
     net, bundled = train_reflected.initial_network(config, train_reflected.settle_transfer(config)), load_network()
     net.eval()
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for sigma in torch.tensor([0.01, 0.1, 0.3], dtype=torch.float64):  # below 1 / pi
-        expected = (bundled(2 * x - 1, 2 * sigma).double() + 1) / 2
+    for sigma in torch.tensor([0.01, 0.1, 1.0], dtype=torch.float64):
+        expected = x + score_size(sigma) * ((bundled(2 * x - 1, 2 * sigma).double() + 1) / 2 - x)
         torch.testing.assert_close(net(x, sigma), expected, rtol=0, atol=3e-6)
     assert 2 * sum(p.numel() for p in net.parameters()) < 12e6  # in float16
 
