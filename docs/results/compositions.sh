@@ -14,6 +14,7 @@ WEIGHT=${WEIGHT:-3}  # of discriminator guidance
 REJECT=${REJECT:-0.9}  # DiffRS's percentile
 WARMUP=${WARMUP:-10}  # rounds of DiffRS's warm-up
 CHAINS=${CHAINS:-50}
+BATCH=${BATCH:-$CHAINS}  # chains that run together; half of them for two processes
 SAMPLES=samples/compositions-${BLOCKS}x$N
 seeds=--seeds=$FIRST-$((FIRST + ALL - 1))
 plain=--dg_weight_1st_order=0
@@ -34,7 +35,7 @@ guided heun18 generate.py "$seeds" --steps=18 "$@"
 guided heun36 generate.py "$seeds" --steps=36 "$@"
 guided restart43 generate.py "$seeds" $restart "$@"
 guided unipc10 generate.py "$seeds" --solver=unipc --steps=10 "$@"
-guided dmcmc20 generate_dmcmc.py --num_samples=$ALL --chains="$CHAINS" --preset=cifar10-ours-20 "$@" --batch="$CHAINS"
+guided dmcmc20 generate_dmcmc.py --num_samples=$ALL --chains="$CHAINS" --preset=cifar10-ours-20 "$@" --batch="$BATCH"
 draw DiffRS heun18-diffrs generate_diffrs.py "$seeds" --steps=18 $rejection "$@"
 draw DiffRS heun36-diffrs generate_diffrs.py "$seeds" --steps=36 --max_backsteps=36 $rejection "$@"
 # Resampled at noise levels of about 2, 1, 0.5 and 0.3; all four particles are kept, or the best of them.

@@ -8,12 +8,13 @@ set -e
 . "$(dirname "$0")/points.sh"
 FIRST=${FIRST:-500000}  # the first seed of Heun's samples; chains count from 0
 CHAINS=${CHAINS:-50}
+BATCH=${BATCH:-$CHAINS}  # chains that run together; half of them for two processes
 SAMPLES=samples/dmcmc-${BLOCKS}x$N
 
 # chains LINE NAME OPTIONS...: one point of denoising MCMC
 chains() {
     line=$1; name=$2; shift 2
-    draw "$line" "$name" generate_dmcmc.py --num_samples=$ALL --chains="$CHAINS" --batch="$CHAINS" "$@"
+    draw "$line" "$name" generate_dmcmc.py --num_samples=$ALL --chains="$CHAINS" --batch="$BATCH" "$@"
 }
 
 for steps in 3 5 9 18; do
