@@ -15,7 +15,7 @@ from script_runs import ROOT
 from commands.options import seeds_of
 
 WORDS = f'{sys.executable} {ROOT / "tests/helpers/words.py"}'
-POINTS = dict(compositions=23, diffrs=9, dmcmc=13, evaluation=3, reflected=9)
+POINTS = dict(compositions=23, diffrs=9, dmcmc=13, evaluation=3, reflected=9, discriminators=6)
 FILES = dict(GUIDE='guide.safetensors', TRAIN='train.zip', TEST='test.zip')
 EXAMPLE = re.compile(r'^#   (.*)sh docs/results/.*sh((?: --\S+)*)', flags=re.M)
 
@@ -45,7 +45,12 @@ def test_commands_are_understood(name, tmp_path):
                 if 'outdir' in context.params:
                     assert context.params['outdir'] not in folders
                     folders.add(context.params['outdir'])
+                if 'seeds' in context.params:
                     assert len(seeds_of(context.params)) % context.params.get('num_particles', 1) == 0
+                if 'savedir' in context.params:
+                    assert context.params['gendir'] in folders and context.params['savedir'] not in trainings
+                    trainings.add(context.params['savedir'])
+                assert trainings.issuperset(context.params.get('runs') or ())
                 for images in context.params.get('images') or ():
                     assert str(images) in folders
         assert len(folders) - likelihoods == POINTS[name]
