@@ -35,7 +35,7 @@ def test_commands_are_understood(name, tmp_path):
     assert examples
     for sizes, options in examples:
         sizes = dict(word.split('=') for word in sizes.split() if word.startswith(('N=', 'BLOCKS=')))
-        folders, likelihoods = set(), 0
+        folders, trainings, likelihoods = set(), set(), 0
         for file, *words in run(script, sizes, options, tmp_path):
             command = importlib.import_module(Path(file).stem).main
             while isinstance(command, click.Group):
