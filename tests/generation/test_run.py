@@ -5,8 +5,6 @@ import fcntl
 import itertools
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 import tracemalloc
@@ -16,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from script_runs import RANKS
+from script_runs import run_forked
 
 from dnnlib.int_lists import format_int_list
 from generation import folder
@@ -374,9 +372,7 @@ def launch(tmp_path, processes, path, bad_seed=None, worker=WORKER):
     script = tmp_path / 'worker.py'
     tests = [str(ROOT / 'tests' / room) for room in ('generation', 'helpers')]
     script.write_text(worker.format(tests=tests, path=str(path), bad_seed=bad_seed))
-    environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
-    return subprocess.run([sys.executable, RANKS, str(processes), str(script)],
-                          capture_output=True, text=True, env=environment, timeout=120, cwd=ROOT)
+    return run_forked(script, processes=processes)
 
 
 def said(result):
@@ -485,10 +481,7 @@ dist.shutdown()
 @pytest.mark.parametrize('rank', ['works', 'hangs'])
 def test_a_rank_is_waited_for_while_it_shows_life(tmp_path, rank):
     (tmp_path / 'life.py').write_text(LIFE)
-    environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='',
-                                    DIST_TIMEOUT_SEC='6')  # less is not enough to start on a busy machine
-    done = subprocess.run([sys.executable, RANKS, '2', str(tmp_path / 'life.py'), rank], env=environment,
-                          capture_output=True, text=True)
+    done = run_forked(tmp_path / 'life.py', [rank], 2, environment=dict(DIST_TIMEOUT_SEC='6'))
     assert (done.returncode == 0) == (rank == 'works'), done.stderr[-2000:]
     assert ('Timed out: for 6 s' in done.stderr) == (rank == 'hangs'), done.stderr[-2000:]
 

@@ -1,8 +1,11 @@
-"""A program: the ranks of a job as torchrun starts them, without the three seconds that torchrun takes itself.
+"""A program that starts scripts by forking, without the seconds that importing torch and starting torchrun take.
 
-python ranks.py N SCRIPT ARGUMENTS... ends with 0 if all ranks do; a rank that fails ends the others, as with torchrun.
+It reads JSON lines {processes, command, cwd, environment, stdout, stderr}; `command` is a script and its arguments. It
+answers each with a line, the exit code. Several processes are the ranks of a job as torchrun starts them; one that
+fails ends the others.
 """
 
+import json
 import os
 import random
 import runpy
@@ -12,11 +15,32 @@ import sys
 import time
 from pathlib import Path
 
+import click  # noqa: F401  what the scripts import from elsewhere; their own modules read the environment
 import numpy as np
-import torch  # noqa: F401  imported once: the ranks are forked
+import PIL.Image  # noqa: F401
+import torch.utils.flop_counter  # noqa: F401
+import tqdm  # noqa: F401
 
 
-def main(processes: int, command: list[str]) -> int:
+def serve() -> int | None:
+    """Answer until the input ends; in a forked process, the script's exit code."""
+    for line in sys.stdin:
+        job = json.loads(line)
+        pid = os.fork()
+        if not pid:
+            os.environ.clear()
+            os.environ |= job['environment']
+            os.chdir(job['cwd'])
+            for stream, name in (1, 'stdout'), (2, 'stderr'):
+                os.dup2(os.open(job[name], os.O_WRONLY | os.O_APPEND), stream)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            return (run_ranks if job['processes'] > 1 else run_script)(job['command'], job['processes'])
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    return None
+
+
+def run_ranks(command: list[str], processes: int) -> int:
+    """Fork one process for each rank and wait for all."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
@@ -26,7 +50,8 @@ def main(processes: int, command: list[str]) -> int:
     for rank in range(processes):
         running.append(os.fork())
         if not running[-1]:
-            return run_rank(rank, command)
+            os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank))
+            return run_script(command)
     failed = False
     while running:
         for pid in list(running):
@@ -40,9 +65,8 @@ def main(processes: int, command: list[str]) -> int:
     return int(failed)
 
 
-def run_rank(rank: int, command: list[str]) -> int:
+def run_script(command: list[str], processes: int = 1) -> int:
     """The script in this process, as Python would start it."""
-    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank))
     random.seed()  # as for processes of their own; only the order of sets stays the same
     np.random.seed()
     sys.argv = command
@@ -52,4 +76,4 @@ def run_rank(rank: int, command: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))
+    sys.exit(serve())

@@ -1,12 +1,16 @@
 """Starts the scripts as a user does, as one process or under torchrun, and kills them."""
 
+import atexit
 import contextlib
 import fcntl
+import functools
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -46,22 +50,48 @@ def start(script, arguments, processes: int = 1, launcher=(), environment=None, 
     """
     if processes > 1 and not launcher:
         launcher = [*TORCHRUN, f'--nproc_per_node={processes}']
-    environment = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='') | (
-        environment or {})
-    return subprocess.Popen([sys.executable, *launcher, str(script), *map(str, arguments)], cwd=ROOT, env=environment,
-                            text=True, start_new_session=True, **kwargs)
+    return subprocess.Popen([sys.executable, *launcher, str(script), *map(str, arguments)], cwd=ROOT, text=True,
+                            env=_environment_of_runs() | (environment or {}), start_new_session=True, **kwargs)
+
+
+@functools.cache
+def _forker() -> subprocess.Popen:
+    """ranks.py, one for each process that runs tests; it ends with it."""
+    process = subprocess.Popen([sys.executable, RANKS], cwd=ROOT, text=True, env=_environment_of_runs(),
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    atexit.register(process.communicate)
+    return process
+
+
+def _environment_of_runs() -> dict[str, str]:
+    return os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+
+
+def run_forked(script, arguments=(), processes: int = 1, timeout: float = 120, together: bool = False,
+               environment=None, cwd=ROOT) -> subprocess.CompletedProcess:
+    """Run a script to its end, forked from a process that has imported torch already.
+
+    Several processes are ranks as torchrun starts them, without its own start. `together`: both streams in `stdout`;
+    `environment`: more variables. Raises subprocess.TimeoutExpired.
+    """
+    command = [str(word) for word in (Path(cwd, script), *arguments)]
+    with tempfile.NamedTemporaryFile('r') as stdout, tempfile.NamedTemporaryFile('r') as stderr:
+        job = dict(processes=processes, command=command, cwd=str(cwd), stdout=stdout.name,
+                   stderr=stdout.name if together else stderr.name,
+                   environment=_environment_of_runs() | (environment or {}))
+        forker = _forker()
+        print(json.dumps(job), file=forker.stdin, flush=True)
+        if not select.select([forker.stdout], [], [], timeout)[0]:
+            kill_all(forker)
+            _forker.cache_clear()
+            raise subprocess.TimeoutExpired(command, timeout, stdout.read(), stderr.read())
+        return subprocess.CompletedProcess(command, int(forker.stdout.readline()), stdout.read(), stderr.read())
 
 
 def finish(script, arguments, processes: int = 1, timeout: float = 120) -> tuple[int, str]:
-    """Run the script to its end, without torchrun's own start; returns (exit code, output to both streams)."""
-    process = start(script, arguments, processes, [RANKS, str(processes)] if processes > 1 else (),
-                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        kill_all(process)
-        raise
-    return process.returncode, output
+    """(exit code, output to both streams) of `run_forked`."""
+    done = run_forked(script, arguments, processes, timeout, together=True)
+    return done.returncode, done.stdout
 
 
 def children(pid: int) -> list[int]:

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import goldens
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from script_runs import watch_rank0_first
+from script_runs import run_forked, watch_rank0_first
 
 import calc_metrics
 import fid_npzs
@@ -179,9 +177,7 @@ def test_processes_give_the_same_numbers(place):
         'import calc_metrics\n'
         'calc_metrics.main(["calc", "--images=samples/run", "--images=samples/other", "--num=30", "--device=cpu",\n'
         '                   "--ref=stats/demo.npz", "--json=two.json"])\n')
-    env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'job.py'],
-                   check=True, env=env, capture_output=True, timeout=100)
+    run_forked('job.py', processes=2, cwd=place).check_returncode()
     calc('--images=samples/other', '--num=30', '--ref=stats/demo.npz', '--device=cpu', '--json=one.json')
     one, two = (json.loads(Path(f'{name}.json').read_text())['summaries'][0] for name in ('one', 'two'))
     for a, b in zip(one['results'], two['results'], strict=True):

@@ -6,7 +6,6 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from script_runs import (
     kill_all,
     kill_rank,
     rank_pids,
+    run_forked,
     start,
     wait_until,
 )
@@ -172,8 +172,9 @@ raise ValueError('of one rank')
 
 
 @pytest.mark.parametrize('nccl', [False, True])
-def test_a_rank_that_fails_does_not_wait_for_nccl(nccl):
+def test_a_rank_that_fails_does_not_wait_for_nccl(tmp_path, nccl):
     """NCCL's shutdown is collective: a rank that fails leaves without it, and torchrun ends the others."""
-    done = subprocess.run([sys.executable, '-c', FAILS.format(nccl=nccl)], capture_output=True, text=True, cwd=ROOT)
+    (tmp_path / 'job.py').write_text(FAILS.format(nccl=nccl))
+    done = run_forked(tmp_path / 'job.py')
     assert done.returncode == 1 and 'ValueError: of one rank' in done.stderr
     assert done.stdout.splitlines() == ['begins'] + ['waits for the other ranks'] * (not nccl)

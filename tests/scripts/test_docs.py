@@ -1,12 +1,10 @@
 """The code of README.md and docs/extending.md runs as it is, and a new sampler is one line of a table."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from script_runs import comparable, finish
+from script_runs import comparable, finish, run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 REGISTER = '''
@@ -29,8 +27,7 @@ def test_code_runs(name, tmp_path, capsys):
     assert blocks(name)
     script = tmp_path / 'page.py'
     script.write_text('\n'.join(blocks(name)))
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=ROOT,
-                          env=dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', PATH='', HOME=str(tmp_path)))
+    done = run_forked(script, environment=dict(PATH='', HOME=str(tmp_path)))
     assert done.returncode == 0, done.stderr[-3000:]
 
 

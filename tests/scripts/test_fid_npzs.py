@@ -2,10 +2,7 @@
 
 import errno
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import goldens
@@ -15,7 +12,7 @@ import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
-from script_runs import RANKS, watch_rank0_first
+from script_runs import run_forked, watch_rank0_first
 
 import fid_npzs
 from dnnlib import demo
@@ -160,9 +157,7 @@ def test_processes_give_the_same_numbers(place, processes):
         '    mu, sigma = map(torch.from_numpy, found.moments.finish())\n'
         '    torch.save(dict(features=found.features, mu=mu, sigma=sigma), "rank1.pt")\n'
         'dist.shutdown()\n')
-    env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-    subprocess.run([sys.executable, RANKS, str(processes), 'job.py'], check=True, env=env, capture_output=True,
-                   timeout=100)
+    run_forked('job.py', processes=processes, cwd=place).check_returncode()
     alone = measure(open_source('samples/run'), load_detector('cifar10'), 3, 58, batch=8, max_features=20)
     found = torch.load('rank1.pt', weights_only=True)
     assert torch.equal(found['features'], alone.features)

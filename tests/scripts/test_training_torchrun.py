@@ -19,10 +19,11 @@ MACHINE = ['--device=cpu', '--precision=fp32']
 
 @pytest.fixture(scope='module')
 def room(tmp_path_factory):
-    """A folder with labelled 16x16 images, generated shards and a small classifier."""
+    """A folder with labelled images, 16x16 and 8x8, generated shards and a small classifier."""
     path, rng = tmp_path_factory.mktemp('room'), np.random.default_rng(0)
     real, generated = (rng.integers(low, 200, [48, 16, 16, 3]).astype(np.uint8) for low in (60, 0))
     np.savez(path / 'real.npz', samples=real, label=np.arange(48) % 3)
+    np.savez(path / 'small.npz', samples=real[:, ::2, ::2])
     np.savez(path / 'true.npz', arr_0=real)
     (path / 'generated').mkdir()
     np.savez(path / 'generated' / 'samples_00000000.npz', samples=generated)
@@ -34,7 +35,7 @@ def room(tmp_path_factory):
 def commands(room, kimg=1):
     """Script and arguments by name, without the folder."""
     return {
-        'score': ('train_score.py', '--outdir', [f'--data={room}/real.npz', '--channels=8', '--batch=100', '--tick=1',
+        'score': ('train_score.py', '--outdir', [f'--data={room}/small.npz', '--channels=8', '--batch=100', '--tick=1',
                                                  f'--kimg={kimg}', '--save_minutes=0', *MACHINE]),
         'discriminator': ('train.py', '--savedir', [
             f'--gendir={room}/generated', f'--datadir={room}/true.npz', '--img_resolution=16', '--width=64',

@@ -6,15 +6,11 @@ import fcntl
 import functools
 import os
 import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from script_runs import another_run
+from script_runs import another_run, run_forked
 from tiny_run import TinyNet, tiny_run
 
 from torch_utils import compiler as compiler_lib
@@ -123,16 +119,8 @@ def test_gradient_accumulation(tmp_path):
 
 
 def test_two_processes(tmp_path):
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    root = Path(__file__).resolve().parents[2]
-    env = os.environ | dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), PYTHONPATH=str(root),
-                            OMP_NUM_THREADS='1', DIST_TIMEOUT_SEC='60')
-    workers = [subprocess.Popen([sys.executable, root / 'tests' / 'helpers' / 'tiny_run.py', tmp_path / 'two'],
-                                env=env | dict(RANK=str(rank), LOCAL_RANK=str(rank))) for rank in range(2)]
     train(tiny_run(tmp_path / 'one'))
-    assert [worker.wait(60) for worker in workers] == [0, 0]
+    run_forked('tests/helpers/tiny_run.py', [tmp_path / 'two'], 2).check_returncode()
     assert_same(tmp_path / 'one', tmp_path / 'two', exact=False)
 
 
