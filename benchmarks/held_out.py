@@ -35,9 +35,9 @@ STEPS = (25, 50, 100, 200, 400, 800, 1600)  # of the optimizer, after which a di
 class Discriminator(torch.nn.Module):
     """Logits [N] of noisy VP images [N, D, 1, 1] at times t [N]; as a log-ratio of the samplers, `log_ratio`."""
 
-    def __init__(self, width: int):
+    def __init__(self):
         super().__init__()
-        sizes = [DIM + 2, width, width, 1]
+        sizes = [DIM + 2, 128, 128, 1]
         layers = [layer for pair in itertools.pairwise(sizes) for layer in (torch.nn.Linear(*pair), torch.nn.SiLU())]
         self.layers, self.sde = torch.nn.Sequential(*layers[:-1]), VPSDE()
 
@@ -81,10 +81,10 @@ def measures(loss: DiscriminatorLoss, real: torch.Tensor, generated: torch.Tenso
     return named
 
 
-def train(objective: str, count: int, width: int, lr: float, seed: int, samples: int) -> list[dict]:
+def train(objective: str, count: int, lr: float, seed: int, samples: int) -> list[dict]:
     """One training on `count` real and as many generated images: the measures and the gain after each of STEPS."""
     torch.manual_seed(seed)
-    net = Discriminator(width)
+    net = Discriminator()
     score = objective == 'score'
     loss = (CorrectionLoss if score else DiscriminatorLoss)(
         net, lambda x, t: x, VPSDE(), denoise=lambda x, sigma, classes: MODEL.denoiser(x, sigma).float())
@@ -105,47 +105,47 @@ def train(objective: str, count: int, width: int, lr: float, seed: int, samples:
     return found
 
 
-def summary(runs: list[list[dict]]) -> dict:
-    """Per measure: the rank correlation with the gain, of all discriminators and, on average, of those of one run; the
-    gain of the discriminators that it chooses, one of each run."""
-    table = {}
-    everything = list(itertools.chain.from_iterable(runs))
-
+def summary(runs: list[list[dict]]) -> dict[str, list[str]]:
+    """Per measure, as words: the rank correlation with the gain, of all discriminators and, on average, of those of one
+    run; the gain of the discriminators that it chooses, one of each run, and the least of these. "+-" is over runs."""
     def correlation(name, rows):
         return -float(spearmanr([row[name] for row in rows], [row['gain'] for row in rows]).statistic)
 
-    for name in [key for key in runs[0][0] if key not in ('step', 'gain')]:
-        chosen = [min(run, key=lambda row: row[name])['gain'] for run in runs]
-        table[name] = dict(all=correlation(name, everything), within=np.mean([correlation(name, run) for run in runs]),
-                           gain=np.mean(chosen), worst=min(chosen))
-    for name, choose in {'the last': lambda run: run[-1], 'the best of each': lambda run: max(
-            run, key=lambda row: row['gain'])}.items():
-        chosen = [choose(run)['gain'] for run in runs]
-        table[name] = dict(gain=np.mean(chosen), worst=min(chosen))
+    def mean(values):
+        return f'{np.mean(values):.2f} +- {np.std(values, ddof=1) / math.sqrt(len(values)):.2f}'
+
+    choices = {name: lambda run, name=name: min(run, key=lambda row: row[name])
+               for name in runs[0][0] if name not in ('step', 'gain')}
+    table = {}
+    for name, choose in (choices | {'the last': lambda run: run[-1],
+                                           'the best': lambda run: max(run, key=lambda row: row['gain'])}).items():
+        gains = [choose(run)['gain'] for run in runs]
+        told = [f'{correlation(name, list(itertools.chain(*runs))):.2f}', mean([correlation(name, run) for run in runs])
+                ] if name in choices else ['', '']
+        table[name] = [*told, mean(gains), f'{min(gains):.2f}']
     return table
 
 
 @click.command()
-@click.option('--seeds', help='Trainings of each setting', metavar='INT', type=click.IntRange(min=1), default=3)
+@click.option('--seeds', help='Trainings of each setting', metavar='INT', type=click.IntRange(min=2), default=3)
 @click.option('--samples', help='Samples whose distance is measured', metavar='INT', type=click.IntRange(min=100),
               default=2000)
 @click.option('--json', 'path', help='Also write all numbers there', metavar='FILE', type=click.Path(dir_okay=False))
 def main(seeds, samples, path):
-    settings = list(itertools.product(['bce', 'score'], [100, 400, 1600], [128], [1e-3, 4e-3], range(seeds)))
+    settings = list(itertools.product(['bce', 'score'], [100, 400, 1600], [1e-3, 4e-3], range(seeds)))
     results = {'bce': [], 'score': []}
     with progress(total=len(settings), desc='held_out', unit='run') as bar:
         for objective, *rest in settings:
             results[objective].append(train(objective, *rest, samples))
             bar.update()
     for objective, runs in results.items():
-        print(f'\n{objective}, {len(runs)} trainings\n| measure | all | within a run | gain of its choice | worst |')
-        print('|---|---|---|---|---|')
-        for name, row in summary(runs).items():
-            print(f'| {name} | ' + ' | '.join(
-                f'{row[key]:.2f}' if key in row else '' for key in ('all', 'within', 'gain', 'worst')) + ' |')
+        print(f'\n--loss={objective}, {len(runs)} trainings')
+        print('| measure | all | within a run | gain of its choice | least |\n|---|---|---|---|---|')
+        for name, words in summary(runs).items():
+            print(f'| {name} | ' + ' | '.join(words) + ' |')
     if path:
         with open(path, 'w') as file:
-            json.dump(results, file, indent=1)
+            json.dump(results, file)
 
 
 if __name__ == '__main__':

@@ -245,4 +245,5 @@ def summary(epoch_nimg: int, result: TrainResult) -> str:
     ended, memory = f'{result.reason} after {result.nimg / epoch_nimg:g} epochs', result.memory
     if 'best_epoch' not in memory:
         return f'{ended}; discriminator_*'
-    return f'{ended}; best.safetensors is epoch {memory["best_epoch"]}, held-out loss {memory["best_loss"]:.4f}'
+    measure = memory.get('best_measure', 'loss')
+    return f'{ended}; best.safetensors is epoch {memory["best_epoch"]}, held-out {measure} {memory["best_loss"]:.3g}'

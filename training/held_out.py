@@ -145,7 +145,7 @@ class EpochHooks:
         memory = context.memory
         measure = 'correction' if 'correction' in scores else 'loss'
         if scores[measure] < memory.get('best_loss', math.inf):
-            memory.update(best_loss=scores[measure], best_epoch=epoch)
+            memory.update(best_loss=scores[measure], best_measure=measure, best_epoch=epoch)
             if dist.get_rank() == 0:
                 for name in ('best.pt', 'best.safetensors'):
                     self.save(name, context.module, **{'epoch': epoch, f'held_out_{measure}': scores[measure]})
