@@ -75,7 +75,9 @@ def test_a_compiler_that_fails_backwards(monkeypatch, capsys, dg, mode):
         raise RuntimeError('no backward pass')
 
     compile_to(monkeypatch, lambda graph, inputs: graph.forward, broken)
-    plain, ours = log_ratio('uncond'), log_ratio('uncond')
+    nets = create_classifier(32, 64, 1, '', channel_mult=[1]), create_classifier(32, 64, 1, '', in_channels=64,
+                                                                                 out_channels=1, channel_mult=[1])
+    plain, ours = LogRatio(*nets), LogRatio(*nets)
     ours.compile(functools.partial(compiled_or_plain, mode))
     sigma = dg['sigma'][2]
     x = dg['x0'] + sigma * dg['noise']

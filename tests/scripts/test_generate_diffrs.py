@@ -109,6 +109,7 @@ def test_same_command_finishes_what_is_missing(files, run):
 def test_warmup_resumes_after_a_kill(files, tmp_path, monkeypatch):
     """Existing batches of the warm-up are not drawn again, unless other options made them."""
     drawn, calibrate = [], generate_diffrs.calibrate
+    monkeypatch.setattr(diffrs, 'warmup_seeds', lambda rounds: range(10 * rounds))
 
     def warm_up(folder, *args, killed_after=99):
         """The sizes of the batches that a run draws until it ends or is killed."""
@@ -121,17 +122,17 @@ def test_warmup_resumes_after_a_kill(files, tmp_path, monkeypatch):
         drawn.clear()
         monkeypatch.setattr(generate_diffrs, 'calibrate', counted)
         CliRunner().invoke(generate_diffrs.main, arguments(files, f'--outdir={tmp_path}/{folder}', '--seeds=0-1',
-                                                           '--batch=40', *args))
+                                                           '--batch=4', *args))
         return list(drawn)
 
-    assert warm_up('whole') == [40, 40, 20]
-    assert warm_up('killed', killed_after=2) == [40, 40]
+    assert warm_up('whole') == [4, 4, 2]
+    assert warm_up('killed', killed_after=2) == [4, 4]
     assert len(list(tmp_path.glob('killed/*'))) == 2
-    assert warm_up('killed', '--S_churn=1', killed_after=1) == [40]  # replaces the first one
-    assert warm_up('killed', '--rej_percentile=0.5') == [40, 20]
+    assert warm_up('killed', '--S_churn=1', killed_after=1) == [4]  # replaces the first one
+    assert warm_up('killed', '--rej_percentile=0.5') == [4, 2]
     assert (tmp_path / 'killed/thresholds.json').read_bytes() == (tmp_path / 'whole/thresholds.json').read_bytes()
-    assert warm_up('killed', '--overwrite', killed_after=1) == [40]
-    assert warm_up('killed', '--overwrite') == [40, 40, 20]
+    assert warm_up('killed', '--overwrite', killed_after=1) == [4]
+    assert warm_up('killed', '--overwrite') == [4, 4, 2]
     assert not list(tmp_path.glob('*/.*')) and not list(tmp_path.glob('*/thresholds-*'))
 
 
