@@ -44,8 +44,8 @@ import resource, sys, torch
 from torch_utils.device import select_device
 if sys.argv[1] == 'kept':
     select_device('cpu')
-for i in range(40):
-    if i == 20:  # an aligned tensor does not fit exactly into what another one left, so it takes a few
+for i in range(20):
+    if i == 10:  # an aligned tensor does not fit exactly into what another one left, so it takes a few
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.zeros(2**24)  # 64 MiB
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
