@@ -4,14 +4,14 @@
 # ship. From the root of the repository:
 #   N=5000 IMAGES=50000 EPOCHS=25 SHORT=25 STEPS=18 TRAINING=--batch_size=512 \
 #       sh docs/results/discriminators.sh --batch=1000 --compile=on                  # on a GPU
-#   N=160 sh docs/results/discriminators.sh --compile=off                            # two hours on one CPU core
+#   N=160 sh docs/results/discriminators.sh --compile=off                            # an hour and a half on one CPU core
 # Samples, trainings and studies go to samples/discriminators-IMAGES. The same command again does what is missing.
 set -e
 N=${N:-160}  # images of a row
-IMAGES=${IMAGES:-640}  # real images of a training, and as many generated ones
-EPOCHS=${EPOCHS:-8}  # of cross-entropy
-SHORT=${SHORT:-3}  # of the trainings that cost several times as much, and of what the ranks are compared with
-STEPS=${STEPS:-9}  # of the images to train on and of those that are measured
+IMAGES=${IMAGES:-1000}  # real images of a training, and as many generated ones
+EPOCHS=${EPOCHS:-5}  # of cross-entropy
+SHORT=${SHORT:-2}  # of the trainings that cost several times as much, and of what the ranks are compared with
+STEPS=${STEPS:-5}  # of Heun, for the images to train on and for those that are measured
 WEIGHT=${WEIGHT:-3}
 TRAIN=${TRAIN:-data/cifar10-train.zip}
 TRAINING=${TRAINING:---batch_size=32 --lr=1e-3}  # more options of train.py
