@@ -117,12 +117,13 @@ def summary(runs: list[list[dict]]) -> dict[str, list[str]]:
     choices = {name: lambda run, name=name: min(run, key=lambda row: row[name])
                for name in runs[0][0] if name not in ('step', 'gain')}
     table = {}
-    for name, choose in (choices | {'the last': lambda run: run[-1],
-                                           'the best': lambda run: max(run, key=lambda row: row['gain'])}).items():
+    others = {'the last': lambda run: run[-1], 'the best': lambda run: max(run, key=lambda row: row['gain'])}
+    for name, choose in (choices | others).items():
         gains = [choose(run)['gain'] for run in runs]
-        told = [f'{correlation(name, list(itertools.chain(*runs))):.2f}', mean([correlation(name, run) for run in runs])
-                ] if name in choices else ['', '']
-        table[name] = [*told, mean(gains), f'{min(gains):.2f}']
+        table[name] = ['', '', mean(gains), f'{min(gains):.2f}']
+        if name in choices:
+            table[name][:2] = (f'{correlation(name, list(itertools.chain(*runs))):.2f}',
+                               mean([correlation(name, run) for run in runs]))
     return table
 
 
