@@ -7,8 +7,7 @@ import torch
 
 from diffusion.vpsde import VPSDE
 from dnnlib.cli import FloatRange
-from figures.calibration import calibration_curve
-from figures.canvas import save
+from dnnlib.files import only_a_picture
 from metrics.feature_net import FeatureNet, save_feature_net
 from networks.classifiers import new_classifier, time_convention
 from networks.noise_level import NoiseLevelNet, save_noise_level
@@ -161,7 +160,11 @@ def _build_noise_level(config, data, levels, machine, held_out):
         network_file, picture = FILES['noise_level']
         save_noise_level(outdir / network_file, net, metadata)
         if held_out is not None:
-            save(calibration_curve(calibration(net, net.sigmas, held_out[0])), outdir / picture)
+            with only_a_picture(outdir):
+                from figures.calibration import calibration_curve  # here: matplotlib is slow to import, or broken
+                from figures.canvas import save
+
+                save(calibration_curve(calibration(net, net.sigmas, held_out[0])), outdir / picture)
 
     optimizer = functools.partial(torch.optim.Adam, lr=0.0, weight_decay=config['weight_decay'], fused=True)
     loss = NoiseLevelLoss(forward, net.sigmas, config['xflip'], config['shift'])

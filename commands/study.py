@@ -10,11 +10,9 @@ import torch
 
 from dnnlib import demo
 from dnnlib.cli import blame
-from dnnlib.files import resolve_output
+from dnnlib.files import only_a_picture, resolve_output
 from dnnlib.int_lists import format_int_list
 from dnnlib.run_folder import OPTIONS_FILE, RunFolder, read_options
-from figures.canvas import save
-from figures.study import study_figure
 from generation.costs import NAMES
 from generation.folder import MOVABLE
 from metrics.compare import run_options
@@ -143,6 +141,10 @@ class Study:
             click.echo(as_text(summary) + '\n')
         with blame('--outdir'):
             self.results.save()
+        with only_a_picture(self.folder.path):
+            from figures.canvas import save  # here: matplotlib is slow to import, or broken
+            from figures.study import study_figure
+
             save(study_figure(self.results.summaries), self.folder.path / PICTURE)
         click.echo(f'{self.folder.path / RESULTS}, {PICTURE}')
 

@@ -119,3 +119,13 @@ def file_sha256(path: str | os.PathLike) -> str:
 def file_digest(path: str | os.PathLike) -> str | None:
     """The first digits of a file's SHA-256, to notice a checkpoint that has changed; None if there is no file."""
     return file_sha256(path)[:16] if Path(path).is_file() else None
+
+
+@contextlib.contextmanager
+def only_a_picture(folder: str | os.PathLike):
+    """Report a failure to draw a picture in `folder` instead of raising it, since nothing else depends on it."""
+    try:
+        yield
+    except Exception as error:  # drawing fails in many ways
+        print(f'Warning: the picture in {folder} could not be drawn ({type(error).__name__}: '
+              f'{" ".join(str(error).split())}); nothing else is affected', flush=True)

@@ -3,6 +3,6 @@
 From a notebook: `figures.show(samples)` is a PIL image of all samples.
 """
 
-from .grids import show
+from .notebook import show
 
 __all__ = ['show']

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dnnlib.files import atomic_write
+from dnnlib.files import atomic_write, only_a_picture
 from dnnlib.run_folder import RunFolder
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import load_state, save_state
@@ -306,11 +306,8 @@ class Trainer:
         """Draw the run's picture; a failure is only reported, since training does not depend on it."""
         if self.run.draw is None or dist.get_rank() != 0:
             return
-        try:
+        with only_a_picture(self.outdir):
             self.run.draw(self.stats_file.read())
-        except Exception as error:  # drawing fails in many ways
-            print(f'Warning: the picture in {self.outdir} could not be drawn ({type(error).__name__}: '
-                  f'{" ".join(str(error).split())}); training is not affected', flush=True)
 
     def resume(self):
         """Continue from the saved state, if there is one; statistics written after it was saved are dropped."""

@@ -275,7 +275,7 @@ def test_a_picture_that_fails_does_not_end_a_run(undisturbed, tmp_path, capsys):
 
     assert train(tiny_run(tmp_path / 'run', dropout=0.2, draw=draw, state_sec=0)).reason == 'finished'
     assert_same(undisturbed, tmp_path / 'run')
-    said = 'could not be drawn (ValueError: no point on a log axis); training is not affected'
+    said = 'could not be drawn (ValueError: no point on a log axis); nothing else is affected'
     assert capsys.readouterr().out.count(said) == 20
 
 
