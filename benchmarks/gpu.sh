@@ -28,8 +28,8 @@ vanilla() {
 
 part() {
     case $1 in
-    tests)         $PYTHON -m pytest -q -k "cuda or gpu or waiting" ;;
-    gates-*)       $PYTHON -m pytest -q -m slow tests/laws/test_precision.py -k "test_distances and ${1#gates-}" ;;
+    tests)         $PYTHON -m pytest -q -p no:benchmark -k "cuda or gpu or waiting" ;;
+    gates-*)       $PYTHON -m pytest -q -p no:benchmark -m slow tests/laws/test_precision.py -k "test_distances and ${1#gates-}" ;;
     vanilla)       vanilla ;;
     dg)            bench sampling --network=full --compile --what=dg --batch="$BATCH" --precision=bf16 ;;
     dg-published)  bench sampling --network=full --compile --what=dg --batch=100 --precision=bf16 ;;
