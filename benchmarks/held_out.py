@@ -1,4 +1,4 @@
-"""Which held-out measure of a discriminator tells how much its guidance gains? Measured where the gain can be: on
+"""Which held-out measure of a discriminator predicts how much its guidance gains? Measured where the gain can be: on
 mixtures of Gaussians, with discriminators that have too few images. Its results are in docs/results/README.md.
 
     python -m benchmarks.held_out [--json=docs/results/held-out.json]
@@ -7,6 +7,7 @@ mixtures of Gaussians, with discriminators that have too few images. Its results
 import itertools
 import json
 import math
+from pathlib import Path
 
 import click
 import numpy as np
@@ -16,6 +17,7 @@ from scipy.stats import spearmanr
 from benchmarks.diffrs_mixtures import unbiased_energy_distance
 from diffusion.mixtures import GaussianMixture, MixtureNet
 from diffusion.vpsde import VPSDE
+from dnnlib.cli import blame
 from sampling import DiscriminatorGuidance, edm_sampler
 from torch_utils.progress import progress
 from torch_utils.rng import step_generator
@@ -57,9 +59,9 @@ def images(mixture: GaussianMixture, count: int, *seeds: int) -> torch.Tensor:
 
 def gain(net: Discriminator, count: int, seed: int) -> float:
     """1 less the energy distance of guided samples (weight 1, Heun) to the data, as a share of the unguided one's."""
-    latents = torch.randn([count, DIM, 1, 1], dtype=torch.float64, generator=step_generator(seed, 1))
-    guidance = DiscriminatorGuidance(net.log_ratio, weight_1st=1, weight_2nd=1)
-    real = images(DATA, 2 * count, seed, 2)
+    latents = torch.randn([count, DIM, 1, 1], dtype=torch.float64, generator=step_generator(seed, 0, 1))
+    guidance = DiscriminatorGuidance(net.log_ratio, weight_1st=1, weight_2nd=1, time_min=0)
+    real = images(DATA, 2 * count, seed, 0, 2)
     guided, unguided = (unbiased_energy_distance(edm_sampler(denoiser, latents), real)
                         for denoiser in (guidance(MixtureNet(MODEL)), MixtureNet(MODEL)))
     return 1 - guided / unguided
@@ -68,8 +70,9 @@ def gain(net: Discriminator, count: int, seed: int) -> float:
 def measures(loss: DiscriminatorLoss, real: torch.Tensor, generated: torch.Tensor, seed: int) -> dict:
     """Every held-out measure of training/held_out.py, signed so that less is better."""
     both, target = torch.cat([real, generated]), np.repeat([1, 0], [len(real), len(generated)])
-    generator = step_generator(seed, 3)
-    t = loss.times(torch.rand(len(both), generator=generator))
+    generator = step_generator(seed, 0, 3)
+    strata = torch.randperm(len(both), generator=generator)  # as in training/held_out.py
+    t = loss.times((strata + torch.rand(len(both), generator=generator)) / len(both))
     logits, errors, _ = loss.correction_error(both, None, t, torch.randn(both.shape, generator=generator))
     mean, std = loss.sde.marginal(t.double())
     logits, sigma, errors = (values.double().numpy() for values in (logits, std / mean, errors.detach()))
@@ -82,26 +85,30 @@ def measures(loss: DiscriminatorLoss, real: torch.Tensor, generated: torch.Tenso
 
 
 def train(objective: str, count: int, lr: float, seed: int, samples: int) -> list[dict]:
-    """One training on `count` real and as many generated images: the measures and the gain after each of STEPS."""
+    """One training on `count` real and as many generated images: the measures and the gain after each of STEPS.
+
+    Keys of random numbers are (seed, 0, ...); (seed, step) are those of the steps, from 1.
+    """
     torch.manual_seed(seed)
     net = Discriminator()
     score = objective == 'score'
     loss = (CorrectionLoss if score else DiscriminatorLoss)(
         net, lambda x, t: x, VPSDE(), denoise=lambda x, sigma, classes: MODEL.denoiser(x, sigma).float())
-    real, generated = (images(mixture, count, seed, 4, side) for side, mixture in enumerate((DATA, MODEL)))
-    held_out = [images(mixture, 500, seed, 5, side) for side, mixture in enumerate((DATA, MODEL))]
+    real, generated = (images(mixture, count, seed, 0, 4, side) for side, mixture in enumerate((DATA, MODEL)))
+    held_out = [images(mixture, 500, seed, 0, 5, side) for side, mixture in enumerate((DATA, MODEL))]
     pool = real if score else torch.cat([real, generated])
     targets = torch.cat([torch.ones(len(real)), torch.zeros(len(generated))]).long()[:, None]
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     found = []
     for step in range(1, max(STEPS) + 1):
-        rows = torch.randint(len(pool), [BATCH], generator=step_generator(seed, 6, step))
+        rows = torch.randint(len(pool), [BATCH], generator=step_generator(seed, 0, 6, step))
         value, _ = loss(pool[rows], targets[rows], BatchRandom(seed, step, BATCH, 'cpu'))
         optimizer.zero_grad()
         value.mean().backward()
         optimizer.step()
         if step in STEPS:
-            found.append(dict(step=step, gain=gain(net, samples, seed), **measures(loss, *held_out, seed)))
+            measured = dict(step=step, gain=gain(net, samples, seed), **measures(loss, *held_out, seed))
+            found.append({name: float(f'{value:.5g}') for name, value in measured.items()})
     return found
 
 
@@ -128,16 +135,23 @@ def summary(runs: list[list[dict]]) -> dict[str, list[str]]:
 
 
 @click.command()
-@click.option('--seeds', help='Trainings of each setting', metavar='INT', type=click.IntRange(min=2), default=3)
+@click.option('--repeats', help='Trainings of each setting', metavar='INT', type=click.IntRange(min=1), default=3,
+              show_default=True)
 @click.option('--samples', help='Samples whose distance is measured', metavar='INT', type=click.IntRange(min=100),
-              default=2000)
+              default=2000, show_default=True)
 @click.option('--json', 'path', help='Also write all numbers there', metavar='FILE', type=click.Path(dir_okay=False))
-def main(seeds, samples, path):
-    settings = list(itertools.product(['bce', 'score'], [100, 400, 1600], [1e-3, 4e-3], range(seeds)))
+def main(repeats, samples, path):
+    """Train discriminators on mixtures, measure each of them often, and tabulate which measure predicts its gain."""
+    torch.set_num_threads(1)
+    if path:
+        with blame('--json'):
+            Path(path).touch()
+    # A seed for each: both objectives see the same images, and no two trainings of one objective do.
+    settings = list(enumerate(itertools.product([100, 400, 1600], [1e-3, 4e-3], range(repeats))))
     results = {'bce': [], 'score': []}
-    with progress(total=len(settings), desc='held_out', unit='run') as bar:
-        for objective, *rest in settings:
-            results[objective].append(train(objective, *rest, samples))
+    with progress(total=2 * len(settings), desc='held_out', unit='run') as bar:
+        for (seed, (count, lr, _)), objective in itertools.product(settings, results):
+            results[objective].append(train(objective, count, lr, seed, samples))
             bar.update()
     for objective, runs in results.items():
         print(f'\n--loss={objective}, {len(runs)} trainings')

@@ -160,11 +160,12 @@ def _build_noise_level(config, data, levels, machine, held_out):
         network_file, picture = FILES['noise_level']
         save_noise_level(outdir / network_file, net, metadata)
         if held_out is not None:
+            found = calibration(net, net.sigmas, held_out[0])
             with only_a_picture(outdir):
                 from figures.calibration import calibration_curve  # here: matplotlib is slow to import, or broken
                 from figures.canvas import save
 
-                save(calibration_curve(calibration(net, net.sigmas, held_out[0])), outdir / picture)
+                save(calibration_curve(found), outdir / picture)
 
     optimizer = functools.partial(torch.optim.Adam, lr=0.0, weight_decay=config['weight_decay'], fused=True)
     loss = NoiseLevelLoss(forward, net.sigmas, config['xflip'], config['shift'])

@@ -141,12 +141,14 @@ class Study:
             click.echo(as_text(summary) + '\n')
         with blame('--outdir'):
             self.results.save()
+        click.echo(self.folder.path / RESULTS)
         with only_a_picture(self.folder.path):
             from figures.canvas import save  # here: matplotlib is slow to import, or broken
             from figures.study import study_figure
 
+            (self.folder.path / PICTURE).unlink(missing_ok=True)  # of earlier numbers
             save(study_figure(self.results.summaries), self.folder.path / PICTURE)
-        click.echo(f'{self.folder.path / RESULTS}, {PICTURE}')
+            click.echo(self.folder.path / PICTURE)
 
     @property
     def seeds(self) -> range:

@@ -71,15 +71,16 @@ def of_epochs(run: str, wanted: Collection[int] | None) -> list[Row]:
 def of_trainings(runs: Collection[str], file: str, by_rank: bool) -> list[Row]:
     """A row for each training run; of the same settings but the seed, or `by_rank`, of the same but seed and rank.
 
-    file: see `chosen`. Runs without options.json, as the reproduction's, are taken as they are. Raises ValueError
-    for runs that differ in more, for a run that is named twice, and OSError.
+    file: see `chosen`; if it is an epoch, runs may be of unlike length. Runs without options.json, as the
+    reproduction's, are taken as they are. Raises ValueError for runs that differ in more, for a run that is named
+    twice, and OSError.
     """
     folders = [_folder(run) for run in runs]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError('a run is named twice; each training is one row')
     known = [(run, found) for run, folder in zip(runs, folders, strict=True)
              if (found := read_options(folder / OPTIONS_FILE))]
-    may_differ = MAY_DIFFER | ({'lora_rank'} if by_rank else set())
+    may_differ = MAY_DIFFER | ({'lora_rank'} if by_rank else set()) | (set() if file in ('best', 'last') else {'epoch'})
     for run, found in known[1:]:
         name, before = known[0]
         differing = sorted(key for key in before | found if key not in may_differ and before.get(key) != found.get(key))

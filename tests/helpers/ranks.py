@@ -34,7 +34,7 @@ def serve() -> int | None:
             for stream, name in (1, 'stdout'), (2, 'stderr'):
                 os.dup2(os.open(job[name], os.O_WRONLY | os.O_APPEND), stream)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            return (run_ranks if job['processes'] > 1 else run_script)(job['command'], job['processes'])
+            return run_ranks(job['command'], job['processes']) if job['processes'] > 1 else run_script(job['command'])
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
     return None
 
@@ -65,7 +65,7 @@ def run_ranks(command: list[str], processes: int) -> int:
     return int(failed)
 
 
-def run_script(command: list[str], processes: int = 1) -> int:
+def run_script(command: list[str]) -> int:
     """The script in this process, as Python would start it."""
     random.seed()  # as for processes of their own; only the order of sets stays the same
     np.random.seed()

@@ -59,8 +59,16 @@ def _forker() -> subprocess.Popen:
     """ranks.py, one for each process that runs tests; it ends with it."""
     process = subprocess.Popen([sys.executable, RANKS], cwd=ROOT, text=True, env=_environment_of_runs(),
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-    atexit.register(process.communicate)
+    atexit.register(_end, process)
     return process
+
+
+def _end(forker: subprocess.Popen) -> None:
+    """End ranks.py and whatever it runs."""
+    kill_all(forker)
+    forker.stdin.close()
+    forker.stdout.close()
+    _forker.cache_clear()
 
 
 def _environment_of_runs() -> dict[str, str]:
@@ -80,12 +88,15 @@ def run_forked(script, arguments=(), processes: int = 1, timeout: float = 120, t
                    stderr=stdout.name if together else stderr.name,
                    environment=_environment_of_runs() | (environment or {}))
         forker = _forker()
-        print(json.dumps(job), file=forker.stdin, flush=True)
-        if not select.select([forker.stdout], [], [], timeout)[0]:
-            kill_all(forker)
-            _forker.cache_clear()
-            raise subprocess.TimeoutExpired(command, timeout, stdout.read(), stderr.read())
-        return subprocess.CompletedProcess(command, int(forker.stdout.readline()), stdout.read(), stderr.read())
+        try:
+            print(json.dumps(job), file=forker.stdin, flush=True)
+            if not select.select([forker.stdout], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(command, timeout, stdout.read(), stderr.read())
+            code = int(forker.stdout.readline())
+        except BaseException:  # interrupted, or it died: the next call gets a new one
+            _end(forker)
+            raise
+        return subprocess.CompletedProcess(command, code, stdout.read(), stderr.read())
 
 
 def finish(script, arguments, processes: int = 1, timeout: float = 120) -> tuple[int, str]:

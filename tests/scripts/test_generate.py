@@ -220,8 +220,11 @@ def test_torchrun_gives_the_same_files(files, tmp_path):
                '--steps=2', '--device=cpu', '--precision=fp32', '--S_churn=5']
     two = script_runs.start('generate.py', [*options, f'--outdir={tmp_path}/two'], 2, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT)
-    one = script_runs.finish('generate.py', [*options, f'--outdir={tmp_path}/one'])
-    output, _ = two.communicate(timeout=120)
+    try:
+        one = script_runs.finish('generate.py', [*options, f'--outdir={tmp_path}/one'])
+        output, _ = two.communicate(timeout=120)
+    finally:
+        script_runs.kill_all(two)
     assert (two.returncode, one[0]) == (0, 0), (output, one[1])
     names = sorted(os.listdir(tmp_path / 'one'))
     assert names == sorted(os.listdir(tmp_path / 'two')) and len(names) == 9

@@ -224,6 +224,29 @@ def test_files_of_the_reproduction(networks, tmp_path):
         study_rows.of_trainings([str(tmp_path)], 'best', by_rank=True)
 
 
+def test_a_picture_that_fails_does_not_end_a_study(networks, place, monkeypatch):
+    """As with a broken matplotlib; the picture of earlier numbers goes."""
+    command = *WEIGHTS, DISC.format(networks), '--num_samples=20'
+    run(networks, *command)
+    monkeypatch.setattr('figures.canvas.save', None)
+    summary, output = run(networks, *command, '--blocks=2')
+    assert 'Warning: the picture in ' in output and len(values(summary)) == 3
+    assert not Path('out/study.png').exists() and 'study.json\n' in output
+
+
+def test_runs_of_unlike_length_have_epochs_in_common(tmp_path):
+    for run, length in (('short', 2), ('long', 5)):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / 'options.json').write_text(json.dumps(dict(lr=3, epoch=length)))
+        for epoch in range(1, length + 1):
+            (tmp_path / run / f'discriminator_{epoch}.pt').touch()
+    runs = [f'{tmp_path}/short', f'{tmp_path}/long']
+    rows = study_rows.of_trainings(runs, '2', by_rank=False)
+    assert [row.options['discriminator_ckpt'] for row in rows] == [(f'{run}/discriminator_2.pt',) for run in runs]
+    with pytest.raises(ValueError, match='epoch is 5, not 2'):
+        study_rows.of_trainings(runs, 'last', by_rank=False)
+
+
 def test_sets_of_images(networks, place):
     """The counterpart of the reproduction's fid.py --plot: epoch<k>.npz in a folder."""
     Path('sets').mkdir()
