@@ -9,6 +9,7 @@ OUT=${OUT:-bench-gpu}
 IMAGES=${IMAGES:-50000}
 BATCH=${BATCH:-512}
 PYTHON=${PYTHON:-python3}
+TEST="$PYTHON -m pytest -q -p no:benchmark"  # pytest-benchmark would fail on its own warnings
 
 bench() {
     module=$1; shift
@@ -28,8 +29,8 @@ vanilla() {
 
 part() {
     case $1 in
-    tests)         $PYTHON -m pytest -q -p no:benchmark -k "cuda or gpu or waiting" ;;
-    gates-*)       $PYTHON -m pytest -q -p no:benchmark -m slow tests/laws/test_precision.py -k "test_distances and ${1#gates-}" ;;
+    tests)         $TEST -k "cuda or gpu or waiting" ;;
+    gates-*)       $TEST -m slow tests/laws/test_precision.py -k "test_distances and ${1#gates-}" ;;
     vanilla)       vanilla ;;
     dg)            bench sampling --network=full --compile --what=dg --batch="$BATCH" --precision=bf16 ;;
     dg-published)  bench sampling --network=full --compile --what=dg --batch=100 --precision=bf16 ;;

@@ -10,7 +10,7 @@ set -e
 N=${N:-160}  # images of a row
 IMAGES=${IMAGES:-1000}  # real images of a training, and as many generated ones
 EPOCHS=${EPOCHS:-5}  # of cross-entropy
-SHORT=${SHORT:-2}  # of the trainings that cost several times as much, and of what the ranks are compared with
+SHORT=${SHORT:-2}  # of the trainings that cost several times as much; ranks are compared after these
 STEPS=${STEPS:-5}  # of Heun, for the images to train on and for those that are measured
 WEIGHT=${WEIGHT:-3}
 TRAIN=${TRAIN:-data/cifar10-train.zip}

@@ -19,10 +19,10 @@ draw() {
     lines=$lines${lines:+,}$line
 }
 
-# measure PICTURE: metrics.json and the picture of all points, against evaluations of the score network per image
+# measure [PICTURE]: metrics.json, and a picture of all points against evaluations of the score network per image
 measure() {
     $PYTHON calc_metrics.py calc $images --metrics=fd,kid --num_samples="$N" --blocks="$BLOCKS" \
         --json="$SAMPLES/metrics.json"
-    $PLOT plot.py curve "$SAMPLES/metrics.json" --x=report.nfe.mean --lines="$lines" --out="$SAMPLES/$1" \
+    [ -z "$1" ] || $PLOT plot.py curve "$SAMPLES/metrics.json" --x=report.nfe.mean --lines="$lines" --out="$SAMPLES/$1" \
         --xlabel="evaluations of the score network per image"
 }

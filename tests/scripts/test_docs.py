@@ -27,7 +27,7 @@ def test_code_runs(name, tmp_path, capsys):
     assert blocks(name)
     script = tmp_path / 'page.py'
     script.write_text('\n'.join(blocks(name)))
-    done = run_forked(script, environment=dict(PATH='', HOME=str(tmp_path)))
+    done = run_forked(script, environment=dict(PATH='', HOME=str(tmp_path), DIFFUSION_CACHE=''))
     assert done.returncode == 0, done.stderr[-3000:]
 
 
