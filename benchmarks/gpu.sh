@@ -9,7 +9,7 @@ OUT=${OUT:-bench-gpu}
 IMAGES=${IMAGES:-50000}
 BATCH=${BATCH:-512}
 PYTHON=${PYTHON:-python3}
-TEST="$PYTHON -m pytest -q -p no:benchmark"  # pytest-benchmark would fail on its own warnings
+TEST="$PYTHON -m pytest -q -p no:benchmark"  # beside that plugin they fail
 
 bench() {
     module=$1; shift
