@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from dnnlib.files import atomic_write
+from dnnlib.int_lists import parse_int_list
 from dnnlib.run_folder import REPORT, read_options
 
 from .compare import aligned
@@ -103,21 +104,30 @@ def block_key(source, space: Space, ref_name: str, first: int, count: int, preci
                               space.detector.fingerprint, ref_name, space.ref.count, precision)))
 
 
+def _seeds_of(options: dict, count: int) -> list[int] | None:
+    """Those of the first `count` images, which are measured in the order of their seeds; None if they are unknown."""
+    try:
+        seeds = parse_int_list(str(options['seeds']))
+    except (KeyError, ValueError):
+        return None
+    return list(seeds[:count] if isinstance(seeds, range) else sorted(seeds)[:count])
+
+
 def summarise(space: Space, ref_name: str, runs: dict[str, list[dict[str, Estimate]]], options: list,
               count: int, against: str | None = None) -> dict:
     """What was found in one space, JSON-able: what was compared with what, a result per run, and differences.
 
-    runs: by name, the estimates of each block of `count` images. options: of each run, None if they
-    are unknown; every other run is compared with the one named `against` (None: the first), paired if both have the
-    same seeds. Numbers of another count, detector or reference belong into another summary. `deviations`, `share`:
+    runs: by name, the estimates of each block of `count` images. options: of each run, None if they are unknown; every
+    other run is compared with the one named `against` (None: the first), paired if the images that were measured have
+    the same seeds. Numbers of another count, detector or reference belong into another summary. `deviations`, `share`:
     below these a difference is inconclusive, see `estimate.verdict`.
     """
     distance, ref = space.detector.distance, space.ref
     results = [dict(name=name, metrics=_means(blocks, distance), options=each)
                for (name, blocks), each in zip(runs.items(), options, strict=True)]
-    seeds = {name: (each or {}).get('seeds') for name, each in zip(runs, options, strict=True)}
     against = against or next(iter(runs))
     base = runs[against]
+    seeds = {name: _seeds_of(each or {}, count * len(base)) for name, each in zip(runs, options, strict=True)}
     found = [dict(name=name, against=against, metric=value, label=label(value, distance), scale=metric_of(value).scale,
                   **difference([block[value] for block in blocks], [block[value] for block in base],
                                paired=seeds[name] is not None and seeds[name] == seeds[against])._asdict())

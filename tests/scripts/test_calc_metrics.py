@@ -102,6 +102,11 @@ def test_runs_of_the_same_seeds_are_compared_image_by_image(place):
     result = calc('--images=samples/other', '--num=60', '--metrics=fd,kid,fd_inf', '--json=r.json')
     paired = {each['metric']: each for each in json.loads(Path('r.json').read_text())['summaries'][0]['differences']}
     assert [each['paired'] for each in paired.values()] == [True, True, False]
+    for num, seeds, same in (30, '0-29,40-69', True), (31, '0-29,40-69', False), (60, 'none', False):
+        (place / 'samples/other/options.json').write_text(json.dumps(dict(seeds=seeds)))
+        calc('--images=samples/other', f'--num={num}', '--metrics=fd', '--json=p.json')
+        found, = json.loads(Path('p.json').read_text())['summaries'][0]['differences']
+        assert found['paired'] == same
     (place / 'samples/other/options.json').write_text(json.dumps(dict(seeds='60-119')))
     calc('--images=samples/other', '--num=60', '--metrics=fd', '--json=s.json')
     plain, = json.loads(Path('s.json').read_text())['summaries'][0]['differences']
