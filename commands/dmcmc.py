@@ -31,8 +31,8 @@ PRESETS = {  # resolution, and options that are not given; beside published ones
     'celebahq-kar2-48': (256, dict(chains=20, eta=3.2, n_skip=10, integrator='kar2', num_steps=19, n_init=50,
                                    eta_init=6.4, n_burn=20, noise_level='argmax', tweedie=0.002,
                                    noise_classifier_is='celebahq-256')),
-    # n_skip + (2 steps - 1) + 1 evaluations; a small search, see docs/results/README.md.
-    'cifar10-ours-10': (32, dict(n_skip=4, num_steps=3, integrator='kar1', eta=2.0)),
+    # n_skip + (2 steps - 1) + 1 evaluations; a small search (docs/results/dmcmc-search.sh), see docs/results/README.md.
+    'cifar10-ours-10': (32, dict(n_skip=2, num_steps=4, integrator='kar1', eta=2.0)),
     'cifar10-ours-20': (32, dict(n_skip=10, num_steps=5, integrator='kar1', eta=2.0)),
     'cifar10-ours-40': (32, dict(n_skip=20, num_steps=10, integrator='kar1', eta=2.0)),
 }
