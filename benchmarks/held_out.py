@@ -18,6 +18,7 @@ from benchmarks.diffrs_mixtures import unbiased_energy_distance
 from diffusion.mixtures import GaussianMixture, MixtureNet
 from diffusion.vpsde import VPSDE
 from dnnlib.cli import blame
+from dnnlib.files import atomic_write
 from sampling import DiscriminatorGuidance, edm_sampler
 from torch_utils.progress import progress
 from torch_utils.rng import step_generator
@@ -143,9 +144,8 @@ def summary(runs: list[list[dict]]) -> dict[str, list[str]]:
 def main(repeats, samples, path):
     """Train discriminators on mixtures, measure each of them often, and tabulate which measure predicts its gain."""
     torch.set_num_threads(1)
-    if path:
-        with blame('--json'):
-            Path(path).touch()
+    if path and not Path(path).parent.is_dir():  # before the work, not after it
+        raise click.ClickException(f'--json: {Path(path).parent} is not a folder')
     # A seed for each: both objectives see the same images, and no two trainings of one objective do.
     settings = list(enumerate(itertools.product([100, 400, 1600], [1e-3, 4e-3], range(repeats))))
     results = {'bce': [], 'score': []}
@@ -159,8 +159,8 @@ def main(repeats, samples, path):
         for name, words in summary(runs).items():
             print(f'| {name} | ' + ' | '.join(words) + ' |')
     if path:
-        with open(path, 'w') as file:
-            json.dump(results, file)
+        with blame('--json'), atomic_write(path) as file:
+            file.write(json.dumps(results).encode())
 
 
 if __name__ == '__main__':

@@ -481,6 +481,7 @@ dist.shutdown()
 @pytest.mark.parametrize('rank', ['works', 'hangs'])
 def test_a_rank_is_waited_for_while_it_shows_life(tmp_path, rank):
     (tmp_path / 'life.py').write_text(LIFE)
+    # Less than 6 s is not enough to start on a busy machine.
     done = run_forked(tmp_path / 'life.py', [rank], 2, environment=dict(DIST_TIMEOUT_SEC='6'))
     assert (done.returncode == 0) == (rank == 'works'), done.stderr[-2000:]
     assert ('Timed out: for 6 s' in done.stderr) == (rank == 'hangs'), done.stderr[-2000:]
