@@ -238,7 +238,9 @@ def main(what, dim, images, batch, precision, rounds, device, reference):
         if reference:
             find_checkouts(reference, NEEDED['frechet'])
     torch.manual_seed(0)
-    weights = InceptionV3().eval().requires_grad_(False)
+    weights = None
+    if not {'features', 'fid', 'detectors'}.isdisjoint(what):
+        weights = InceptionV3().eval().requires_grad_(False)
     click.echo(machine(device))
     if 'fid' in what:  # first, so that the largest memory is that of the pass
         bench_fid(weights, images, batch, precision[-1], rounds, device)

@@ -237,13 +237,12 @@ class iDDPMPrecond(TablePrecond):
                          **model_kwargs)
         self.M = _level_count(M)
 
-        def alpha_bar(j):
-            return (0.5 * math.pi * torch.as_tensor(j) / M / (C_2 + 1)).sin() ** 2
-
-        u = torch.zeros(M + 1)
-        for j in range(M, 0, -1):
-            u[j - 1] = ((u[j] ** 2 + 1) / (alpha_bar(j - 1) / alpha_bar(j)).clip(min=C_1) - 1).sqrt()
-        self.register_buffer('u', u)
+        alpha_bar = (0.5 * math.pi * torch.arange(M + 1) / M / (C_2 + 1)).sin() ** 2
+        ratios = (alpha_bar[:-1] / alpha_bar[1:]).clip(min=C_1).unbind()
+        levels = [torch.zeros([])]  # from the smallest up
+        for ratio in reversed(ratios):
+            levels.append(((levels[-1] ** 2 + 1) / ratio - 1).sqrt())
+        self.register_buffer('u', torch.stack(levels[::-1]))
         self._read_range()
         self.register_load_state_dict_post_hook(lambda module, _: module._read_range())
 

@@ -51,6 +51,13 @@ def quick(monkeypatch):
     monkeypatch.setattr(bench, 'matrix_peak', functools.partial(matrix_peak, size=64))
 
 
+@pytest.fixture
+def tiny(monkeypatch, files):
+    """Networks of 16x16 images instead of the demo's."""
+    monkeypatch.setattr(bench, 'network_files', lambda kind, folder: dict(
+        score=files / 'uncond.safetensors', classifier=files / 'classifier.pt', discriminator=files / 'disc_uncond.pt'))
+
+
 def tables(*arguments):
     """title -> rows (name -> cells by column) of the tables that a run prints."""
     result = CliRunner().invoke(bench.main, [*TINY, *arguments])
@@ -75,9 +82,7 @@ def shares(row):
 
 
 @pytest.mark.parametrize('what, titles', [('score', 1), ('discriminator', 2), ('growth', 3)])
-def test_tables_of_networks(quick, monkeypatch, files, what, titles):
-    monkeypatch.setattr(bench, 'network_files', lambda kind, folder: dict(
-        score=files / 'uncond.safetensors', classifier=files / 'classifier.pt', discriminator=files / 'disc_uncond.pt'))
+def test_tables_of_networks(quick, tiny, what, titles):
     found = tables(f'--what={what}')
     assert len(found) == titles
     for rows in found.values():
@@ -86,7 +91,7 @@ def test_tables_of_networks(quick, monkeypatch, files, what, titles):
             check_row(row)
 
 
-def test_tables_of_samplers_take_the_time_apart(quick):
+def test_tables_of_samplers_take_the_time_apart(quick, tiny):
     found = tables('--what=dg,diffrs')
     assert [title.split(',')[0] for title in found] == ['DG', 'DiffRS', 'DiffRS']
     for rows in found.values():

@@ -85,18 +85,20 @@ def read_architecture_of(keys):
 @pytest.mark.parametrize('size', [8, 16, 32, 64, 128, 256, 512])
 @pytest.mark.parametrize('depth', [1, 2, 4])
 def test_architecture_from_shapes(size, depth):
-    for attention in ('', '8', '16,8', '32,16,8'):
-        attention = ','.join(res for res in attention.split(',') if res and int(res) <= size)
-        for channels, outputs, classes in ((1, 7, 0), (3, 1000, 0), (4, 1, 10)):
-            expected = Architecture(size, 64, depth, attention, channels, outputs, classes, default_channel_mult(size))
-            with torch.device('meta'):
-                net = expected.build()
-            state = net.state_dict()
-            assert read_architecture(state, size) == expected
-            if attention:
-                assert read_architecture(state) == expected
-            assert state['middle_block.2.in_layers.0.weight'].shape[0] == expected.feature_channels
-            assert size // net.downsampling == 8
+    """Every attention and every kind of network; they are read from different tensors, so not every pair of both."""
+    attentions = [res for res in ('', '8', '16,8', '32,16,8') if not res or int(res.split(',')[0]) <= size]
+    kinds = [(1, 7, 0), (3, 1000, 0), (4, 1, 10)]
+    for index in range(max(len(attentions), len(kinds))):
+        attention = attentions[index % len(attentions)]
+        expected = Architecture(size, 64, depth, attention, *kinds[index % len(kinds)], default_channel_mult(size))
+        with torch.device('meta'):
+            net = expected.build()
+        state = net.state_dict()
+        assert read_architecture(state, size) == expected
+        if attention:
+            assert read_architecture(state) == expected
+        assert state['middle_block.2.in_layers.0.weight'].shape[0] == expected.feature_channels
+        assert size // net.downsampling == 8
 
 
 @pytest.mark.parametrize('size, mults, attention', [

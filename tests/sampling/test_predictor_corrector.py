@@ -8,8 +8,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from dg_goldens import classifier, discriminator
-from goldens import load
+from goldens import load, recipe_
 from score_sde_goldens import NAMES, golden
 
 from diffusion.mixtures import GaussianMixture, MixtureNet, exact_log_ratio, same_distribution_pvalue
@@ -19,6 +18,7 @@ from diffusion.processes import (
     VariancePreserving,
     predictor_steps,
 )
+from guided_diffusion import create_classifier
 from networks import LogRatio
 from sampling import DiscriminatorGuidance, diffrs_sampler, edm_levels, edm_sampler, sample
 from sampling.denoiser import Denoiser, as_denoiser
@@ -165,14 +165,22 @@ def test_processes_of_networks(folder):
     assert (process_of(infinite).sigma_min, process_of(infinite).sigma_max) == (0.02, 100)
 
 
+@pytest.fixture(scope='module')
+def log_ratio():
+    """Of few layers."""
+    nets = create_classifier(32, 64, 0, channel_mult=[1, 1, 1]), create_classifier(8, 64, 0, in_channels=64,
+                                                                                  out_channels=1)
+    return LogRatio(*(recipe_(net, half=True).eval().requires_grad_(False) for net in nets))
+
+
 @pytest.mark.parametrize('name', NAMES)
-def test_samplers_run_on_every_backbone(folder, name):
+def test_samplers_run_on_every_backbone(folder, log_ratio, name):
     """EDM's sampler, guided, rejection, and the published ones: finite images, the same from the same seeds.
 
     Random weights drive states up to 400, at which float32 cancels in the score at small noise levels.
     """
     net, _ = golden(name, folder)
-    log_ratio, levels = LogRatio(classifier(), discriminator('uncond')), edm_levels(net, 2)
+    levels = edm_levels(net, 2)
     accept = Thresholds(np.full(3, -1e6), np.full(3, -1e6))
     runs = [(edm_sampler, dict(levels=levels, guidance=DiscriminatorGuidance(log_ratio))),
             (diffrs_sampler, dict(levels=levels, log_ratio=log_ratio, thresholds=accept)),
