@@ -17,14 +17,15 @@ class GaussianMixture:
         weights = torch.ones(count) if weights is None else torch.as_tensor(weights)
         self.weights = weights.to(torch.float64) / weights.to(torch.float64).sum()  # [K]
         self.stds = torch.as_tensor(stds, dtype=torch.float64).expand(count)  # [K]
+        self._variances = self.stds.square()
+        self._log_factors = self.weights.log() - 0.5 * self.dim * math.log(2 * math.pi)
 
     def _log_joint(self, x, sigma):
         """log w_k + log N(x; m_k, s_k^2 + sigma^2) [N, K] for x [N, D]; also the variances [N, K]."""
-        variance = (self.stds ** 2 + torch.as_tensor(sigma, dtype=torch.float64).reshape(-1, 1) ** 2)
+        variance = self._variances + torch.as_tensor(sigma, dtype=torch.float64).reshape(-1, 1).square()
         variance = variance.expand(len(x), -1)  # [N, K]
         squares = (x[:, None, :] - self.means).square().sum(2)  # [N, K]
-        normaliser = 0.5 * self.dim * torch.log(2 * torch.pi * variance)
-        return self.weights.log() - 0.5 * squares / variance - normaliser, variance
+        return self._log_factors - 0.5 * (squares / variance + self.dim * variance.log()), variance
 
     def log_density(self, x, sigma=0.0):
         """log p(x; sigma) [N] of the mixture plus noise of standard deviation sigma ([] or [N]); differentiable."""
@@ -41,9 +42,9 @@ class GaussianMixture:
         flat = x.flatten(1).to(torch.float64)
         joint, variance = self._log_joint(flat, sigma)
         responsibility = joint.softmax(1)  # [N, K]
-        shrink = (self.stds ** 2 / variance)[:, :, None]  # [N, K, 1]
-        means = self.means + shrink * (flat[:, None, :] - self.means)  # [N, K, D]
-        return (responsibility[:, :, None] * means).sum(1).reshape(x.shape)
+        of_x = responsibility * self._variances / variance  # [N, K], the weight of x itself; the means get the rest
+        means = ((responsibility - of_x)[:, :, None] * self.means).sum(1)  # [N, D]
+        return (means + of_x.sum(1, keepdim=True) * flat).reshape(x.shape)
 
     def sample(self, n, generator=None):
         """n draws [n, D]."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from torch_utils.rng import randn_rows
 from torch_utils.transfer import upload
 
 from . import diffrs_rules as rules
@@ -162,8 +163,8 @@ class SlotMachine:
 
     def normal(self, rows: np.ndarray) -> torch.Tensor:
         """Standard normal noise [n, C, H, W] for the slots `rows`."""
-        return torch.stack([torch.randn(self.x.shape[1:], generator=self.noise_streams[row], dtype=torch.float64,
-                                        device=self.device) for row in rows.tolist()])
+        return randn_rows([self.noise_streams[row] for row in rows.tolist()], self.x.shape[1:], dtype=torch.float64,
+                          device=self.device)
 
     def upload(self, rows: np.ndarray, *values: np.ndarray) -> tuple[torch.Tensor, ...]:
         """Slots as an index and numbers [n] for them, float64, on the device, in one transfer without waiting."""

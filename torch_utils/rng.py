@@ -28,15 +28,19 @@ class StackedRandomGenerator:
         for generator, state in zip(self.generators, torch.as_tensor(states), strict=True):
             generator.set_state(state.clone())  # torch crashes on unaligned memory, such as that of a file
 
-    def _stack(self, draw, size, **kwargs) -> torch.Tensor:
+    def _check(self, size) -> None:
         if size[0] != len(self.generators):
             raise ValueError(f'a draw of {size[0]} rows from {len(self.generators)} generators')
+
+    def _stack(self, draw, size, **kwargs) -> torch.Tensor:
+        self._check(size)
         kwargs = dict(device=self.device) | kwargs
         return torch.stack([draw(size[1:], generator=generator, **kwargs) for generator in self.generators])
 
     def randn(self, size, **kwargs) -> torch.Tensor:
         """Standard normal [N, ...]."""
-        return self._stack(torch.randn, size, **kwargs)
+        self._check(size)
+        return randn_rows(self.generators, size[1:], **dict(device=self.device) | kwargs)
 
     def randn_like(self, input: torch.Tensor) -> torch.Tensor:
         """Standard normal of the shape, dtype and device of `input` [N, ...]."""
@@ -49,6 +53,14 @@ class StackedRandomGenerator:
     def randint(self, high: int, *, size, **kwargs) -> torch.Tensor:
         """Integers from 0 to high - 1, [N, ...]."""
         return self._stack(functools.partial(torch.randint, high), size, **kwargs)
+
+
+def randn_rows(generators, size, **kwargs) -> torch.Tensor:
+    """Standard normal [N, *size], row k as `torch.randn` draws it from generators[k]."""
+    rows = torch.empty([len(generators), *size], **kwargs)
+    for row, generator in zip(rows.unbind(), generators):  # for small rows a third of the time of a stack
+        row.normal_(generator=generator)
+    return rows
 
 
 def step_seed(*key: int) -> int:

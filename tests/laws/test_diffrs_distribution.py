@@ -29,13 +29,30 @@ from sampling import diffrs_rules as rules
 from sampling.diffrs_rules import RULES, Thresholds, make_thresholds
 
 
+@functools.cache
+def run_at(rule, percentile, S_churn):
+    """A run of 3000 samples, with churn 6000, which tests share: any part of it is what its seeds alone would give."""
+    n = 6000 if S_churn else 3000
+    return sample(range(n), rule=rule, rej_percentile=percentile, S_churn=S_churn, batch=n // 2)
+
+
+@functools.cache
+def published_run_with_churn():
+    """At 0.98, since it is far worse, and far slower, at 0.99; with fewer slots than samples."""
+    return sample(range(500), rej_percentile=0.98, S_churn=40, batch=100)
+
+
+def part(run, start, end):
+    """The samples of some of the seeds of a run."""
+    return {name: array[start:end] for name, array in run.items()}
+
+
 @pytest.mark.parametrize('rule', RULE_NAMES)
 def test_wrong_model_moves_to_the_right_distribution(rule):
     """A published prototype left 0.5, 0.2 and 0.01 of the distance of plain EDM."""
     n, reference = 3000, data(3000)
     unguided = distance(plain(range(n)), reference)
-    left = [distance(sample(range(n), rule=rule, rej_percentile=p)['images'], reference) / unguided
-            for p in (0.75, 0.9, 0.99)]
+    left = [distance(run_at(rule, p, 0)['images'], reference) / unguided for p in (0.75, 0.9, 0.99)]
     assert left[0] < 0.5 and left[1] < 0.2 and left[2] < 0.01, left
 
 
@@ -52,8 +69,8 @@ def test_exact_rule_is_not_biased_by_its_early_tests():
 
     Separate budgets at 0.99 for each level gave the third 0.367 instead of 0.4, since the chances of 20 levels add up.
     """
-    n, expected = 6000, DATA.weights.numpy()
-    run = sample(range(n), rule='exact', rej_percentile=0.99, S_churn=40, batch=1500)
+    run, expected = run_at('exact', 0.99, 40), DATA.weights.numpy()
+    n = len(run['images'])
     shares = np.bincount(DATA.component(run['images']).numpy(), minlength=3) / n
     assert (np.abs(shares - expected) < 4 * np.sqrt(expected * (1 - expected) / n)).all(), shares
 
@@ -62,8 +79,8 @@ def test_a_tight_cap_selects_quick_paths_under_the_published_rule_only():
     """docs/equations.md: samples that need many evaluations start again, so the distribution moves to quick ones."""
     pvalues = {}
     for rule in RULE_NAMES:
-        free, capped = (sample(seeds, rule=rule, rej_percentile=0.9, max_iter=cap)
-                        for seeds, cap in ((range(1000), math.inf), (range(1000, 2000), 2 * STEPS + 1)))
+        free = part(run_at(rule, 0.9, 0), 0, 1000)
+        capped = sample(range(1000, 2000), rule=rule, rej_percentile=0.9, max_iter=2 * STEPS + 1)
         assert np.mean(capped['cap_hits'] > 0) > 0.3
         pvalues[rule] = same_distribution_pvalue(free['images'], capped['images'], permutations=200)
     assert pvalues['published'] < 0.01 < 0.02 < pvalues['exact'], pvalues
@@ -81,9 +98,9 @@ def test_rounding_flips_decisions_and_not_the_distribution(rule):
     net, options = MixtureNet(MODEL), dict(rule=rule, rej_percentile=0.9, batch=1000)
     net.mixture = types.SimpleNamespace(denoiser=rounded(MODEL.denoiser))
     run = functools.partial(sample, range(1000, 2000), thresholds=warmup(), **options)
-    exact, half = sample(range(1000, 2000), **options), run(net=net, log_ratio=rounded(LOG_RATIO))
+    exact, half = part(run_at(rule, 0.9, 0), 1000, 2000), run(net=net, log_ratio=rounded(LOG_RATIO))
     assert 0 < np.mean(exact['nfe'] != half['nfe']) < 0.2  # decisions do flip
-    others = sample(range(1000), **options)['images']
+    others = run_at(rule, 0.9, 0)['images'][:1000]
     assert same_distribution_pvalue(half['images'], others, permutations=200) > 0.02
     wrong = run(log_ratio=lambda *args: 1.5 * LOG_RATIO(*args))
     assert same_distribution_pvalue(wrong['images'], others, permutations=200) < 0.01
@@ -93,8 +110,8 @@ def test_churn_breaks_the_published_rule_and_not_the_exact_one():
     """docs/equations.md: after a rewind the published rule weights by the ratio once more."""
     reference = data(1500)
     unguided = distance(plain(range(1500), S_churn=40), reference)
-    published = sample(range(500), rej_percentile=0.98, S_churn=40)  # far worse, and far slower, at 0.99
-    exact = sample(range(1500), rule='exact', rej_percentile=0.99, S_churn=40)
+    published = published_run_with_churn()
+    exact = part(run_at('exact', 0.99, 40), 0, 1500)
     # the model has too little of the third component, the published rule ends with too much of it
     share = [(DATA.component(run['images']) == 2).double().mean().item() for run in (published, exact)]
     assert share[0] > 0.55 and abs(share[1] - 0.4) < 0.06, share
@@ -144,7 +161,7 @@ def test_exact_rule_needs_as_many_paths_as_predicted():
         calibration = warmup(S_churn)
         limits = make_thresholds(calibration, percentile, RULES['exact'])
         predicted = 1 / expected_acceptance(calibration, limits)
-        paths = 1 + sample(range(2000), rule='exact', rej_percentile=percentile, S_churn=S_churn)['rejections'].sum(1)
+        paths = 1 + run_at('exact', percentile, S_churn)['rejections'][:2000].sum(1)
         # geometric numbers of paths, and a prediction from 4000 trajectories
         error = predicted * math.sqrt(1 - 1 / predicted) * math.sqrt(1 / 2000 + 1 / 4000)
         assert abs(paths.mean() - predicted) < 4 * error
@@ -173,15 +190,15 @@ def test_acceptance_rate_of_the_prior_and_of_the_first_step():
 # Slow samples.
 
 def test_slow_samples_are_waited_for():
-    run = sample(range(100), rej_percentile=0.97, S_churn=40, batch=20)
-    assert len(run['images']) == 100 and run['nfe'].max() > 3 * np.median(run['nfe'])
+    run = published_run_with_churn()
+    assert len(run['images']) == 500 and run['nfe'].max() > 3 * np.median(run['nfe'])
 
 
 def test_dropping_slow_samples_would_bias_the_published_rule_only():
     """The quicker half of the samples (a quota filled by the first to finish) differs from the other half."""
     pvalues = {}
     for rule in RULE_NAMES:
-        run = sample(range(1600), rule=rule, rej_percentile=0.9)
+        run = part(run_at(rule, 0.9, 0), 0, 1600)
         order = np.random.default_rng(0).permutation(1600)
         order = order[np.argsort(run['nfe'][order], kind='stable')]
         quick, slow = run['images'][order[:800]], run['images'][order[800:]]

@@ -7,6 +7,13 @@ import pytest
 from script_runs import comparable, finish, run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
+SMALL_DEMO = '''
+import sys
+sys.path.insert(0, {root!r})
+from dnnlib import demo
+demo.DEMO_SCORE, demo.DEMO_CLASSIFIER, demo.DEMO_DISCRIMINATOR = {files!r}
+{code}
+'''
 REGISTER = '''
 import sys
 sys.path.insert(0, {root!r})
@@ -22,11 +29,15 @@ def blocks(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize('name', ['README.md', 'docs/extending.md'])
-def test_code_runs(name, tmp_path, capsys):
-    """In one process for each page, in the repository, as a reader types it."""
+def test_code_runs(name, files, tmp_path):
+    """In one process for each page, in the repository, as a reader types it, with small networks as bundled ones.
+
+    tests/networks/test_log_ratio.py loads the bundled ones by the same calls.
+    """
     assert blocks(name)
     script = tmp_path / 'page.py'
-    script.write_text('\n'.join(blocks(name)))
+    small = [f'{files}/{name}' for name in ('uncond.safetensors', 'classifier.pt', 'disc_uncond.pt')]
+    script.write_text(SMALL_DEMO.format(root=str(ROOT), files=small, code='\n'.join(blocks(name))))
     done = run_forked(script, environment=dict(PATH='', HOME=str(tmp_path), DIFFUSION_CACHE=''))
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -45,12 +56,12 @@ def test_a_new_sampler_works_from_the_command_line(files, tmp_path):
                                                            f"SAMPLERS['euler'] = euler_sampler"))
     arguments = ['--sampler=euler', '--set', 'power=1.1', f'--network={files}/uncond.safetensors', '--steps=2',
                  '--dg_weight_1st_order=0', '--seeds=0-6', '--batch=2', '--device=cpu', '--precision=fp32']
-    for folder, processes in (('one', 1), ('two', 2)):
-        code, output = finish(script, [*arguments, f'--outdir={tmp_path / folder}'], processes)
-        assert code == 0 and '2 evaluations of the score network' in output, output
-    assert comparable(tmp_path / 'one') == comparable(tmp_path / 'two')
-    (tmp_path / 'one' / 'samples_00000002.npz').unlink()
-    code, output = finish(script, [*arguments, f'--outdir={tmp_path / "one"}'])
-    assert '2 of them new' in output and comparable(tmp_path / 'one') == comparable(tmp_path / 'two')
-    code, output = finish(script, [*arguments, '--set', 'speed=2', f'--outdir={tmp_path / "other"}'])
+    code, output = finish(script, [*arguments, f'--outdir={tmp_path}/run'], processes=2)
+    assert code == 0 and '2 evaluations of the score network' in output, output
+    whole = comparable(tmp_path / 'run')
+    for first in (0, 2, 6):
+        (tmp_path / f'run/samples_{first:08d}.npz').unlink()
+    code, output = finish(script, [*arguments, f'--outdir={tmp_path}/run'])
+    assert '5 of them new' in output and comparable(tmp_path / 'run') == whole, output
+    code, output = finish(script, [*arguments, '--set', 'speed=2', f'--outdir={tmp_path}/other'])
     assert code == 1 and "Error: --set: 'speed=2' is not NAME=VALUE" in output, output

@@ -50,8 +50,15 @@ def networks(tmp_path_factory):
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def pictures():
+    """For tests that look at the picture of a study. It takes a second; the others get an empty file."""
+
+
+@pytest.fixture
+def place(request, tmp_path, monkeypatch):
     """A working folder with statistics of a detector that costs nothing."""
+    if 'pictures' not in request.fixturenames:
+        monkeypatch.setattr('figures.canvas.save', lambda figure, path: Path(path).touch())
     monkeypatch.setitem(DETECTORS, 'colours', toy_detector.KIND)
     monkeypatch.chdir(tmp_path)
     toy_detector.write_statistics(tmp_path / 'stats.npz')
@@ -89,7 +96,7 @@ WEIGHTS = ('weights', '--dg_weight_1st_order=0,1,40')
 DISC = '--discriminator_ckpt={}/a/best.pt'
 
 
-def test_numbers_are_those_of_calc_metrics_on_the_same_images(networks, place):
+def test_numbers_are_those_of_calc_metrics_on_the_same_images(networks, place, pictures):
     summary, output = run(networks, *WEIGHTS, DISC.format(networks), '--metrics=fd,kid', '--blocks=2', '--seed=7')
     assert {path.name for path in Path('out').iterdir()} == FILES
     assert Path('out/study.png').read_bytes().startswith(b'\x89PNG')

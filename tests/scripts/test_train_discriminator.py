@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 
 import train as script
+from commands import discriminator as discriminator_command
 from diffusion.vpsde import VPSDE
 from guided_diffusion import create_classifier
 from torch_utils.checkpoint import read_network, save_network
@@ -177,6 +178,17 @@ def room(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def pictures():
+    """For tests that look at the picture of a run. It takes a second; the others get an empty file."""
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request, monkeypatch):
+    if 'pictures' not in request.fixturenames:
+        monkeypatch.setattr(discriminator_command, 'draw_training', lambda lines, path: path.touch())
+
+
 def run(room, savedir, *options, gendir='gen', datadir='real.npz', ckpt='classifier.pt'):
     arguments = [f'--savedir={room / savedir}', f'--gendir={room / gendir}', f'--datadir={room / datadir}',
                  f'--pretrained_classifier_ckpt={room / ckpt}', '--img_resolution=16', '--width=64', '--depth=1',
@@ -189,7 +201,7 @@ def states_equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_script_writes_what_dg_reads_and_resumes_bitwise(room):
+def test_script_writes_what_dg_reads_and_resumes_bitwise(room, pictures, monkeypatch):
     result = run(room, 'whole', '--cond=1', '--val_fraction=0.25', datadir='real_label.npz')
     assert result.exit_code == 0, result.output
     assert '0.5 are expected' in result.output
@@ -209,6 +221,7 @@ def test_script_writes_what_dg_reads_and_resumes_bitwise(room):
     best = min(lines, key=lambda line: line['held_out_loss'])['epoch']
     assert states_equal(room / 'whole' / 'best.pt', room / 'whole' / f'discriminator_{best}.pt')
 
+    monkeypatch.setattr(discriminator_command, 'draw_training', lambda lines, path: path.touch())
     result = run(room, 'parts', '--cond=1', '--val_fraction=0.25', '--max_minutes=0', datadir='real_label.npz')
     assert result.exit_code == 0 and 'the same command resumes' in result.output, result.output  # after one step
     assert not (room / 'parts' / 'discriminator_1.pt').exists()
@@ -227,7 +240,7 @@ def test_script_writes_what_dg_reads_and_resumes_bitwise(room):
     assert result.exit_code == 0 and f'best.safetensors is epoch {best}' in result.output
 
 
-def test_few_images(room):
+def test_few_images(room, pictures):
     """Two are held out, so no noise level has both sides and there is nothing to draw, which does not end the run."""
     result = run(room, 'few', '--num_data=8', '--val_fraction=0.12', '--batch_size=7', '--epoch=1')
     assert result.exit_code == 0, result.output

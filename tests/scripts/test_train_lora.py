@@ -12,10 +12,16 @@ from script_runs import ROOT, finish
 import generate
 import generate_diffrs
 import train
-from commands import loading
+from commands import discriminator, loading
 from networks import lora
 from torch_utils import checkpoint
 from torch_utils.checkpoint import read_network
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    """An empty file for the picture of a run, which takes a second."""
+    monkeypatch.setattr(discriminator, 'draw_training', lambda lines, path: path.touch())
 
 
 def invoke(main, *args):
