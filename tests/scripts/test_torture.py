@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from script_runs import ROOT, comparable, diffrs_arguments, finish, generate_arguments, kill_all, kill_rank, start
+from script_runs import (
+    ROOT,
+    comparable,
+    diffrs_arguments,
+    finish,
+    generate_arguments,
+    kill_all,
+    kill_rank,
+    start_forked,
+)
 
 import generate
 import generate_diffrs
@@ -49,7 +58,7 @@ class Torturer:
         delay = self.random.uniform(0, longest_sec if wait_for_file else 5 * longest_sec)
         victim = self.random.choice([0, 1, 'all']) if victim is None else victim
         before = state(self.folder)
-        process = start(*self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start_forked(*self.command)
         started = time.monotonic()
         try:
             while wait_for_file and process.poll() is None and state(self.folder) <= before:
