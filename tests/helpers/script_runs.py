@@ -35,6 +35,11 @@ def diffrs_arguments(files, *args):
             '--device=cpu', '--precision=fp32', *map(str, args)]
 
 
+def few_trajectories(rounds: int) -> range:
+    """Six trajectories of a DiffRS warm-up instead of a hundred a round, in place of `commands.diffrs.warmup_seeds`."""
+    return range(6 * rounds)
+
+
 def invoke(main, *args) -> Result:
     """Run a script's command in this process. Raises what it did not turn into an exit code."""
     result = CliRunner().invoke(main, [str(arg) for arg in args])

@@ -84,8 +84,9 @@ def assert_same(a, b, exact=False, atol=2e-4):
 def test_two_processes_train_as_one_does(room, tmp_path, name):
     """Gradient accumulation included: each of two processes takes its share in parts, the last of them smaller."""
     command = commands(room)[name]
-    run(command, tmp_path / 'one')
-    output = run(command, tmp_path / 'two', 2, f'--batch_gpu={20 if name == "score" else 3}')
+    save = ['--save_minutes=60'] * (name == 'score')
+    run(command, tmp_path / 'one', 1, *save)
+    output = run(command, tmp_path / 'two', 2, f'--batch_gpu={20 if name == "score" else 3}', *save)
     assert output.count('finished') <= 1  # only rank 0 prints
     if name != 'features':  # batch norm sees one forward pass, so the division matters
         assert_same(tmp_path / 'one', tmp_path / 'two')
@@ -141,8 +142,8 @@ def test_killed_at_random_moments(room, tmp_path, kills):
     while done < kills and disturb(command, tmp_path / 'killed', draw):
         done += 1
     assert done >= min(kills, 1)
-    run(command, tmp_path / 'killed', 2)
-    run(command, tmp_path / 'whole', 2)
+    run(command, tmp_path / 'killed', 2, '--save_minutes=60')
+    run(command, tmp_path / 'whole', 2, '--save_minutes=60')
     assert_same(tmp_path / 'killed', tmp_path / 'whole', exact=True)
     if kills > 1:
         assert done == kills
