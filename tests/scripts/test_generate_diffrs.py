@@ -293,6 +293,8 @@ def test_two_processes_draw_the_same_samples(files, tmp_path):
         command = arguments(files, f'--outdir={tmp_path}/{processes}', '--seeds=0-6', '--batch=3')
         code, output = finish(tmp_path / 'job.py', command, processes, timeout=240)
         assert code == 0, output[-2000:]
+    thresholds = [(tmp_path / processes / 'thresholds.json').read_text() for processes in '12']
+    assert thresholds[0] == thresholds[1]
     expected, found = samples(tmp_path / '1'), samples(tmp_path / '2')
     assert np.array_equal(found['nfe'], expected['nfe'])
     assert np.abs(found['samples'].astype(int) - expected['samples']).max() <= 1
