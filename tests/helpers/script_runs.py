@@ -35,6 +35,11 @@ def diffrs_arguments(files, *args):
             '--device=cpu', '--precision=fp32', *map(str, args)]
 
 
+def few_trajectories(rounds: int) -> range:
+    """Six trajectories of a DiffRS warm-up instead of a hundred a round, in place of `commands.diffrs.warmup_seeds`."""
+    return range(6 * rounds)
+
+
 def invoke(main, *args) -> Result:
     """Run a script's command in this process. Raises what it did not turn into an exit code."""
     result = CliRunner().invoke(main, [str(arg) for arg in args])
@@ -54,25 +59,100 @@ def start(script, arguments, processes: int = 1, launcher=(), environment=None, 
                             env=_environment_of_runs() | (environment or {}), start_new_session=True, **kwargs)
 
 
-@functools.cache
-def _forker() -> subprocess.Popen:
+class Forked:
+    """A script forked from a process that has imported torch already, in its own session; as subprocess.Popen."""
+
+    returncode: int | None = None
+
+    def __init__(self, script, arguments=(), processes: int = 1, launcher=(), together: bool = False, environment=None,
+                 cwd=ROOT):
+        self.command = [str(word) for word in (Path(cwd, script), *arguments)]
+        self._stdout, self._stderr = (tempfile.NamedTemporaryFile('r') for _ in range(2))
+        job = dict(command=self.command, processes=processes, launcher=list(launcher), cwd=str(cwd),
+                   stdout=self._stdout.name, stderr=(self._stdout if together else self._stderr).name,
+                   environment=_environment_of_runs() | (environment or {}))
+        self._forker = _forker()
+        self.pid = self._forker.start(job)
+
+    def poll(self) -> int | None:
+        """The exit code, None if it is still running."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code. Raises subprocess.TimeoutExpired."""
+        if self.returncode is None and not self._forker.has_ended(self.pid, timeout):
+            raise subprocess.TimeoutExpired(self.command, timeout, *self._outputs())
+        self.returncode = self._forker.codes[self.pid]
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it has printed by its end. Raises subprocess.TimeoutExpired."""
+        self.wait(timeout)
+        return self._outputs()
+
+    def _outputs(self) -> tuple[str, str]:
+        return tuple(Path(file.name).read_text() for file in (self._stdout, self._stderr))
+
+
+class Forker:
     """ranks.py, one for each process that runs tests; it ends with it."""
-    process = subprocess.Popen([sys.executable, RANKS], cwd=ROOT, text=True, env=_environment_of_runs(),
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-    atexit.register(_end, process)
-    return process
+
+    def __init__(self):
+        self.process = subprocess.Popen([sys.executable, RANKS], cwd=ROOT, env=_environment_of_runs(), bufsize=0,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        self.codes: dict[int, int] = {}  # of the processes that have ended
+        atexit.register(self.end)
+
+    def start(self, job: dict) -> int:
+        """The number of the process that does it."""
+        self.process.stdin.write(json.dumps(job).encode() + b'\n')
+        while (said := self._hear())[0] != 'started':
+            pass
+        return int(said[1])
+
+    def has_ended(self, pid: int, timeout: float | None) -> bool:
+        """Whether it has ended after `timeout` seconds at most."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while pid not in self.codes:
+            if not self._hear(None if end is None else max(end - time.monotonic(), 0)):
+                return False
+        return True
+
+    def _hear(self, timeout: float | None = None) -> list[str]:
+        """The words of the next line, none after `timeout` seconds."""
+        if not select.select([self.process.stdout], [], [], timeout)[0]:
+            return []
+        said = self.process.stdout.readline().decode().split()
+        if not said:
+            raise EOFError('ranks.py has died')
+        if said[0] == 'started':
+            self.codes.pop(int(said[1]), None)  # of an earlier process of this number
+        else:
+            self.codes[int(said[1])] = int(said[2])
+        return said
+
+    def end(self) -> None:
+        """End ranks.py and whatever it runs; the next script gets a new one."""
+        _forker.cache_clear()
+        atexit.unregister(self.end)
+        kill_all(self.process)
+        self.process.stdin.close()
+        self.process.stdout.close()
 
 
-def _end(forker: subprocess.Popen) -> None:
-    """End ranks.py and whatever it runs."""
-    kill_all(forker)
-    forker.stdin.close()
-    forker.stdout.close()
-    _forker.cache_clear()
+_forker = functools.cache(Forker)
 
 
 def _environment_of_runs() -> dict[str, str]:
     return os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+
+
+def start_forked(script, arguments, processes: int = 2, launcher=(), environment=None) -> Forked:
+    """As `start` with torchrun, which runs and forks the ranks in processes that have imported torch already."""
+    launcher = launcher or ['--standalone', f'--nproc_per_node={processes}']
+    return Forked(script, arguments, processes, launcher, together=True, environment=environment)
 
 
 def run_forked(script, arguments=(), processes: int = 1, timeout: float = 120, together: bool = False,
@@ -82,21 +162,13 @@ def run_forked(script, arguments=(), processes: int = 1, timeout: float = 120, t
     Several processes are ranks as torchrun starts them, without its own start. `together`: both streams in `stdout`;
     `environment`: more variables. Raises subprocess.TimeoutExpired.
     """
-    command = [str(word) for word in (Path(cwd, script), *arguments)]
-    with tempfile.NamedTemporaryFile('r') as stdout, tempfile.NamedTemporaryFile('r') as stderr:
-        job = dict(processes=processes, command=command, cwd=str(cwd), stdout=stdout.name,
-                   stderr=stdout.name if together else stderr.name,
-                   environment=_environment_of_runs() | (environment or {}))
-        forker = _forker()
-        try:
-            print(json.dumps(job), file=forker.stdin, flush=True)
-            if not select.select([forker.stdout], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired(command, timeout, stdout.read(), stderr.read())
-            code = int(forker.stdout.readline())
-        except BaseException:  # interrupted, or it died: the next call gets a new one
-            _end(forker)
-            raise
-        return subprocess.CompletedProcess(command, code, stdout.read(), stderr.read())
+    try:
+        process = Forked(script, arguments, processes, (), together, environment, cwd)
+        stdout, stderr = process.communicate(timeout)
+    except BaseException:  # interrupted, or it died
+        _forker().end()
+        raise
+    return subprocess.CompletedProcess(process.command, process.returncode, stdout, stderr)
 
 
 def finish(script, arguments, processes: int = 1, timeout: float = 120) -> tuple[int, str]:
@@ -115,7 +187,7 @@ def children(pid: int) -> list[int]:
     return [descendant for child in direct for descendant in (child, *children(child))]
 
 
-def kill_all(process: subprocess.Popen) -> None:
+def kill_all(process: subprocess.Popen | Forked) -> None:
     """SIGKILL a launcher and everything below it at once; returns when all are gone."""
     pids = [process.pid, *children(process.pid)]
     for pid in pids:
@@ -125,13 +197,22 @@ def kill_all(process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-def rank_pids(process: subprocess.Popen, rank: int | None = None) -> list[int]:
+def rank_pids(process: subprocess.Popen | Forked, rank: int | None = None) -> list[int]:
     """Processes of one rank (None: of all) below a launcher."""
-    ranks = [(pid, _environment(pid).get('RANK')) for pid in children(process.pid)]
-    return [pid for pid, found in ranks if found is not None and rank in (None, int(found))]
+    ranks = [(pid, _rank_of(pid)) for pid in children(process.pid)]
+    return [pid for pid, found in ranks if found is not None and rank in (None, found)]
 
 
-def kill_rank(process: subprocess.Popen, rank: int) -> bool:
+def _rank_of(pid: int) -> int | None:
+    """By the environment that it started with or, if it was forked, by the name that it has given itself."""
+    with contextlib.suppress(OSError):
+        if (words := Path(f'/proc/{pid}/comm').read_text().split())[0] == 'rank':
+            return int(words[1])
+    rank = _environment(pid).get('RANK')
+    return None if rank is None else int(rank)
+
+
+def kill_rank(process: subprocess.Popen | Forked, rank: int) -> bool:
     """SIGKILL one rank below a launcher; returns whether there was one."""
     ranks = rank_pids(process, rank)
     for pid in ranks:

@@ -20,6 +20,7 @@ from script_runs import (
     rank_pids,
     run_forked,
     start,
+    start_forked,
     wait_until,
 )
 
@@ -51,9 +52,9 @@ def has_shards(folder, count=1):
 
 def test_two_nodes_give_the_files_of_one_process(files, tmp_path):
     """Two launchers that find each other by a rendezvous, as two machines would."""
-    launcher = ['-m', 'torch.distributed.run', '--nnodes=2', '--nproc_per_node=1', '--rdzv_backend=c10d',
-                f'--rdzv_endpoint=localhost:{free_port()}', '--rdzv_id=test']
-    nodes = [start(ROOT / 'generate.py', arguments(files, tmp_path / 'two', 16), launcher=launcher, **PIPES)
+    launcher = ['--nnodes=2', '--nproc_per_node=1', '--rdzv_backend=c10d', f'--rdzv_endpoint=localhost:{free_port()}',
+                '--rdzv_id=test']
+    nodes = [start_forked(ROOT / 'generate.py', arguments(files, tmp_path / 'two', 16), launcher=launcher)
              for _ in range(2)]
     try:
         outputs = [node.communicate(timeout=120)[0] for node in nodes]

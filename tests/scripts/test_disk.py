@@ -11,18 +11,28 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from script_runs import ROOT, comparable, contents, diffrs_arguments, finish, generate_arguments, invoke
+from script_runs import (
+    ROOT,
+    comparable,
+    contents,
+    diffrs_arguments,
+    few_trajectories,
+    finish,
+    generate_arguments,
+    invoke,
+)
 
 import dataset_tool
 import fid_npzs
 import generate
 import generate_diffrs
 import train_score
+from commands import diffrs
 from dnnlib.files import atomic_write
 from torch_utils.checkpoint import load_state, save_state
 
-SCRIPTS = dict(generate=(generate.main, generate_arguments, '64k', ('--seeds=0-299', '--batch=20')),
-               generate_diffrs=(generate_diffrs.main, diffrs_arguments, '32k', ('--seeds=0-23', '--batch=2')))
+SCRIPTS = dict(generate=(generate.main, generate_arguments, '64k', ('--seeds=0-119', '--batch=20')),
+               generate_diffrs=(generate_diffrs.main, diffrs_arguments, '24k', ('--seeds=0-15', '--batch=2')))
 WRITERS = dict(
     bytes=lambda file: file.write(bytes(100000)),
     npz=lambda file: np.savez(file, a=np.zeros(100000)),
@@ -79,8 +89,10 @@ def disk(tmp_path):
 def extra(files, tmp_path_factory):
     """Options by script that save the warm-up."""
     folder = tmp_path_factory.mktemp('warm-up')
-    command = diffrs_arguments(files, f'--outdir={folder}', '--seeds=0-2', '--batch=3')
-    assert invoke(generate_diffrs.main, *command).exit_code == 0
+    command = diffrs_arguments(files, f'--outdir={folder}', '--seeds=0', '--batch=6')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffrs, 'warmup_seeds', few_trajectories)
+        assert invoke(generate_diffrs.main, *command).exit_code == 0
     return dict(generate=[], generate_diffrs=[f'--thresholds={folder}/thresholds.json'])
 
 

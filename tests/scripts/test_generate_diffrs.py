@@ -278,11 +278,24 @@ def test_warmup_of_other_steps_is_refused(files, run, tmp_path):
     assert code == 1 and 'calibrate again' in output
 
 
-def test_two_processes_draw_the_same_samples(files, run, tmp_path):
-    command = arguments(files, f'--outdir={tmp_path}/out', '--seeds=0-6', '--batch=3')
-    code, output = finish('generate_diffrs.py', command, 2, timeout=240)
-    assert code == 0, output[-2000:]
-    expected, found = samples(run[0]), samples(tmp_path / 'out')
+FEW_TRAJECTORIES = '''
+import generate_diffrs
+from commands import diffrs
+diffrs.warmup_seeds = lambda rounds: range(12 * rounds)
+generate_diffrs.main()
+'''
+
+
+def test_two_processes_draw_the_same_samples(files, tmp_path):
+    """Each takes a part of the warm-up, of 12 trajectories in batches of three, and of the samples."""
+    (tmp_path / 'job.py').write_text(FEW_TRAJECTORIES)
+    for processes in (1, 2):
+        command = arguments(files, f'--outdir={tmp_path}/{processes}', '--seeds=0-6', '--batch=3')
+        code, output = finish(tmp_path / 'job.py', command, processes, timeout=240)
+        assert code == 0, output[-2000:]
+    thresholds = [(tmp_path / processes / 'thresholds.json').read_text() for processes in '12']
+    assert thresholds[0] == thresholds[1]
+    expected, found = samples(tmp_path / '1'), samples(tmp_path / '2')
     assert np.array_equal(found['nfe'], expected['nfe'])
     assert np.abs(found['samples'].astype(int) - expected['samples']).max() <= 1
 

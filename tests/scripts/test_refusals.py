@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from script_runs import ROOT, another_run, contents, diffrs_arguments, finish, generate_arguments
+from script_runs import ROOT, another_run, contents, diffrs_arguments, few_trajectories, finish, generate_arguments
 
 import dataset_tool
 import fid_npzs
@@ -15,7 +15,7 @@ import generate_diffrs
 import train
 import train_classifier
 import train_score
-from commands import machine
+from commands import diffrs, machine
 
 SCRIPTS = dict(generate=(generate.main, generate_arguments), generate_diffrs=(generate_diffrs.main, diffrs_arguments))
 RUN = ('--seeds=0-7', '--batch=4')
@@ -37,7 +37,9 @@ def invoke(script, files, *args):
 def finished(request, files, tmp_path_factory):
     """(script, the folder of a finished run of it)."""
     folder = tmp_path_factory.mktemp('finished') / 'out'
-    code, output = invoke(request.param, files, f'--outdir={folder}', *RUN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffrs, 'warmup_seeds', few_trajectories)
+        code, output = invoke(request.param, files, f'--outdir={folder}', *RUN)
     assert code == 0, output
     return request.param, folder
 

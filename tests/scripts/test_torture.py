@@ -1,5 +1,6 @@
 """The sampling scripts are killed at random moments; then the same command gives the files of an undisturbed run."""
 
+import functools
 import os
 import random
 import subprocess
@@ -8,7 +9,17 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from script_runs import ROOT, comparable, diffrs_arguments, finish, generate_arguments, kill_all, kill_rank, start
+from script_runs import (
+    ROOT,
+    comparable,
+    diffrs_arguments,
+    finish,
+    generate_arguments,
+    kill_all,
+    kill_rank,
+    start,
+    start_forked,
+)
 
 import generate
 import generate_diffrs
@@ -33,8 +44,8 @@ def state(folder):
 class Torturer:
     """Starts a command under torchrun with two processes and kills one rank or all, at seeded random moments."""
 
-    def __init__(self, script, arguments, folder: Path, seed: int):
-        self.command = (ROOT / f'{script}.py', arguments, 2)
+    def __init__(self, script, arguments, folder: Path, seed: int, start):
+        self.command, self.start = (ROOT / f'{script}.py', arguments, 2), start
         self.folder, self.random = folder, random.Random(seed)
         self.moments: list[str] = []  # of each kill: what was killed, when, and how many files there were
 
@@ -49,7 +60,7 @@ class Torturer:
         delay = self.random.uniform(0, longest_sec if wait_for_file else 5 * longest_sec)
         victim = self.random.choice([0, 1, 'all']) if victim is None else victim
         before = state(self.folder)
-        process = start(*self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = self.start(*self.command)
         started = time.monotonic()
         try:
             while wait_for_file and process.poll() is None and state(self.folder) <= before:
@@ -78,7 +89,8 @@ def test_killed_at_random_moments(files, tmp_path, script):
     kills = complete = 0
     while kills < 12 or not complete:
         folder = tmp_path / f'tortured{complete}'
-        torturer = Torturer(script, SCRIPTS[script][1](files, f'--outdir={folder}', *args), folder, seed=100 * complete)
+        torturer = Torturer(script, SCRIPTS[script][1](files, f'--outdir={folder}', *args), folder, 100 * complete,
+                            functools.partial(start, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         while kills < 12 and torturer.disturb(longest_sec=2.0):
             kills += 1
         code, output = finish(*torturer.command)
@@ -90,11 +102,11 @@ def test_killed_at_random_moments(files, tmp_path, script):
 
 def test_killed_twice(files, tmp_path):
     """The short version: rank 1, then all are killed between shards; one process completes the run."""
-    args = ('--seeds=0-199', '--batch=2')
+    args = ('--seeds=0-119', '--batch=2')
     folder = tmp_path / 'tortured'
-    torturer = Torturer('generate', generate_arguments(files, f'--outdir={folder}', *args), folder, seed=1)
+    torturer = Torturer('generate', generate_arguments(files, f'--outdir={folder}', *args), folder, 1, start_forked)
     for victim in (1, 'all'):
-        assert torturer.disturb(longest_sec=0.2, early=0, victim=victim)
-    assert len(os.listdir(folder)) < 100, torturer.moments
+        assert torturer.disturb(longest_sec=0.1, early=0, victim=victim)
+    assert len(os.listdir(folder)) < 60, torturer.moments
     expected = undisturbed('generate', files, tmp_path / 'undisturbed', *args)
     assert undisturbed('generate', files, folder, *args) == expected, torturer.moments

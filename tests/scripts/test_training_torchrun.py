@@ -84,11 +84,16 @@ def assert_same(a, b, exact=False, atol=2e-4):
 def test_two_processes_train_as_one_does(room, tmp_path, name):
     """Gradient accumulation included: each of two processes takes its share in parts, the last of them smaller."""
     command = commands(room)[name]
-    run(command, tmp_path / 'one')
-    output = run(command, tmp_path / 'two', 2, f'--batch_gpu={20 if name == "score" else 3}')
+    save = ['--save_minutes=60'] * (name == 'score')
+    run(command, tmp_path / 'one', 1, *save)
+    output = run(command, tmp_path / 'two', 2, f'--batch_gpu={20 if name == "score" else 3}', *save)
     assert output.count('finished') <= 1  # only rank 0 prints
     if name != 'features':  # batch norm sees one forward pass, so the division matters
         assert_same(tmp_path / 'one', tmp_path / 'two')
+    if name == 'score':  # its learning rate rises so slowly that the weights say little about the gradients
+        one, two = (torch.cat([moments['exp_avg'].flatten() for moments in load_state(
+            tmp_path / folder / 'training-state.pt')['optimizer']['state'].values()]) for folder in ('one', 'two'))
+        torch.testing.assert_close(two, one, rtol=0, atol=1e-4 * float(one.abs().max()))
     assert sorted(os.listdir(tmp_path / 'one')) == sorted(os.listdir(tmp_path / 'two'))
 
 
@@ -141,8 +146,8 @@ def test_killed_at_random_moments(room, tmp_path, kills):
     while done < kills and disturb(command, tmp_path / 'killed', draw):
         done += 1
     assert done >= min(kills, 1)
-    run(command, tmp_path / 'killed', 2)
-    run(command, tmp_path / 'whole', 2)
+    run(command, tmp_path / 'killed', 2, '--save_minutes=60')
+    run(command, tmp_path / 'whole', 2, '--save_minutes=60')
     assert_same(tmp_path / 'killed', tmp_path / 'whole', exact=True)
     if kills > 1:
         assert done == kills

@@ -1,16 +1,13 @@
 """Decisions on device and precision, and memory."""
 
 import platform
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from script_runs import run_forked
 
 from torch_utils import device as lib
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU, CUDA = torch.device('cpu'), torch.device('cuda')
 
 
@@ -53,8 +50,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')
-def test_freed_memory_is_used_again():
+def test_freed_memory_is_used_again(tmp_path):
     """The pages of large tensors are requested from the system a few times, not each time."""
-    faults = {name: int(subprocess.run([sys.executable, '-c', FAULTS, name], capture_output=True, text=True, cwd=ROOT,
-                                       check=True).stdout) for name in ('kept', 'returned')}
+    (tmp_path / 'job.py').write_text(FAULTS)
+    faults = {name: int(run_forked(tmp_path / 'job.py', [name]).stdout) for name in ('kept', 'returned')}
     assert faults['kept'] < 0.1 * faults['returned'], faults
