@@ -105,8 +105,8 @@ COMPOSED = [
 GUIDES = [
     click.option('--guiding_network', help='Autoguidance: a weaker score network of the same images',
                  metavar='PATH|URL', type=str),
-    click.option('--guiding_weight', help='Its weight; 1: none', metavar='FLOAT', type=FloatRange(min=0), default=2.,
-                 show_default=True),
+    click.option('--guiding_weight', help='Its weight; 1: none; the weaker the guide, the nearer to 1', metavar='FLOAT',
+                 type=FloatRange(min=0), default=2., show_default=True),
     click.option('--w', help='Classifier-free guidance: (1 + w) D - w D without a label', metavar='FLOAT',
                  type=FloatRange(min=0), default=0., show_default=True),
     click.option('--guiding_classifier', help='Classifier guidance: an ADM classifier of noisy images',
