@@ -34,3 +34,14 @@ def test_levels_without_a_score_are_left_out(tmp_path):
     poorer[0]['held_out_levels'].pop(1)
     assert np.array_equal(drawn(tmp_path, whole), drawn(tmp_path, poorer))
     assert not np.array_equal(drawn(tmp_path, whole), drawn(tmp_path, whole[:1]))
+
+
+def test_a_correction_has_its_own_panel(tmp_path):
+    """A loss of the correction is not the BCE: it goes into the last panel, and nothing else moves."""
+    plain = [line(1, [0.9]), line(2, [0.8])]
+    held_out = [each | dict(held_out_correction=-0.1) for each in plain]
+    scores = [each | dict(unguided_error=0.2, loss=-0.05) for each in held_out]
+    pictures = [drawn(tmp_path, lines) for lines in (held_out, scores)]
+    assert all(picture.shape == (360, 1700, 4) for picture in pictures)
+    changed = [(part != other).any() for part, other in zip(*(np.split(picture, 4, axis=1) for picture in pictures))]
+    assert changed == [True, False, False, True]
