@@ -1,6 +1,5 @@
 """The slots of diffusion rejection sampling: one sample each, at its own level, refilled when it is finished."""
 
-import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,7 +88,7 @@ class SlotMachine:
             while due in self.finished:
                 ready = itertools.takewhile(self.finished.__contains__, range(due, due + self.batch_size))
                 samples = [self.finished.pop(position) for position in list(ready)]
-                yield functools.reduce(Samples.followed_by, samples)
+                yield Samples.joined(samples)
                 due += len(samples)
             self.refill()
 
@@ -168,7 +167,7 @@ class SlotMachine:
 
     def upload(self, rows: np.ndarray, *values: np.ndarray) -> tuple[torch.Tensor, ...]:
         """Slots as an index and numbers [n] for them, float64, on the device, in one transfer without waiting."""
-        packed = upload(torch.from_numpy(np.stack([rows, *values]).astype(np.float64)), self.device)
+        packed = upload(torch.from_numpy(np.array([rows, *values], dtype=np.float64)), self.device)
         return packed[0].to(torch.int64), *packed[1:]
 
     # Events.
@@ -268,6 +267,8 @@ class SlotMachine:
 
     def keep_cap(self, rows: np.ndarray) -> np.ndarray:
         """Restart the samples that cannot end within `max_iter`; returns the rows of those that can."""
+        if self.rejection.max_iter == float('inf'):
+            return rows
         over = rules.exceeds_cap(self.nfe[rows], self.level[rows], self.num_steps, self.rejection.max_iter)
         self.costs['cap_hits'][rows[over]] += 1
         self.nfe[rows[over]] = 0

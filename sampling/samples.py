@@ -36,9 +36,14 @@ class Samples:
 
     def followed_by(self, other: 'Samples') -> 'Samples':
         """These samples, then the others."""
-        labels = None if self.labels is None else torch.cat([self.labels, other.labels])
-        return Samples(torch.cat([self.images, other.images]), labels,
-                       {name: np.concatenate([self.costs[name], other.costs[name]]) for name in self.costs})
+        return Samples.joined([self, other])
+
+    @classmethod
+    def joined(cls, pieces: Sequence['Samples']) -> 'Samples':
+        """The samples of all pieces, in their order; each is copied once."""
+        labels = None if pieces[0].labels is None else torch.cat([piece.labels for piece in pieces])
+        return cls(torch.cat([piece.images for piece in pieces]), labels,
+                   {name: np.concatenate([piece.costs[name] for piece in pieces]) for name in pieces[0].costs})
 
 
 def draw_inputs(net, seeds: Sequence[int], device, class_idx: int | None = None):
@@ -135,7 +140,7 @@ def sample(sampler, net, seeds: Sequence[int], *, class_idx: int | None = None, 
             pieces.append(piece)
             done += len(piece)
             advance(done, absolute=True)
-    return functools.reduce(Samples.followed_by, pieces)
+    return Samples.joined(pieces)
 
 
 @contextlib.contextmanager

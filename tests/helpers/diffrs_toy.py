@@ -42,8 +42,8 @@ def sample(seeds, net=NET, log_ratio=LOG_RATIO, batch=500, **options):
     options = dict(max_backsteps=STEPS) | options
     if 'thresholds' not in options:
         options['thresholds'] = warmup(schedule.get('S_churn', 0))
-    found = functools.reduce(Samples.followed_by, diffrs_sampler(
-        net, seeds, log_ratio=log_ratio, batch=batch, levels=levels(**schedule), **options))
+    found = Samples.joined(list(diffrs_sampler(
+        net, seeds, log_ratio=log_ratio, batch=batch, levels=levels(**schedule), **options)))
     return dict(found.costs, images=found.images) | ({} if found.labels is None else dict(labels=found.labels))
 
 

@@ -24,8 +24,12 @@ def write_networks(folder):
 
 
 def write_discriminators(folder, size=16):
-    """A classifier of size x size images, and two discriminators behind it."""
-    classifier = recipe_(create_classifier(image_size=size, classifier_width=64, classifier_depth=1))
+    """A classifier of size x size images, and two discriminators behind it.
+
+    The narrowest: group norms need 32 channels, and attention, here at resolution 8 only, 64.
+    """
+    classifier = recipe_(create_classifier(image_size=size, classifier_width=32, classifier_depth=1,
+                                           classifier_attention_resolutions='8'))
     torch.save(classifier.state_dict(), folder / 'classifier.pt')
     with torch.no_grad():
         features = classifier(torch.zeros(1, 3, size, size), torch.zeros(1), feature=True)

@@ -31,15 +31,15 @@ from sampling.diffrs_rules import RULES, Thresholds, make_thresholds
 
 @functools.cache
 def run_at(rule, percentile, S_churn):
-    """A run of 3000 samples, with churn 6000, which tests share: any part of it is what its seeds alone would give."""
-    n = 6000 if S_churn else 3000
+    """A run of 2000 samples, with churn 6000, which tests share: any part of it is what its seeds alone would give."""
+    n = 6000 if S_churn else 2000
     return sample(range(n), rule=rule, rej_percentile=percentile, S_churn=S_churn, batch=n // 2)
 
 
 @functools.cache
 def published_run_with_churn():
     """At 0.98, since it is far worse, and far slower, at 0.99; with fewer slots than samples."""
-    return sample(range(500), rej_percentile=0.98, S_churn=40, batch=100)
+    return sample(range(300), rej_percentile=0.98, S_churn=40, batch=100)
 
 
 def part(run, start, end):
@@ -50,7 +50,7 @@ def part(run, start, end):
 @pytest.mark.parametrize('rule', RULE_NAMES)
 def test_wrong_model_moves_to_the_right_distribution(rule):
     """A published prototype left 0.5, 0.2 and 0.01 of the distance of plain EDM."""
-    n, reference = 3000, data(3000)
+    n, reference = 2000, data(2000)
     unguided = distance(plain(range(n)), reference)
     left = [distance(run_at(rule, p, 0)['images'], reference) / unguided for p in (0.75, 0.9, 0.99)]
     assert left[0] < 0.5 and left[1] < 0.2 and left[2] < 0.01, left
@@ -191,7 +191,7 @@ def test_acceptance_rate_of_the_prior_and_of_the_first_step():
 
 def test_slow_samples_are_waited_for():
     run = published_run_with_churn()
-    assert len(run['images']) == 500 and run['nfe'].max() > 3 * np.median(run['nfe'])
+    assert len(run['images']) == 300 and run['nfe'].max() > 3 * np.median(run['nfe'])
 
 
 def test_dropping_slow_samples_would_bias_the_published_rule_only():

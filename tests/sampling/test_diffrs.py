@@ -52,13 +52,13 @@ def test_several_discriminators_cost_as_many_calls():
 
 def test_guidance_composes_with_rejection():
     guidance = DiscriminatorGuidance(LOG_RATIO, weight_1st=1.0, weight_2nd=1.0)
-    run = sample(range(40), thresholds=always(-math.inf), batch=8, guidance=guidance)
+    run = sample(range(40), thresholds=always(-math.inf), batch=15, guidance=guidance)
     rnd, latents, _ = draw_inputs(NET, list(range(40)), 'cpu')
     expected = run_edm(NET, latents, randn_like=rnd.randn_like, num_steps=STEPS, guidance=guidance)
     torch.testing.assert_close(run['images'], expected, rtol=1e-10, atol=1e-10)
     guided = int(guidance.acts(levels().raised).sum() + guidance.acts(levels().sigmas[1:-1]).sum())
     assert (run['discriminator_calls'] == STEPS + 1 + guided).all()
-    rejecting = sample(range(40), guidance=guidance, rej_percentile=0.9)
+    rejecting = sample(range(10), guidance=guidance, rej_percentile=0.9)
     assert rejecting['rejections'].sum() > 0 and rejecting['images'].isfinite().all()
 
 
@@ -70,7 +70,7 @@ def test_sample_depends_on_its_seed_only(options):
     options = dict(rej_percentile=0.95) | options
     all_of_them = sample(range(30), batch=64, **options)
     assert all_of_them['rejections'].sum() > 20
-    for seeds, batch in ((range(4), 1), (range(18), 5), ([23, 4, 18, 29], 2), (range(20, 30), 3)):
+    for seeds, batch in (([23, 4, 18], 1), (range(12), 5), (range(20, 28), 3)):
         some = sample(seeds, batch=batch, **options)
         assert some['rejections'].any()
         rows = list(seeds)
@@ -84,8 +84,8 @@ def test_sample_depends_on_its_seed_only(options):
     dict(S_churn=40, max_backsteps=12), dict(S_churn=10, min_backsteps=3, max_iter=50)])
 def test_slots_do_what_the_published_loop_does(options):
     calibration = warmup(options.get('S_churn', 0))
-    run = sample(range(16), thresholds=calibration, rej_percentile=0.95, batch=4, **options)
-    expected = [published_loop(seed, calibration, **options) for seed in range(16)]
+    run = sample(range(8), thresholds=calibration, rej_percentile=0.95, batch=3, **options)
+    expected = [published_loop(seed, calibration, **options) for seed in range(8)]
     assert run['nfe'].tolist() == [nfe for _, nfe in expected] and run['rejections'].sum() > 20
     assert run['cap_hits'].any() == ('max_iter' in options)
     torch.testing.assert_close(run['images'], torch.stack([image for image, _ in expected]), rtol=1e-9, atol=1e-9)
@@ -107,7 +107,7 @@ def labelled_log_ratio(x, sigma, class_labels=None):
 
 def test_labels_belong_to_their_samples():
     net = LabelledNet(MODEL)
-    options = dict(net=net, log_ratio=labelled_log_ratio, rej_percentile=0.95, batch=8)
+    options = dict(net=net, log_ratio=labelled_log_ratio, rej_percentile=0.95, batch=20)
     run = sample(range(100), **options)
     expected = draw_inputs(net, list(range(100)), 'cpu')[2]
     assert torch.equal(run['labels'], expected) and run['rejections'].sum() > 50
@@ -129,7 +129,7 @@ def test_seeds_are_taken_when_there_is_room():
     drawn = 0
     for piece in diffrs_sampler(NET, seeds(), log_ratio=LOG_RATIO, batch=4, levels=levels(), thresholds=warmup()):
         drawn += len(piece)
-        if drawn >= 40:
+        if drawn >= 20:
             break
     assert taken == list(range(len(taken))) and drawn <= len(taken) <= drawn + 20
 
@@ -184,7 +184,7 @@ def test_levels_that_are_tested():
 
 
 def test_many_backsteps_end_at_the_prior():
-    run = sample(range(100), rej_percentile=0.95, backsteps=7)  # in the published script: level -6, noise level 0
+    run = sample(range(30), rej_percentile=0.95, backsteps=7)  # in the published script: level -6, noise level 0
     assert run['images'].isfinite().all() and run['rejections'][:, 1:7].sum() > 0
 
 

@@ -4,13 +4,13 @@ import json
 import pickle
 from pathlib import Path
 
-import dg_goldens
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
-from script_runs import finish
+from script_runs import few_trajectories, finish
+from tiny_networks import write_discriminators
 
 import generate_diffrs
 import plot
@@ -46,14 +46,16 @@ def report_of(folder):
     return json.loads((folder / 'options.json').read_text())['report']
 
 
-@pytest.fixture
-def short_warmup(monkeypatch):
-    """Six trajectories instead of a hundred a round, for tests of something else."""
-    monkeypatch.setattr(diffrs, 'warmup_seeds', lambda rounds: range(6 * rounds))
+@pytest.fixture(scope='module', autouse=True)
+def short_warmup():
+    """The published hundred trajectories a round are held by tests/sampling/test_diffrs.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffrs, 'warmup_seeds', few_trajectories)
+        yield
 
 
 @pytest.fixture(scope='module')
-def run(files, tmp_path_factory):
+def run(files, short_warmup, tmp_path_factory):
     """A finished run of seven seeds in batches of three."""
     folder = tmp_path_factory.mktemp('diffrs') / 'out'
     code, output = invoke(files, f'--outdir={folder}', '--seeds=0-6', '--batch=3')
@@ -68,7 +70,7 @@ def test_files_and_report(run, tmp_path):
     assert (arrays['nfe'] >= 7).all() and arrays['rejections'].sum() > 0
     report = report_of(folder)
     assert report['images'] == report['timed_images'] == 7 and report['wall_sec'] > 0
-    assert report['warmup'] == dict(trajectories=100, nfe=700) and report['nfe']['mean'] == arrays['nfe'].mean()
+    assert report['warmup'] == dict(trajectories=6, nfe=42) and report['nfe']['mean'] == arrays['nfe'].mean()
     assert [level['rejections'] for level in report['levels']] == arrays['rejections'].sum(0).tolist()
     assert f'{report["nfe"]["mean"]:.1f}' in output
     assert ('may flip single decisions' in output) == (report['precision'] == 'bfloat16')
@@ -109,7 +111,6 @@ def test_same_command_finishes_what_is_missing(files, run):
 def test_warmup_resumes_after_a_kill(files, tmp_path, monkeypatch):
     """Existing batches of the warm-up are not drawn again, unless other options made them."""
     drawn, calibrate = [], generate_diffrs.calibrate
-    monkeypatch.setattr(diffrs, 'warmup_seeds', lambda rounds: range(10 * rounds))
 
     def warm_up(folder, *args, killed_after=99):
         """The sizes of the batches that a run draws until it ends or is killed."""
@@ -122,17 +123,17 @@ def test_warmup_resumes_after_a_kill(files, tmp_path, monkeypatch):
         drawn.clear()
         monkeypatch.setattr(generate_diffrs, 'calibrate', counted)
         CliRunner().invoke(generate_diffrs.main, arguments(files, f'--outdir={tmp_path}/{folder}', '--seeds=0-1',
-                                                           '--batch=4', *args))
+                                                           '--batch=2', *args))
         return list(drawn)
 
-    assert warm_up('whole') == [4, 4, 2]
-    assert warm_up('killed', killed_after=2) == [4, 4]
+    assert warm_up('whole') == [2, 2, 2]
+    assert warm_up('killed', killed_after=2) == [2, 2]
     assert len(list(tmp_path.glob('killed/*'))) == 2
-    assert warm_up('killed', '--S_churn=1', killed_after=1) == [4]  # replaces the first one
-    assert warm_up('killed', '--rej_percentile=0.5') == [4, 2]
+    assert warm_up('killed', '--S_churn=1', killed_after=1) == [2]  # replaces the first one
+    assert warm_up('killed', '--rej_percentile=0.5') == [2, 2]
     assert (tmp_path / 'killed/thresholds.json').read_bytes() == (tmp_path / 'whole/thresholds.json').read_bytes()
-    assert warm_up('killed', '--overwrite', killed_after=1) == [4]
-    assert warm_up('killed', '--overwrite') == [4, 4, 2]
+    assert warm_up('killed', '--overwrite', killed_after=1) == [2]
+    assert warm_up('killed', '--overwrite') == [2, 2, 2]
     assert not list(tmp_path.glob('*/.*')) and not list(tmp_path.glob('*/thresholds-*'))
 
 
@@ -153,15 +154,16 @@ def test_pictures_carry_what_they_cost(files, run, tmp_path):
     assert report_of(tmp_path / 'out')['timed_images'] == 10
 
 
-def test_published_command(files, tmp_path, monkeypatch, short_warmup):
+def test_published_command(files, tmp_path, monkeypatch):
     """As its authors' users type it, with small networks in the documented places; and its other options."""
     monkeypatch.chdir(tmp_path)
     network = tmp_path / 'checkpoints/pretrained_score/edm-cifar10-32x32-uncond-vp.pkl'
     for path in (network, tmp_path / loading.CLASSIFIER[1:], tmp_path / loading.DISCRIMINATOR[1:]):
         path.parent.mkdir(parents=True, exist_ok=True)
     network.write_bytes((ROOT / 'tests/goldens/edm/ddpmpp_cond.pkl').read_bytes())
-    torch.save(dg_goldens.classifier().state_dict(), tmp_path / loading.CLASSIFIER[1:])
-    torch.save(dg_goldens.discriminator('uncond').state_dict(), tmp_path / loading.DISCRIMINATOR[1:])
+    write_discriminators(tmp_path, size=32)
+    (tmp_path / 'classifier.pt').rename(tmp_path / loading.CLASSIFIER[1:])
+    (tmp_path / 'disc_uncond.pt').rename(tmp_path / loading.DISCRIMINATOR[1:])
     short = '--num_samples=3 --batch=2 --steps=4 --iter_warmup=1 --device=cpu'
     for args in ('--outdir=samples/cifar10/diffrs --rej_percentile=0.75 --max_iter=105',
                  '--outdir=/samples/other --rej_percentile=0.9 --adaptive_pickle=None --adaptive_pickle2=None '
@@ -202,7 +204,7 @@ def test_a_sample_without_end(files, run, tmp_path, monkeypatch):
     assert output.strip().splitlines()[-1].startswith('Error: --rej_percentile: the sample of seed '), output
 
 
-def test_labels_belong_to_their_samples(files, tmp_path, short_warmup):
+def test_labels_belong_to_their_samples(files, tmp_path):
     args = dict(network='cond', disc='disc_cond')
     code, output = invoke(files, f'--outdir={tmp_path}/all', '--seeds=0-5', '--batch=2', '--cond=1', **args)
     assert code == 0, output
@@ -228,7 +230,7 @@ def test_levels_that_go_untested_are_named(files, run, tmp_path):
         assert not samples(folder)['tests'].any()
 
 
-def test_guidance_composes(files, run, tmp_path, short_warmup):
+def test_guidance_composes(files, run, tmp_path):
     code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-2', '--batch=3', '--dg_weight_1st_order=2')
     assert code == 0, output
     assert (samples(tmp_path / 'out')['samples'] != samples(run[0])['samples'][:3]).any()
@@ -278,19 +280,22 @@ def test_warmup_of_other_steps_is_refused(files, run, tmp_path):
     assert code == 1 and 'calibrate again' in output
 
 
-FEW_TRAJECTORIES = '''
+FEW_TRAJECTORIES = f'''
+import sys
+sys.path.insert(0, {str(ROOT / 'tests/helpers')!r})
 import generate_diffrs
 from commands import diffrs
-diffrs.warmup_seeds = lambda rounds: range(12 * rounds)
+from script_runs import few_trajectories
+diffrs.warmup_seeds = few_trajectories
 generate_diffrs.main()
 '''
 
 
 def test_two_processes_draw_the_same_samples(files, tmp_path):
-    """Each takes a part of the warm-up, of 12 trajectories in batches of three, and of the samples."""
+    """Each takes a part of the warm-up, of six trajectories in batches of four, and of the samples."""
     (tmp_path / 'job.py').write_text(FEW_TRAJECTORIES)
     for processes in (1, 2):
-        command = arguments(files, f'--outdir={tmp_path}/{processes}', '--seeds=0-6', '--batch=3')
+        command = arguments(files, f'--outdir={tmp_path}/{processes}', '--seeds=0-6', '--batch=4')
         code, output = finish(tmp_path / 'job.py', command, processes, timeout=240)
         assert code == 0, output[-2000:]
     thresholds = [(tmp_path / processes / 'thresholds.json').read_text() for processes in '12']
@@ -300,7 +305,7 @@ def test_two_processes_draw_the_same_samples(files, tmp_path):
     assert np.abs(found['samples'].astype(int) - expected['samples']).max() <= 1
 
 
-def test_a_weaker_network_may_guide(files, tmp_path, short_warmup):
+def test_a_weaker_network_may_guide(files, tmp_path):
     """In an interval of noise levels; the warm-up records it, so another guidance needs another warm-up."""
     guide = [f'--guiding_network={files / "uncond.safetensors"}', '--guiding_weight=1.5', '--guidance_interval=0.5,100']
     code, output = invoke(files, f'--outdir={tmp_path}/out', '--seeds=0-3', *guide)

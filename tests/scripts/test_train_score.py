@@ -16,7 +16,7 @@ from commands.score import PRESETS
 from torch_utils.stats import JsonLines
 from training.run import TrainResult
 
-TINY = ['--channels=8', '--kimg=1', '--batch=100', '--tick=1', '--device=cpu', '--precision=fp32']
+TINY = ['--channels=8', '--kimg=1', '--batch=250', '--tick=1', '--device=cpu', '--precision=fp32']
 
 
 def call(*args):
@@ -52,7 +52,7 @@ def test_the_time_of_a_run_begins_with_its_command(tmp_path, data, monkeypatch):
 
 
 def test_snapshots_are_pruned(tmp_path, data):
-    call(f'--outdir={tmp_path / "run"}', data, *TINY, '--kimg=4', '--snap=1', '--keep=2')
+    call(f'--outdir={tmp_path / "run"}', data, *TINY, '--batch=500', '--kimg=4', '--snap=1', '--keep=2')
     names = sorted(path.name for path in (tmp_path / 'run').glob('network-*'))
     assert names == [f'network-{kimg:06d}.safetensors' for kimg in (2, 4)]
 
