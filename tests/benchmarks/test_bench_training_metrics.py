@@ -55,7 +55,9 @@ def tables(command, *arguments):
 
 
 @pytest.mark.parametrize('what', ['discriminator', 'score'])
-def test_training_tables(what):
+def test_training_tables(what, monkeypatch, files):
+    demo = network_files('demo', None)
+    monkeypatch.setattr(bench_training, 'network_files', lambda *_: demo | dict(score=files / 'uncond.safetensors'))
     found, _ = tables(bench_training.main, f'--what={what}', '--network=demo', '--batch=2', '--precision=fp32',
                       '--growth=1,2')
     steps, growth = found.values()

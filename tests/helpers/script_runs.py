@@ -23,16 +23,16 @@ OWN_TEMPORARY = '.*.tmp'
 
 
 def generate_arguments(files, *args):
-    """Unguided samples of a tiny network in two steps, with churn."""
+    """Unguided samples of a tiny network in two steps, with churn; uncompiled, without counting whether that pays."""
     return [f'--network={files}/uncond.safetensors', '--dg_weight_1st_order=0', '--steps=2', '--S_churn=5',
-            '--device=cpu', '--precision=fp32', *map(str, args)]
+            '--device=cpu', '--precision=fp32', '--compile=off', *map(str, args)]
 
 
 def diffrs_arguments(files, *args):
-    """Rejection sampling with a tiny network in four steps after a short warm-up."""
+    """Rejection sampling with a tiny network in four steps after a short warm-up; uncompiled, as above."""
     return [f'--network={files}/uncond.safetensors', f'--pretrained_classifier_ckpt={files}/classifier.pt',
             f'--discriminator_ckpt={files}/disc_uncond.pt', '--steps=4', '--iter_warmup=1', '--rej_percentile=0.75',
-            '--device=cpu', '--precision=fp32', *map(str, args)]
+            '--device=cpu', '--precision=fp32', '--compile=off', *map(str, args)]
 
 
 def few_trajectories(rounds: int) -> range:
