@@ -15,9 +15,7 @@ def draw_training(lines: list[dict], path) -> None:
 
     from .curves import plot_finite
 
-    figure = Figure(figsize=(13, 3.6))
-    # Fixed margins: a layout that measures all text takes as long as the rest of the picture.
-    figure.subplots_adjust(left=0.045, right=0.985, bottom=0.14, top=0.91, wspace=0.16)
+    figure = Figure(figsize=(13, 3.6), layout='constrained')
     axes = figure.subplots(1, 3)
     for axis, name, title in zip(axes, ('loss', 'accuracy'), ('BCE', 'accuracy'), strict=False):
         for key, label in ((name, 'training'), (f'held_out_{name}', 'held out')):
