@@ -1,6 +1,6 @@
 """score_sde's samplers: its tables, a recorded chain, and mixtures whose scores are exact.
 
-Significance of the two-sample tests: 1 % (energy distance, 199 permutations), with fixed seeds.
+Significance of the two-sample tests: 1 % (energy distance, 499 permutations), with fixed seeds.
 """
 
 import types
@@ -99,7 +99,7 @@ def test_recorded_chain_of_soft_truncation(folder):
 
 
 def pvalue(images, mixture):
-    return same_distribution_pvalue(images, mixture.sample(600, torch.Generator().manual_seed(2)), permutations=199)
+    return same_distribution_pvalue(images, mixture.sample(600, torch.Generator().manual_seed(2)), permutations=499)
 
 
 @pytest.mark.parametrize('process, options', [
