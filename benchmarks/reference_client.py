@@ -35,6 +35,12 @@ def find_checkouts(folder: str, names: list[str]) -> list[str]:
     return found
 
 
+def start_worker(script: Path, arguments: list[str], stderr) -> subprocess.Popen:
+    """A Python process that answers lines of text with lines of text."""
+    return subprocess.Popen([sys.executable, str(script), *arguments], text=True, stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE, stderr=stderr)
+
+
 class Reference:
     """The published code with the weights in `files` (name -> .safetensors), in a process that waits for requests.
 
@@ -49,8 +55,7 @@ class Reference:
         job.write_text(json.dumps(dict(device=str(device), threads=torch.get_num_threads(), networks=networks)))
         self.errors = open(Path(self.folder.name, 'errors.txt'), 'w+')
         worker = Path(__file__).with_name('reference_worker.py')
-        self.process = subprocess.Popen([sys.executable, str(worker), str(job), *checkouts], text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        self.process = start_worker(worker, [str(job), *checkouts], self.errors)
 
     def run(self, work: str, **arguments) -> dict:
         """Call a method of reference_worker.Published there; returns its answer."""

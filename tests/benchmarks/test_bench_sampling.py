@@ -9,10 +9,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from sampler_runs import run_edm
+from script_runs import ForkedWorker
 
 import networks
 from benchmarks import bench_sampling as bench
 from benchmarks import modes as bench_modes
+from benchmarks import reference_client
 from benchmarks.common import matrix_peak
 from benchmarks.reference_client import NEEDED, Reference, find_checkouts
 from sampling.guidance import DiscriminatorGuidance
@@ -103,7 +105,9 @@ def test_tables_of_samplers_take_the_time_apart(quick, tiny):
 
 
 def test_ratios_refer_to_the_published_code(quick, monkeypatch, tmp_path):
+    monkeypatch.setattr(reference_client, 'start_worker', ForkedWorker)
     (tmp_path / 'edm' / 'training').mkdir(parents=True)
+    (tmp_path / 'edm' / 'training' / '__init__.py').touch()  # else this project's package of that name comes first
     (tmp_path / 'edm' / 'training' / 'networks.py').write_text(FAKE_EDM)
     (rows,) = tables('--what=score', f'--reference={tmp_path}').values()
     assert list(rows) == ['fp32', bench.PUBLISHED]

@@ -7,8 +7,9 @@ import re
 import pytest
 import torch
 from click.testing import CliRunner
+from script_runs import ForkedWorker
 
-from benchmarks import bench_metrics, bench_training
+from benchmarks import bench_metrics, bench_training, reference_client
 from benchmarks.common import matrix_peak
 from benchmarks.modes import network_files
 
@@ -54,7 +55,9 @@ def tables(command, *arguments):
 
 
 @pytest.mark.parametrize('what', ['discriminator', 'score'])
-def test_training_tables(what):
+def test_training_tables(what, monkeypatch, files):
+    demo = network_files('demo', None)
+    monkeypatch.setattr(bench_training, 'network_files', lambda *_: demo | dict(score=files / 'uncond.safetensors'))
     found, _ = tables(bench_training.main, f'--what={what}', '--network=demo', '--batch=2', '--precision=fp32',
                       '--growth=1,2')
     steps, growth = found.values()
@@ -83,8 +86,9 @@ def test_traces_agree_with_scipy_and_with_the_exact_one():
     assert float(re.search(r'from the exact one: ours ([\d.e+-]+)', output)[1]) < 1e-8
 
 
-def test_trace_by_published_code(tmp_path):
+def test_trace_by_published_code(tmp_path, monkeypatch):
     """A wrong answer shows as a difference, so the checkout's answer is the one compared."""
+    monkeypatch.setattr(reference_client, 'start_worker', ForkedWorker)
     (tmp_path / 'DG' / 'guided_diffusion').mkdir(parents=True)
     (tmp_path / 'DG' / 'guided_diffusion' / 'unet.py').touch()
     (tmp_path / 'DG' / 'fid_npzs.py').write_text(FAKE_FID)

@@ -9,12 +9,14 @@ import gc
 import json
 import os
 import resource
+import select
 import signal
 import sys
 import time
 import traceback
 
 import click
+import PIL.Image
 
 import classifier_lib
 import dataset_tool
@@ -25,7 +27,7 @@ from metrics.detectors import load_inception
 from networks import convert
 from torch_utils.checkpoint import load_state
 
-MEMORY = 1 << 30  # beyond what the idle process has
+MEMORY = 1 << 29  # beyond what the idle process has
 WORK, WAITING = 10, 120  # seconds; tests that run side by side share the cores
 
 
@@ -79,22 +81,21 @@ def run(commands, folder):
     pid = os.fork()
     if not pid:
         child(commands, folder, outputs, answers)
-    while not os.waitpid(pid, os.WNOHANG)[0]:
-        if time.monotonic() > started + WAITING:
-            os.killpg(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            break
-        time.sleep(0.002)
+    ended = os.pidfd_open(pid)
+    if not select.select([ended], [], [], WAITING)[0]:
+        os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
     found = [json.loads(line) for line in os.pread(answers, 1 << 16, 0).splitlines()]
     found += [[137, time.monotonic() - started]] * (len(commands) - len(found))
     texts = [os.pread(output, 1 << 20, 0).decode(errors='replace') for output in outputs]
-    for handle in (*outputs, answers):
+    for handle in (*outputs, answers, ended):
         os.close(handle)
     return [dict(code=code, output=text, seconds=seconds) for (code, seconds), text in zip(found, texts)]
 
 
 if __name__ == '__main__':
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # a thread for each core would take addresses
+    PIL.Image.init()  # the modules of all formats, which each child would import
     gc.freeze()  # memory that children do not touch is not copied
     with os.fdopen(os.dup(1), 'w') as answers:
         print('[]', file=answers, flush=True)

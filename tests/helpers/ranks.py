@@ -1,9 +1,9 @@
 """A program that starts scripts by forking, without the seconds that importing torch takes in each process.
 
-It reads JSON lines {command, processes, launcher, cwd, environment, stdout, stderr}; `command` is a script and its
-arguments. Output: a line 'started PID' for each of them, and 'ended PID CODE' when it has ended. Several processes are
-the ranks of a job as torchrun starts them; one that fails ends the others. `launcher`: instead, torchrun itself runs
-with these arguments, and forks the ranks.
+It reads JSON lines {command, processes, launcher, cwd, environment, stdin, stdout, stderr}; `command` is a script and
+its arguments. Output: a line 'started PID' for each of them, and 'ended PID CODE' when it has ended. Several processes
+are the ranks of a job as torchrun starts them; one that fails ends the others. `launcher`: instead, torchrun itself
+runs with these arguments, and forks the ranks.
 """
 
 import atexit
@@ -66,7 +66,7 @@ def run_job(job: dict) -> None:
     os.chdir(job['cwd'])
     for stream, name in (1, 'stdout'), (2, 'stderr'):
         os.dup2(os.open(job[name], os.O_WRONLY | os.O_APPEND), stream)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(os.open(job['stdin'], os.O_RDONLY), 0)
     if job['launcher']:
         run_and_leave(torch.distributed.run.main, ['--run-path', '--start-method=fork', *job['launcher'], __file__,
                                                    *job['command']])

@@ -23,16 +23,16 @@ OWN_TEMPORARY = '.*.tmp'
 
 
 def generate_arguments(files, *args):
-    """Unguided samples of a tiny network in two steps, with churn."""
+    """Unguided samples of a tiny network in two steps, with churn; uncompiled, without counting whether that pays."""
     return [f'--network={files}/uncond.safetensors', '--dg_weight_1st_order=0', '--steps=2', '--S_churn=5',
-            '--device=cpu', '--precision=fp32', *map(str, args)]
+            '--device=cpu', '--precision=fp32', '--compile=off', *map(str, args)]
 
 
 def diffrs_arguments(files, *args):
-    """Rejection sampling with a tiny network in four steps after a short warm-up."""
+    """Rejection sampling with a tiny network in four steps after a short warm-up; uncompiled, as above."""
     return [f'--network={files}/uncond.safetensors', f'--pretrained_classifier_ckpt={files}/classifier.pt',
             f'--discriminator_ckpt={files}/disc_uncond.pt', '--steps=4', '--iter_warmup=1', '--rej_percentile=0.75',
-            '--device=cpu', '--precision=fp32', *map(str, args)]
+            '--device=cpu', '--precision=fp32', '--compile=off', *map(str, args)]
 
 
 def few_trajectories(rounds: int) -> range:
@@ -60,17 +60,21 @@ def start(script, arguments, processes: int = 1, launcher=(), environment=None, 
 
 
 class Forked:
-    """A script forked from a process that has imported torch already, in its own session; as subprocess.Popen."""
+    """A script forked from a process that has imported torch already, in its own session; as subprocess.Popen.
+
+    `streams`: files for stdin, stdout and stderr in place of the usual ones.
+    """
 
     returncode: int | None = None
 
     def __init__(self, script, arguments=(), processes: int = 1, launcher=(), together: bool = False, environment=None,
-                 cwd=ROOT):
+                 cwd=ROOT, **streams):
         self.command = [str(word) for word in (Path(cwd, script), *arguments)]
         self._stdout, self._stderr = (tempfile.NamedTemporaryFile('r') for _ in range(2))
+        names = dict(stdin=os.devnull, stdout=self._stdout.name,
+                     stderr=(self._stdout if together else self._stderr).name) | streams
         job = dict(command=self.command, processes=processes, launcher=list(launcher), cwd=str(cwd),
-                   stdout=self._stdout.name, stderr=(self._stdout if together else self._stderr).name,
-                   environment=_environment_of_runs() | (environment or {}))
+                   environment=_environment_of_runs() | (environment or {}), **names)
         self._forker = _forker()
         self.pid = self._forker.start(job)
 
@@ -94,6 +98,36 @@ class Forked:
 
     def _outputs(self) -> tuple[str, str]:
         return tuple(Path(file.name).read_text() for file in (self._stdout, self._stderr))
+
+
+class ForkedWorker:
+    """A script that answers each line of its input with a line, forked; as subprocess.Popen with two pipes of text.
+
+    A context manager, which ends it.
+    """
+
+    def __init__(self, script, arguments=(), stderr=None, environment=None):
+        with tempfile.TemporaryDirectory() as folder:
+            ends = dict(stdin=f'{folder}/stdin', stdout=f'{folder}/stdout')
+            for end in ends.values():
+                os.mkfifo(end)
+            if stderr:
+                ends['stderr'] = stderr.name
+            self.process = Forked(script, arguments, environment=environment, **ends)
+            self.stdout = open(ends['stdout'])  # in the order of ranks.py: each waits for the other side
+            self.stdin = open(ends['stdin'], 'w')
+
+    def wait(self) -> int:
+        """The exit code."""
+        return self.process.wait()
+
+    def __enter__(self) -> 'ForkedWorker':
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.stdin.close()
+        self.wait()
+        self.stdout.close()
 
 
 class Forker:

@@ -1,13 +1,10 @@
 """Malicious files: every reader refuses each in one line, within seconds, with little memory, and without effects.
 
-Each file is given to each command that takes it, in a child with a gigabyte beyond an idle process and ten seconds of
-work.
+Each file is given to each command that takes it, in a child with half a gigabyte beyond an idle process and ten seconds
+of work.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import hostile_files as hostile
@@ -15,7 +12,7 @@ import hostile_networks
 import numpy as np
 import pytest
 import torch
-from script_runs import ROOT
+from script_runs import ROOT, ForkedWorker
 
 import networks
 
@@ -46,11 +43,7 @@ def give(tmp_path_factory):
     room = tmp_path_factory.mktemp('hostile')
     np.savez(room / 'good.npz', samples=np.random.RandomState(0).randint(256, size=[5, 32, 32, 3], dtype=np.uint8),
              label=np.arange(5))
-    path = f'{ROOT}:{ROOT / "tests/helpers"}'
-    environment = os.environ | dict(PYTHONPATH=path, OMP_NUM_THREADS='1', MALLOC_ARENA_MAX='1', CUDA_VISIBLE_DEVICES='',
-                                    DIFFUSION_CACHE=str(room / 'cache'))
-    worker = subprocess.Popen([sys.executable, ROOT / 'tests/helpers/hostile_worker.py'], env=environment, text=True,
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    worker = ForkedWorker('tests/helpers/hostile_worker.py', environment=dict(DIFFUSION_CACHE=str(room / 'cache')))
     worker.stdout.readline()
     count = 0
 
@@ -72,7 +65,6 @@ def give(tmp_path_factory):
 
     with worker:
         yield call
-        worker.stdin.close()
 
 
 def problems(answer):

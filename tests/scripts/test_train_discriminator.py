@@ -336,11 +336,11 @@ def test_published_discriminators_stay(room):
     (room / 'shared').mkdir()
     for epoch in (1, 60):
         (room / f'shared/discriminator_{epoch}.pt').write_bytes(b'downloaded')
-    result = run(room, 'shared', '--epoch=1')
+    result = run(room, 'shared', '--num_data=16', '--epoch=1')
     assert result.exit_code == 1 and 'holds discriminator_1.pt but no options.json' in result.output, result.output
-    assert run(room, 'shared', '--epoch=1', '--overwrite').exit_code == 0
-    assert run(room, 'shared', '--epoch=2', '--overwrite').exit_code == 0
-    assert run(room, 'shared', '--epoch=1', '--overwrite').exit_code == 0  # epoch 2 of the last run is removed
+    assert run(room, 'shared', '--num_data=16', '--epoch=1', '--overwrite').exit_code == 0
+    assert run(room, 'shared', '--num_data=16', '--epoch=2', '--overwrite').exit_code == 0
+    assert run(room, 'shared', '--num_data=16', '--epoch=1', '--overwrite').exit_code == 0  # epoch 2 is removed
     assert sorted(path.name for path in room.glob('shared/discriminator_*')) == ['discriminator_1.pt',
                                                                                 'discriminator_60.pt']
     assert (room / 'shared/discriminator_60.pt').read_bytes() == b'downloaded'
@@ -359,13 +359,13 @@ def test_the_time_is_the_classifiers(room):
                   out_channels=10)
     save_network(room / 'cosine.safetensors', state, 'create_classifier', kwargs, dict(time='cosine'))
     for time, options in dict(cosine=[], linear=['--time=linear']).items():
-        result = run(room, f'time-{time}', '--epoch=1', *options, ckpt='cosine.safetensors')
+        result = run(room, f'time-{time}', '--num_data=16', '--epoch=1', *options, ckpt='cosine.safetensors')
         assert result.exit_code == 0, result.output
         assert read_network(room / f'time-{time}' / 'best.safetensors').metadata['time'] == time
 
 
 def test_script_stops_early_and_keeps_the_best(room):
-    result = run(room, 'early', '--epoch=30', '--patience=1', '--lr=0', '--val_fraction=0.25')
+    result = run(room, 'early', '--num_data=24', '--epoch=30', '--patience=1', '--lr=0', '--val_fraction=0.25')
     assert result.exit_code == 0 and 'stopping' in result.output, result.output
     assert (room / 'early' / 'discriminator_2.pt').exists() and not (room / 'early' / 'discriminator_3.pt').exists()
     assert 'best.safetensors is epoch 1' in result.output
