@@ -11,6 +11,7 @@ set -e
 . "$(dirname "$0")/points.sh"
 FIRST=${FIRST:-700000}  # the first seed; chains count from 0
 WEIGHT=${WEIGHT:-3}  # of discriminator guidance
+GUIDING_WEIGHT=${GUIDING_WEIGHT:-1.2}  # of autoguidance; 2 does harm with a snapshot of 16,000 images (README.md)
 REJECT=${REJECT:-0.9}  # DiffRS's percentile
 WARMUP=${WARMUP:-10}  # rounds of DiffRS's warm-up
 CHAINS=${CHAINS:-50}
@@ -25,7 +26,8 @@ guided() {
     sampler=$1; shift
     draw plain "$sampler" "$@" $plain
     draw DG "$sampler-dg" "$@" $dg
-    [ -z "$GUIDE" ] || draw autoguidance "$sampler-auto" "$@" $plain --guiding_network="$GUIDE"
+    [ -z "$GUIDE" ] || draw autoguidance "$sampler-auto" "$@" $plain --guiding_network="$GUIDE" \
+        --guiding_weight="$GUIDING_WEIGHT"
 }
 
 restart="--sampler=restart --restart=cifar10-43"
