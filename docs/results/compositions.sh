@@ -11,6 +11,7 @@ set -e
 . "$(dirname "$0")/points.sh"
 FIRST=${FIRST:-700000}  # the first seed; chains count from 0
 WEIGHT=${WEIGHT:-3}  # of discriminator guidance
+GUIDING_WEIGHT=${GUIDING_WEIGHT:-1.2}  # of autoguidance; 2 does harm with a snapshot of 16,000 images (README.md)
 REJECT=${REJECT:-0.9}  # DiffRS's percentile
 WARMUP=${WARMUP:-10}  # rounds of DiffRS's warm-up
 CHAINS=${CHAINS:-50}
@@ -19,13 +20,14 @@ SAMPLES=samples/compositions-${BLOCKS}x$N
 seeds=--seeds=$FIRST-$((FIRST + ALL - 1))
 plain=--dg_weight_1st_order=0
 dg=--dg_weight_1st_order=$WEIGHT
+auto="--guiding_network=$GUIDE --guiding_weight=$GUIDING_WEIGHT"
 
 # guided NAME SCRIPT OPTIONS...: a sampler plain, with discriminator guidance, and with autoguidance
 guided() {
     sampler=$1; shift
     draw plain "$sampler" "$@" $plain
     draw DG "$sampler-dg" "$@" $dg
-    [ -z "$GUIDE" ] || draw autoguidance "$sampler-auto" "$@" $plain --guiding_network="$GUIDE"
+    [ -z "$GUIDE" ] || draw autoguidance "$sampler-auto" "$@" $plain $auto
 }
 
 restart="--sampler=restart --restart=cifar10-43"
@@ -36,6 +38,7 @@ guided heun36 generate.py "$seeds" --steps=36 "$@"
 guided restart43 generate.py "$seeds" $restart "$@"
 guided unipc10 generate.py "$seeds" --solver=unipc --steps=10 "$@"
 guided dmcmc20 generate_dmcmc.py --num_samples=$ALL --chains="$CHAINS" --preset=cifar10-ours-20 "$@" --batch="$BATCH"
+[ -z "$GUIDE" ] || draw 'DG and autoguidance' heun18-dg-auto generate.py "$seeds" --steps=18 $dg $auto "$@"
 draw DiffRS heun18-diffrs generate_diffrs.py "$seeds" --steps=18 $rejection "$@"
 draw DiffRS heun36-diffrs generate_diffrs.py "$seeds" --steps=36 --max_backsteps=36 $rejection "$@"
 # Resampled at noise levels of about 2, 1, 0.5 and 0.3; all four particles are kept, or the best of them.

@@ -7,6 +7,7 @@
 set -e
 . "$(dirname "$0")/points.sh"
 FIRST=${FIRST:-500000}  # the first seed of Heun's samples; chains count from 0
+WEIGHT=${WEIGHT:-3}  # of discriminator guidance
 CHAINS=${CHAINS:-50}
 BATCH=${BATCH:-$CHAINS}  # chains that run together; half of them for two processes
 SAMPLES=samples/dmcmc-${BLOCKS}x$N
@@ -24,7 +25,7 @@ done
 for nfe in 10 20 40; do
     chains 'DMCMC (KAR1)' kar1-$nfe --preset=cifar10-ours-$nfe "$@"
     chains 'DMCMC (KAR2)' kar2-$nfe --preset=cifar10-ours-$nfe --integrator=kar2 "$@"
-    chains 'DMCMC (KAR1) with DG' kar1-dg-$nfe --preset=cifar10-ours-$nfe --dg_weight_1st_order=1 \
-        --dg_weight_2nd_order=1 "$@"
+    chains 'DMCMC (KAR1) with DG' kar1-dg-$nfe --preset=cifar10-ours-$nfe \
+        --dg_weight_1st_order="$WEIGHT" "$@"
 done
 measure dmcmc.png
