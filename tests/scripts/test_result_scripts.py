@@ -15,7 +15,7 @@ from script_runs import ROOT
 from commands.options import seeds_of
 
 WORDS = f'{sys.executable} {ROOT / "tests/helpers/words.py"}'
-POINTS = {'compositions': 23, 'diffrs': 9, 'dmcmc': 13, 'dmcmc-search': 15, 'evaluation': 3, 'reflected': 9,
+POINTS = {'compositions': 24, 'diffrs': 9, 'dmcmc': 13, 'dmcmc-search': 15, 'evaluation': 3, 'reflected': 9,
           'discriminators': 7}
 FILES = dict(GUIDE='guide.safetensors', TRAIN='train.zip', TEST='test.zip')
 EXAMPLE = re.compile(r'^#   (.*)sh docs/results/.*sh((?: --\S+)*)', flags=re.M)
