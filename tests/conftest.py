@@ -1,6 +1,5 @@
 """Settings for all tests: one thread in each process, since `make test` runs two processes side by side."""
 
-import gc
 import os
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # for the processes that tests start
@@ -9,12 +8,6 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
-
-
-def pytest_collection_finish():
-    """Python's collector leaves alone what importing has made; to walk through all of it takes a tenth of the time."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
