@@ -20,14 +20,18 @@ SAMPLES=samples/compositions-${BLOCKS}x$N
 seeds=--seeds=$FIRST-$((FIRST + ALL - 1))
 plain=--dg_weight_1st_order=0
 dg=--dg_weight_1st_order=$WEIGHT
-auto="--guiding_network=$GUIDE --guiding_weight=$GUIDING_WEIGHT"
+
+# autoguided LINE NAME SCRIPT OPTIONS...: a point, if there is a guide
+autoguided() {
+    [ -z "$GUIDE" ] || draw "$@" --guiding_network="$GUIDE" --guiding_weight="$GUIDING_WEIGHT"
+}
 
 # guided NAME SCRIPT OPTIONS...: a sampler plain, with discriminator guidance, and with autoguidance
 guided() {
     sampler=$1; shift
     draw plain "$sampler" "$@" $plain
     draw DG "$sampler-dg" "$@" $dg
-    [ -z "$GUIDE" ] || draw autoguidance "$sampler-auto" "$@" $plain $auto
+    autoguided autoguidance "$sampler-auto" "$@" $plain
 }
 
 restart="--sampler=restart --restart=cifar10-43"
@@ -38,7 +42,7 @@ guided heun36 generate.py "$seeds" --steps=36 "$@"
 guided restart43 generate.py "$seeds" $restart "$@"
 guided unipc10 generate.py "$seeds" --solver=unipc --steps=10 "$@"
 guided dmcmc20 generate_dmcmc.py --num_samples=$ALL --chains="$CHAINS" --preset=cifar10-ours-20 "$@" --batch="$BATCH"
-[ -z "$GUIDE" ] || draw 'DG and autoguidance' heun18-dg-auto generate.py "$seeds" --steps=18 $dg $auto "$@"
+autoguided 'DG and autoguidance' heun18-dg-auto generate.py "$seeds" --steps=18 $dg "$@"
 draw DiffRS heun18-diffrs generate_diffrs.py "$seeds" --steps=18 $rejection "$@"
 draw DiffRS heun36-diffrs generate_diffrs.py "$seeds" --steps=36 --max_backsteps=36 $rejection "$@"
 # Resampled at noise levels of about 2, 1, 0.5 and 0.3; all four particles are kept, or the best of them.

@@ -25,7 +25,6 @@ done
 for nfe in 10 20 40; do
     chains 'DMCMC (KAR1)' kar1-$nfe --preset=cifar10-ours-$nfe "$@"
     chains 'DMCMC (KAR2)' kar2-$nfe --preset=cifar10-ours-$nfe --integrator=kar2 "$@"
-    chains 'DMCMC (KAR1) with DG' kar1-dg-$nfe --preset=cifar10-ours-$nfe \
-        --dg_weight_1st_order="$WEIGHT" "$@"
+    chains 'DMCMC (KAR1) with DG' kar1-dg-$nfe --preset=cifar10-ours-$nfe --dg_weight_1st_order="$WEIGHT" "$@"
 done
 measure dmcmc.png
