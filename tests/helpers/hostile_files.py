@@ -1,5 +1,6 @@
 """Malicious images, arrays and places, made in code: each builder writes into a folder and returns a path."""
 
+import functools
 import io
 import json
 import os
@@ -31,11 +32,17 @@ def png_of(width, height, *extra, data=b''):
 #----------------------------------------------------------------------------
 # Images; each as the only file of a folder, or in a zip with a good one.
 
-TEXT_BOMB = chunk(b'zTXt', b'Comment\0\0' + zlib.compress(bytes(100 << 20), 9))
-IMAGES = {
-    'huge.png': png_of(60000, 60000), 'text.png': png_of(32, 32, TEXT_BOMB, data=bytes(32 * 97)),
+@functools.cache
+def zeros():
+    """100 MB, compressed."""
+    return zlib.compress(bytes(100 << 20), 9)
+
+
+IMAGES = {  # bytes, or what makes them if that takes long
+    'huge.png': png_of(60000, 60000),
+    'text.png': lambda: png_of(32, 32, chunk(b'zTXt', b'Comment\0\0' + zeros()), data=bytes(32 * 97)),
     'texts.png': png_of(32, 32, *[chunk(b'zTXt', b'a\0\0' + zlib.compress(bytes(1 << 20), 9))] * 100),
-    'profile.png': png_of(32, 32, chunk(b'iCCP', b'a\0\0' + zlib.compress(bytes(100 << 20), 9))),
+    'profile.png': lambda: png_of(32, 32, chunk(b'iCCP', b'a\0\0' + zeros())),
     'cut.png': png()[:-30], 'empty.png': b'', 'flat.png': png_of(0, 32), 'short.png': png_of(32, 32, data=b'1'),
     'fits.png': b'SIMPLE  =                    T'.ljust(2880),
     'eps.png': b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n',
@@ -53,15 +60,24 @@ IMAGES = {
 }
 
 
+def made(blob):
+    return blob() if callable(blob) else blob
+
+
+def written(path, blob):
+    path.write_bytes(made(blob))
+    return path
+
+
 def image_in_folder(place, name):
     (place / 'set').mkdir()
-    (place / 'set' / name).write_bytes(IMAGES[name])
+    written(place / 'set' / name, IMAGES[name])
     return place / 'set'
 
 
 def image_in_zip(place, name):
     with zipfile.ZipFile(place / 'set.zip', 'w') as archive:
-        archive.writestr(name, IMAGES[name])
+        archive.writestr(name, made(IMAGES[name]))
         archive.writestr('good.png', png())
     return place / 'set.zip'
 
@@ -224,10 +240,6 @@ REFERENCES = {
     'ref npy': lambda place: written(place / 'ref.npy', OBJECTS),
 }
 
-
-def written(path, blob):
-    path.write_bytes(blob)
-    return path
 
 #----------------------------------------------------------------------------
 # Places that are not files.

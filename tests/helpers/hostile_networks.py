@@ -136,7 +136,7 @@ def many_tensors(header):
 
 
 ENTRY = dict(dtype='F32', shape=[1], data_offsets=[0, 4])
-SAFETENSORS = {  # bytes, or what makes them if that takes seconds
+SAFETENSORS = {  # bytes, or what makes them if that takes long
     'length': safetensors_of(b'{}', length=2**63), 'long': safetensors_of(b'{}', length=2**31),
     'overlap': safetensors_of(dict(a=ENTRY, b=ENTRY), bytes(4)),
     'beyond': safetensors_of(dict(a=dict(dtype='F32', shape=[10**12], data_offsets=[0, 4 * 10**12])), bytes(4)),
@@ -146,7 +146,7 @@ SAFETENSORS = {  # bytes, or what makes them if that takes seconds
     'many entries': lambda: many_tensors(json.dumps(dict(__metadata__=dict(network=json.dumps(network()))))[:-1] + ','),
     'NaN': described(json.dumps(network(sigma_data=float('nan')))), 'kwargs': described(network() | dict(kwargs=3)),
     'width': described(network(model_channels=10**6)), 'blocks': described(network(num_blocks=10**12)),
-    'levels': described(network(channel_mult=[1] * 10**6)), 'classes': described(network(label_dim=10**12)),
+    'levels': lambda: described(network(channel_mult=[1] * 10**6)), 'classes': described(network(label_dim=10**12)),
     'noise': described(network('iDDPMPrecond', M=10**12)), 'resolution': described(network(img_resolution=10**30)),
     'name': described(network('os.system')), 'list': described('[1]'), 'none': safetensors_of({}),
     'feature net': described(dict(format='network-v1', constructor='FeatureNet', metadata={}, kwargs=dict(
@@ -179,7 +179,7 @@ def replace_pickle(blob):
 
 STATES = {
     'evil': saved(Evil()), 'old evil': saved(Evil(), _use_new_zipfile_serialization=False), 'system': EVIL,
-    'compressed': rezipped(dict(a=torch.zeros(10**7)), zipfile.ZIP_DEFLATED),
+    'compressed': lambda: rezipped(dict(a=torch.zeros(10**7)), zipfile.ZIP_DEFLATED),
     'storage': rezipped(dict(a=torch.zeros(4)), change=lambda name, data: data.replace(b'K\x04', b'J\xff\xff\xff\x7f')),
     'missing': rezipped(dict(a=torch.zeros(4)), change=lambda name, data: b'' if name.endswith('data/0') else data),
     'key': rezipped({}, change=replace_pickle(shared_tuples(b'}h\x3cK\x00s'))),

@@ -91,8 +91,7 @@ def refuse_all(give, files, readers):
 
 def of(blobs, name='given'):
     """Builders of files with these contents."""
-    return {key: lambda place, blob=blob: hostile.written(place / name, blob() if callable(blob) else blob)
-            for key, blob in blobs.items()}
+    return {key: lambda place, blob=blob: hostile.written(place / name, blob) for key, blob in blobs.items()}
 
 
 def test_good_files_pass(give):
