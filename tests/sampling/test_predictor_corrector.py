@@ -46,7 +46,7 @@ def mixture_net(mixture, process):
     return net
 
 
-def draw(net, n=600, num_steps=60, seed=1, guidance=lambda denoiser: denoiser, **options):
+def draw(net, n=600, num_steps=100, seed=1, guidance=lambda denoiser: denoiser, **options):
     """[n, 2, 1, 1] from one generator; only the number of levels matters."""
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn([n, 2, 1, 1], dtype=torch.float64, generator=generator)
