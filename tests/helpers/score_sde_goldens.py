@@ -19,16 +19,22 @@ def config_path(name):
 
 
 def make_checkpoint(name) -> dict:
-    """The file that the reference would save: raw weights of seed 0, averages of seed 1, a table of noise levels."""
+    """The file that the reference would save: averages of seed 1, raw weights twice as large, noise levels."""
+    model, averages = _weights(name)
+    ema = dict(decay=0.999, num_updates=7, shadow_params=list(averages))
+    return dict(optimizer=dict(state={}, param_groups=[]), model=dict(model), ema=ema, step=1234)
+
+
+@functools.cache
+def _weights(name) -> tuple[dict, list]:
     d, config = load(f'{name}.npz'), read_yaml(config_path(name))
     keys = json.loads(str(d['keys']))
-    model = {key: recipe_tensor(key, shape) for key, shape in keys.items()}
+    names = (f'module.{key.removeprefix("module.")}' for key in json.loads(str(d['parameter_order_ema'])))
+    averages = {key: recipe_tensor(key, keys[key], 1) for key in names}
+    model = {key: 2 * averages[key] if key in averages else recipe_tensor(key, shape) for key, shape in keys.items()}
     ends = np.log([config['sigma_max'], config['sigma_min']])
     model['module.sigmas'] = torch.from_numpy(np.exp(np.linspace(*ends, config['num_scales'])))
-    averages = [recipe_tensor(key, keys[f'module.{key.removeprefix("module.")}'], 1)
-                for key in json.loads(str(d['parameter_order_ema']))]
-    ema = dict(decay=0.999, num_updates=7, shadow_params=averages)
-    return dict(optimizer=dict(state={}, param_groups=[]), model=model, ema=ema, step=1234)
+    return model, list(averages.values())
 
 
 @functools.cache

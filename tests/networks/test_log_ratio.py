@@ -51,7 +51,7 @@ def test_compiled(monkeypatch):
     """One graph of both networks for the value, one more for the gradient, and the numbers of the plain ones.
 
     Small networks, since tracing takes as long as there are layers: the classifier halves its images and doubles its
-    channels once, the discriminator has labels.
+    channels once and has attention, the discriminator has labels and one block.
     """
     graphs = []
 
@@ -62,6 +62,7 @@ def test_compiled(monkeypatch):
     compile_to(monkeypatch, forward, lambda graph, inputs: graph.forward)
     nets = [recipe_(create_classifier(16, 32, 1, '', channel_mult=[1, 2])),
             recipe_(create_classifier(8, 64, 0, in_channels=64, out_channels=1, num_classes=10))]
+    del nets[0].input_blocks[1], nets[0].middle_block[2], nets[1].middle_block[1:]  # more of the same
     plain, compiled = (LogRatio(*(net.eval().requires_grad_(False) for net in nets), conditional=True)
                        for _ in range(2))
     compiled.compile()

@@ -136,7 +136,8 @@ def test_one_graph(folder, name):
     for ours, plain in zip(compiled(sigma), net.coefficients(sigma)):
         torch.testing.assert_close(torch.as_tensor(ours), torch.as_tensor(plain))
     if 'ddpm_' in name:
-        unet = DDPMUNet(16, 3, 3, model_channels=16, channel_mult=[1, 1], num_blocks=0, attn_resolutions=[16]).eval()
+        unet = DDPMUNet(16, 3, 3, model_channels=16, channel_mult=[1, 1], num_blocks=0, attn_resolutions=[]).eval()
+        del unet.dec['8x8_in1']  # as the blocks behind it; the one before it has attention
         recipe_(unet).requires_grad_(False)
         arguments = torch.randn(1, 3, 16, 16), torch.tensor([5.0])
         torch.testing.assert_close(torch.compile(unet, backend='eager', fullgraph=True)(*arguments), unet(*arguments))

@@ -12,6 +12,7 @@ import networks
 from networks import winograd
 from networks.layers import Conv2d
 
+SIGMA = torch.tensor(0.7)
 SHAPES = [(2, 5, 7, 8, 6), (1, 3, 4, 2, 2), (3, 4, 1, 12, 10)]  # images, channels in and out, height, width
 
 
@@ -65,23 +66,25 @@ def everywhere(monkeypatch):
 
 
 def small_network(levels):
-    """6x6 images, of which the second level has 3x3; few layers, since tracing takes as long as there are layers."""
+    """6x6 images, of which a second level has 3x3; few layers, since tracing takes as long as there are layers."""
     torch.manual_seed(0)
     net = networks.construct('EDMPrecond', dict(img_resolution=6, img_channels=3, model_type='SongUNet',
                                                 model_channels=16, channel_mult=[1] * levels, num_blocks=0,
                                                 attn_resolutions=[]))
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
+    for middle in ('in0', 'in1'):
+        del net.model.dec[f'{12 // 2**levels}x{12 // 2**levels}_{middle}']
     return net.eval().requires_grad_(False)
 
 
-def compiled(net, x):
-    """The result of a compiled network, and the number of batched matrix products that the compiler sees."""
+def compiled(net, x, second=SIGMA):
+    """The result of a compiled network or block, and the number of batched matrix products that the compiler sees."""
     seen = []
     torch.compiler.reset()
     called = torch.compile(net, dynamic=False, fullgraph=True, backend=lambda graph, _: seen.extend(
         node.target for node in graph.graph.nodes) or graph.forward)
-    return called(x, torch.tensor(0.7)), seen.count(torch.bmm)
+    return called(x, second), seen.count(torch.bmm)
 
 
 @torch.no_grad()
@@ -92,16 +95,19 @@ def test_compiled_networks_take_it(everywhere):
     blocks = [name for name in net.state_dict() if name.endswith('conv0.weight') and '3x3' not in name]
     resampling = [name for name in blocks if name.endswith(('_down.conv0.weight', '_up.conv0.weight'))]
     assert products == 2 * len(blocks) - len(resampling) == 3
-    plain = net(x, torch.tensor(0.7))
+    plain = net(x, SIGMA)
     assert (found - plain).norm() < 0.02 * plain.norm()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(('dtype', 'training'), [(torch.float32, False), (torch.bfloat16, True)])
 def test_who_keeps_to_the_published_order(everywhere, dtype, training):
-    """Float32, also after bfloat16, and training, where weights change."""
+    """Float32, also after bfloat16, and training, where weights change; a block of two convolutions."""
     net = networks.set_precision(small_network(levels=1), torch.bfloat16)
-    assert compiled(networks.set_precision(net, dtype, training), torch.randn(2, 3, 6, 6))[1] == 0
+    block = net.model.dec['6x6_block0']
+    assert all(layer.winograd_filters is not None for layer in (block.conv0, block.conv1))
+    networks.set_precision(net, dtype, training)
+    assert compiled(block, torch.randn(2, block.in_channels, 6, 6), torch.randn(2, 64))[1] == 0
 
 
 def test_filters_are_no_part_of_files(everywhere):

@@ -31,6 +31,9 @@ WRONG = GaussianMixture([[-0.8, -0.7], [0.9, -0.3], [-0.1, 0.9]], [0.2, 0.3, 0.5
 PROCESSES = dict(ve=VarianceExploding(0.01, 50), vp=VariancePreserving(), subvp=SubVariancePreserving())
 
 
+LANGEVIN = dict(predictor='reverse_diffusion', corrector='langevin', snr=0.05, num_steps=200)  # fewer are not enough
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp('score_sde')
@@ -43,7 +46,7 @@ def mixture_net(mixture, process):
     return net
 
 
-def draw(net, n=600, num_steps=200, seed=1, guidance=lambda denoiser: denoiser, **options):
+def draw(net, n=600, num_steps=100, seed=1, guidance=lambda denoiser: denoiser, **options):
     """[n, 2, 1, 1] from one generator; only the number of levels matters."""
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn([n, 2, 1, 1], dtype=torch.float64, generator=generator)
@@ -103,16 +106,21 @@ def pvalue(images, mixture):
 
 
 @pytest.mark.parametrize('process, options', [
-    ('ve', dict(predictor='reverse_diffusion', corrector='langevin', snr=0.05)), ('ve', dict(predictor='ancestral')),
-    ('vp', dict()), ('vp', dict(predictor='reverse_diffusion', corrector='langevin', snr=0.05)),
+    ('ve', LANGEVIN), ('ve', dict(predictor='ancestral')), ('vp', dict()), ('vp', LANGEVIN),
     ('vp', dict(predictor='ancestral')), ('vp', dict(time_end=1e-5, to_zero=True)),
-    ('subvp', dict()), ('subvp', dict(predictor='reverse_diffusion'))])
+    ('subvp', dict())])
 def test_samples_follow_the_model_and_guided_ones_the_data(process, options):
     net = mixture_net(WRONG, process)
     assert pvalue(draw(net, **options), WRONG) > 0.01
     guidance = DiscriminatorGuidance(exact_log_ratio(RIGHT, WRONG), weight_1st=1, time_min=0)
     guided = draw(net, guidance=guidance, **options)
     assert pvalue(guided, RIGHT) > 0.01 > pvalue(guided, WRONG)
+
+
+def test_sub_vp_has_one_discretisation():
+    """score_sde discretises it as Euler and Maruyama do."""
+    net = mixture_net(RIGHT, 'subvp')
+    assert torch.equal(draw(net, n=3, predictor='reverse_diffusion'), draw(net, n=3))
 
 
 def test_a_sample_does_not_depend_on_its_batch():
