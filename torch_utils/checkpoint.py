@@ -1,7 +1,6 @@
 """Network files (safetensors with a JSON description) and training state; reading them executes nothing."""
 
 import contextlib
-import io
 import json
 import math
 import re
@@ -208,7 +207,8 @@ def _check_state_file(path: Path) -> None:
                 raise ValueError('it is compressed, which torch.save never does')
             for name in archive.namelist():
                 if name.rpartition('/')[2] == 'data.pkl':
-                    check_pickle(io.BytesIO(archive.read(name)))  # byte by byte, which is slow in an archive
+                    with archive.open(name) as file:
+                        check_pickle(file)
         return
     with path.open('rb') as file:  # from before torch 1.6: a number, a version, the machine, the tensors, their names
         for _ in range(5):

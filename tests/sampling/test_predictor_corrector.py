@@ -31,9 +31,6 @@ WRONG = GaussianMixture([[-0.8, -0.7], [0.9, -0.3], [-0.1, 0.9]], [0.2, 0.3, 0.5
 PROCESSES = dict(ve=VarianceExploding(0.01, 50), vp=VariancePreserving(), subvp=SubVariancePreserving())
 
 
-LANGEVIN = dict(predictor='reverse_diffusion', corrector='langevin', snr=0.05, num_steps=200)  # fewer are not enough
-
-
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp('score_sde')
@@ -46,7 +43,7 @@ def mixture_net(mixture, process):
     return net
 
 
-def draw(net, n=600, num_steps=100, seed=1, guidance=lambda denoiser: denoiser, **options):
+def draw(net, n=600, num_steps=200, seed=1, guidance=lambda denoiser: denoiser, **options):
     """[n, 2, 1, 1] from one generator; only the number of levels matters."""
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn([n, 2, 1, 1], dtype=torch.float64, generator=generator)
@@ -106,7 +103,8 @@ def pvalue(images, mixture):
 
 
 @pytest.mark.parametrize('process, options', [
-    ('ve', LANGEVIN), ('ve', dict(predictor='ancestral')), ('vp', dict()), ('vp', LANGEVIN),
+    ('ve', dict(predictor='reverse_diffusion', corrector='langevin', snr=0.05)), ('ve', dict(predictor='ancestral')),
+    ('vp', dict()), ('vp', dict(predictor='reverse_diffusion', corrector='langevin', snr=0.05)),
     ('vp', dict(predictor='ancestral')), ('vp', dict(time_end=1e-5, to_zero=True)),
     ('subvp', dict())])
 def test_samples_follow_the_model_and_guided_ones_the_data(process, options):
