@@ -31,7 +31,7 @@ from commands import diffrs
 from dnnlib.files import atomic_write
 from torch_utils.checkpoint import load_state, save_state
 
-SCRIPTS = dict(generate=(generate.main, generate_arguments, '64k', ('--seeds=0-99', '--batch=20')),
+SCRIPTS = dict(generate=(generate.main, generate_arguments, '24k', ('--seeds=0-9', '--batch=2')),
                generate_diffrs=(generate_diffrs.main, diffrs_arguments, '24k', ('--seeds=0-9', '--batch=2')))
 WRITERS = dict(
     bytes=lambda file: file.write(bytes(100000)),
@@ -220,7 +220,7 @@ def test_a_read_only_folder(files, disk, script, extra):
 
 def test_training_on_a_full_disk(tmp_path, disk):
     """A state that does not fit is not written; once there is room, the run ends like one that always had room."""
-    np.savez(tmp_path / 'data.npz', samples=np.random.RandomState(0).randint(256, size=[40, 8, 8, 3], dtype=np.uint8))
+    np.savez(tmp_path / 'data.npz', samples=np.random.RandomState(0).randint(256, size=[40, 4, 4, 3], dtype=np.uint8))
     args = [f'--data={tmp_path}/data.npz', '--channels=8', '--kimg=1', '--batch=100', '--tick=1', '--device=cpu',
             '--precision=fp32']
     outdir = disk.path / 'run'
