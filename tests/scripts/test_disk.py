@@ -31,8 +31,8 @@ from commands import diffrs
 from dnnlib.files import atomic_write
 from torch_utils.checkpoint import load_state, save_state
 
-SCRIPTS = dict(generate=(generate.main, generate_arguments, '24k', ('--seeds=0-9', '--batch=2')),
-               generate_diffrs=(generate_diffrs.main, diffrs_arguments, '24k', ('--seeds=0-9', '--batch=2')))
+SCRIPTS = dict(generate=(generate.main, generate_arguments, '24k', ('--seeds=0-4', '--batch=1')),
+               generate_diffrs=(generate_diffrs.main, diffrs_arguments, '24k', ('--seeds=0-4', '--batch=1')))
 WRITERS = dict(
     bytes=lambda file: file.write(bytes(100000)),
     npz=lambda file: np.savez(file, a=np.zeros(100000)),
