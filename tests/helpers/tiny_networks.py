@@ -7,7 +7,7 @@ from sampler_goldens import SMALL
 import networks
 from guided_diffusion import create_classifier
 
-TINY = SMALL | dict(img_resolution=16, attn_resolutions=[8], augment_dim=0)
+TINY = SMALL | dict(img_resolution=16, attn_resolutions=[8], augment_dim=0, channel_mult=[1, 1], num_blocks=0)
 
 
 def write_networks(folder):
