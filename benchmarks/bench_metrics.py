@@ -49,44 +49,48 @@ def trace_by_scipy(sigma1: np.ndarray, sigma2: np.ndarray) -> float:
 
 def bench_trace(dim: int, rounds: int, reference: str | None) -> None:
     """Time and accuracy of the distance, for moments of more and of fewer images than dimensions."""
-    for name, counts in (('full rank', (2 * dim, 2 * dim)), ('n = D / 2', (2 * dim, dim // 2))):
-        first, second = (standard_features(dim, count, seed) for seed, count in enumerate(counts))
-        moments = dict(mu=np.zeros(dim), sigma=first.T @ first, mu_ref=np.zeros(dim), sigma_ref=second.T @ second)
-        sides = float(np.trace(moments['sigma']) + np.trace(moments['sigma_ref']))  # d = sides - 2 trace
-        traces = {}
+    with contextlib.ExitStack() as stack:
+        published = None
+        if reference:
+            published = stack.enter_context(Reference(find_checkouts(reference, NEEDED['frechet']), {}, 'cpu'))
+        for name, counts in (('full rank', (2 * dim, 2 * dim)), ('n = D / 2', (2 * dim, dim // 2))):
+            bench_trace_of(name, dim, counts, rounds, published)
 
-        def ours(moments=moments, sides=sides, traces=traces):
-            traces['ours'] = (sides - frechet_distance(*moments.values())) / 2
-            return 1
 
-        def scipys(moments=moments, traces=traces):
-            traces[SQRTM] = trace_by_scipy(moments['sigma'], moments['sigma_ref'])
-            return 1
-        with contextlib.ExitStack() as stack:
-            jobs = dict(ours=(ours, 0))
-            if reference:
-                folder = stack.enter_context(tempfile.TemporaryDirectory())
-                path = str(Path(folder, 'moments.npz'))
-                np.savez(path, **moments)
-                published = stack.enter_context(Reference(find_checkouts(reference, NEEDED['frechet']), {}, 'cpu'))
-                published.run('read_moments', path=path)
+def bench_trace_of(name: str, dim: int, counts: tuple[int, int], rounds: int, published: Reference | None) -> None:
+    """A table of the distance between the moments of `counts` images, by `published` if it is there, else by scipy."""
+    first, second = (standard_features(dim, count, seed) for seed, count in enumerate(counts))
+    moments = dict(mu=np.zeros(dim), sigma=first.T @ first, mu_ref=np.zeros(dim), sigma_ref=second.T @ second)
+    sides = float(np.trace(moments['sigma']) + np.trace(moments['sigma_ref']))  # d = sides - 2 trace
+    traces = {}
 
-                def published_distance(published=published, sides=sides, traces=traces):
-                    traces[PUBLISHED] = (sides - published.run('frechet')['distance']) / 2
-                    return 1
-                jobs[PUBLISHED] = published_distance, 0
-            else:
-                jobs[SQRTM] = scipys, 0
-            timings = interleave(jobs, 'cpu', rounds, warm=False)
-        print_table(f'Frechet distance, {dim} dimensions, {name}: per distance', timings,
-                    reference=list(jobs)[-1])
-        if counts[1] < dim:  # F2 S1 F2^T [n, n] has the eigenvalues of S1 S2 that are not 0
-            lam = np.linalg.eigvalsh(second @ moments['sigma'] @ second.T)
-            exact, of = float(np.sqrt(lam.clip(min=0)).sum()), 'the exact one'
-        else:
-            exact, of = traces[list(jobs)[-1]], list(jobs)[-1]
-        errors = ', '.join(f'{key} {abs(value - exact):.1e}' for key, value in traces.items() if key != of)
-        click.echo(f'\ntrace {traces["ours"]:.6g}; difference from {of}: {errors}')
+    def ours():
+        traces['ours'] = (sides - frechet_distance(*moments.values())) / 2
+        return 1
+
+    def scipys():
+        traces[SQRTM] = trace_by_scipy(moments['sigma'], moments['sigma_ref'])
+        return 1
+
+    def published_distance():
+        traces[PUBLISHED] = (sides - published.run('frechet')['distance']) / 2
+        return 1
+
+    jobs = dict(ours=(ours, 0)) | ({PUBLISHED: (published_distance, 0)} if published else {SQRTM: (scipys, 0)})
+    if published:
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(Path(folder, 'moments.npz'))
+            np.savez(path, **moments)
+            published.run('read_moments', path=path)
+    timings = interleave(jobs, 'cpu', rounds, warm=False)
+    print_table(f'Frechet distance, {dim} dimensions, {name}: per distance', timings, reference=list(jobs)[-1])
+    if counts[1] < dim:  # F2 S1 F2^T [n, n] has the eigenvalues of S1 S2 that are not 0
+        lam = np.linalg.eigvalsh(second @ moments['sigma'] @ second.T)
+        exact, of = float(np.sqrt(lam.clip(min=0)).sum()), 'the exact one'
+    else:
+        exact, of = traces[list(jobs)[-1]], list(jobs)[-1]
+    errors = ', '.join(f'{key} {abs(value - exact):.1e}' for key, value in traces.items() if key != of)
+    click.echo(f'\ntrace {traces["ours"]:.6g}; difference from {of}: {errors}')
 
 
 def inception(precision: str, device, weights: InceptionV3) -> torch.nn.Module:

@@ -41,14 +41,17 @@ def replace_file_libraries():
         GFile=lambda path, mode: open(os.devnull, mode)))
 
 
-def restore_old_libraries(device: str):
-    """Restore what the published code expects: sqrtm's `disp`, and CUDA tensors as indices of CPU tensors."""
+def restore_sqrtm():
+    """Restore the `disp` of scipy's sqrtm, which the published code expects."""
     import scipy.linalg
 
     sqrtm = scipy.linalg.sqrtm
     if 'disp' not in inspect.signature(sqrtm).parameters:
         scipy.linalg.sqrtm = lambda matrix, disp=True: sqrtm(matrix) if disp else (sqrtm(matrix), 0.0)
 
+
+def restore_indexing(device: str):
+    """Restore CUDA tensors as indices of CPU tensors, which the published code expects."""
     if device == 'cpu':
         return
 
@@ -229,6 +232,7 @@ class Published:
 
     def read_moments(self, path: str) -> dict:
         """Read the moments in an npz file for `frechet`, which is timed."""
+        restore_sqrtm()
         with np.load(path, allow_pickle=False) as file:
             self.moments = [file[name] for name in ('mu', 'sigma', 'mu_ref', 'sigma_ref')]
         return {}
@@ -285,7 +289,7 @@ def main():
     replace_file_libraries()
     answers, sys.stdout = sys.stdout, sys.stderr  # the published code prints
     job = json.loads(Path(path).read_text())
-    restore_old_libraries(job['device'])
+    restore_indexing(job['device'])
     torch.set_num_threads(job['threads'])
     published = Published(job, Path(path))
     for line in sys.stdin:
