@@ -158,8 +158,8 @@ def test_networks_get_full_batches():
 
 @pytest.mark.parametrize('rule', RULE_NAMES)
 def test_cap(rule):
-    run = sample(range(120), rule=rule, rej_percentile=0.99, max_iter=50)
-    free = sample(range(120), rule=rule, rej_percentile=0.99)
+    run = sample(range(60), rule=rule, rej_percentile=0.97, max_iter=50)
+    free = sample(range(60), rule=rule, rej_percentile=0.97)
     assert run['cap_hits'].sum() > 20 and not free['cap_hits'].any()
     assert (run['nfe'][run['cap_hits'] == 0] <= 50).all()
     assert (run['nfe'][run['cap_hits'] > 0] > 2 * STEPS - 1).all()  # evaluations before a restart are counted

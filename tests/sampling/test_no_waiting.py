@@ -86,7 +86,7 @@ def test_samplers(loaded, sampler, guided, options):
     """One transfer to the device, of the schedule, before the first step; none back."""
     net, guidance = loaded
     with Transfers() as transfers:
-        images = sampler(net, torch.empty(2, 3, 32, 32, device='meta'), num_steps=3,
+        images = sampler(net, torch.empty(2, 3, 32, 32, device='meta'), num_steps=2,
                          guidance=guidance if guided else None, randn_like=torch.zeros_like, **options)
     assert images.shape == (2, 3, 32, 32) and images.dtype == torch.float64
     assert transfers.count == {('cpu', 'meta'): 1}
@@ -182,7 +182,7 @@ def test_adaptive_steps_ask_once(monkeypatch, name):
         if name == 'dmcmc':
             integrators.rk45_flow(guided, x, torch.tensor([0.5, 1.0, 4.0]), sigma_min=0.01, rtol=1e-3, atol=1e-3)
         else:
-            reflected.reflected_ode(guided, x, rtol=1e-3, atol=1e-3)
+            reflected.reflected_ode(guided, x, rtol=0.1, atol=0.1)
     assert len(steps) > 4 and questions.count == len(steps) + 3
 
 
