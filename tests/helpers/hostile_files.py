@@ -240,7 +240,6 @@ REFERENCES = {
     'ref npy': lambda place: written(place / 'ref.npy', OBJECTS),
 }
 
-
 #----------------------------------------------------------------------------
 # Places that are not files.
 
