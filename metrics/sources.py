@@ -71,7 +71,7 @@ class ImageSource:
 
         A thread reads ahead. Raises ValueError for a damaged file and for images of different shapes.
         """
-        for images in read_ahead(_regroup(self.blocks(start, stop), batch, self.path)):
+        for images in read_ahead(regroup(self.blocks(start, stop), batch, self.path)):
             yield torch.from_numpy(images.transpose(0, 3, 1, 2).copy())  # [N, C, H, W]
 
 
@@ -138,8 +138,8 @@ class StoreSource(ImageSource):
             yield image_files.to_rgb(block.transpose(0, 2, 3, 1), f'an image in {self.path}')
 
 
-def _regroup(blocks, batch, path):
-    """Blocks of any length -> arrays of `batch` images, the last one of what remains."""
+def regroup(blocks, batch: int, path):
+    """Blocks of any length -> new arrays of `batch` images, the last one of what remains."""
     held, count = [], 0
     for block in blocks:
         if held and block.shape[1:] != held[0].shape[1:]:

@@ -5,7 +5,7 @@ import torch
 
 from torch_utils.images import as_uint8
 
-from .sources import ImageSource, open_source
+from .sources import ImageSource, open_source, regroup
 
 
 def as_source(images):
@@ -37,20 +37,25 @@ class ImageStream:
         """Nothing is known ahead; `measure` raises ValueError for too few images."""
 
     def batches(self, start: int, stop: int | None, batch: int):
-        """Yields uint8 tensors [n, 3, H, W], n <= `batch`, of images start to stop - 1, or of all that are left.
+        """Yields uint8 tensors [batch, 3, H, W], the last of what remains, of images start to stop - 1, or of all left.
 
-        `start` is where the last call ended. Raises ValueError for images that nothing can be made of.
+        So rounding does not depend on the parts in which the images come. `start` is where the last call ended. Raises
+        ValueError for images that nothing can be made of.
         """
         if start != self.position:
             raise ValueError(f'images from Python are read once and in order: the next is {self.position}, not {start}')
+        for images in regroup(self._parts(stop, batch), batch, self.name):
+            yield torch.from_numpy(images).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)  # [n, 3, H, W]
+
+    def _parts(self, stop: int | None, most: int):
+        """Arrays [n, H, W, C], n <= `most`, of the next images, up to `stop`, as they come."""
         while stop is None or self.position < stop:
             if self.rest is None or not len(self.rest):
                 item = next(self.items, None)
                 if item is None:
                     return
                 self.rest = as_uint8(item)
-            size = batch if stop is None else min(batch, stop - self.position)
+            size = most if stop is None else min(most, stop - self.position)
             images, self.rest = self.rest[:size], self.rest[size:]
             self.position += len(images)
-            if len(images):
-                yield torch.from_numpy(images.copy()).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)  # [n, 3, H, W]
+            yield images

@@ -121,6 +121,13 @@ def test_a_part_of_the_features_of_a_stream_is_drawn_from_all_of_it():
     assert len(measure(ImageStream(bright), Means(), max_features=0).features) == 0
 
 
+def test_batches_do_not_depend_on_the_parts_of_a_stream(images):
+    whole, parts = (list(as_source(given).batches(0, None, 10)) for given in (images, [images[:3], images[3:16],
+                                                                                       images[16:]]))
+    assert [len(batch) for batch in whole] == [10, 10, 4] == [len(batch) for batch in parts]
+    assert torch.equal(torch.cat(whole), torch.cat(parts))
+
+
 def test_a_stream_is_read_once_and_in_order(images):
     stream = as_source(images)
     first = torch.cat(list(stream.batches(0, 14, 4)))
