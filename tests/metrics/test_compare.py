@@ -122,8 +122,8 @@ def test_a_part_of_the_features_of_a_stream_is_drawn_from_all_of_it():
 
 
 def test_batches_do_not_depend_on_the_parts_of_a_stream(images):
-    whole, parts = (list(as_source(given).batches(0, None, 10)) for given in (images, [images[:3], images[3:16],
-                                                                                       images[16:]]))
+    whole = list(as_source(images).batches(0, None, 10))
+    parts = list(as_source([images[:3], images[3:16], images[16:]]).batches(0, None, 10))
     assert [len(batch) for batch in whole] == [10, 10, 4] == [len(batch) for batch in parts]
     assert torch.equal(torch.cat(whole), torch.cat(parts))
 

@@ -30,7 +30,7 @@ def nets(tmp_path_factory):
     """A folder of tiny networks of 32x32 images, which the detector takes."""
     folder = tmp_path_factory.mktemp('networks')
     net = networks.construct('EDMPrecond', TINY | dict(
-        label_dim=0, img_resolution=32, model_channels=8, channel_mult=[1, 1], attn_resolutions=[]))
+        label_dim=0, img_resolution=32, model_channels=8, attn_resolutions=[]))
     networks.save_network(folder / 'net.safetensors', recipe_(net))
     write_discriminators(folder, size=32)
     save_noise_level(folder / 'levels.safetensors', recipe_(NoiseLevelNet(sigma_min=0.1, sigma_max=20.0, levels=20)))

@@ -28,8 +28,7 @@ from torch_utils.images import to_uint8
 def nets(tmp_path_factory):
     """A folder of a tiny 32x32 network, a noise-level model of 20 levels, and things that do not fit."""
     folder = tmp_path_factory.mktemp('dmcmc')
-    tiny = dict(label_dim=0, img_resolution=32, sigma_max=50.0, model_channels=8, channel_mult=[1, 1],
-                attn_resolutions=[])
+    tiny = dict(label_dim=0, img_resolution=32, sigma_max=50.0, model_channels=8, attn_resolutions=[])
     networks.save_network(folder / 'net.safetensors', recipe_(networks.construct('EDMPrecond', TINY | tiny)))
     networks.save_network(folder / 'small.safetensors', recipe_(networks.construct('EDMPrecond', TINY | dict(
         label_dim=0))))
